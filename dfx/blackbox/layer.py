@@ -1,0 +1,123 @@
+"""The effect layer: audio and parameters in, audio out, with a gradient for the parameters."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dfx.blackbox.gradient import GradientOptions, differences, estimate, points
+from dfx.blackbox.lanes import Lanes
+from dfx.blackbox.perturbation import Perturbation
+from dfx.effects import ChainSpec
+
+
+class EffectLayer(nn.Module):
+    """A chain of black-box effects as a layer of a network (the paper, section 2).
+
+    The forward pass renders every example at its parameters and, when a gradient is wanted, at
+    perturbed ones, all of them together, since none depends on the loss. The backward pass is a product
+    with what was rendered. Renderings without gradients have lanes of their own, so that validation
+    leaves no trace in training.
+
+    Args:
+        chain: the effects.
+        gradient: how their gradient is estimated.
+        workers: threads that render; by default as many as there are cores.
+    """
+
+    def __init__(
+        self, chain: ChainSpec, gradient: Optional[GradientOptions] = None, workers: Optional[int] = None
+    ) -> None:
+        super().__init__()
+        self.chain = chain
+        self.gradient = gradient or GradientOptions()
+        self._perturbation = Perturbation(
+            self.gradient.directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed
+        )
+        self._training_lanes = Lanes(chain, self.gradient.renderings, workers, keep_history=True)
+        self._evaluation_lanes = Lanes(chain, 1, workers)
+
+    def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
+        """The next frame of every example.
+
+        Args:
+            input: ``(batch, samples)`` or ``(batch, channels, samples)``, in [-1, 1] where the effects
+                expect it.
+            parameters: ``(batch, P)`` in [0, 1], constant over the frame.
+            restart: bool ``(batch,)``, true where an example does not continue that of the last call.
+
+        Returns:
+            The output, of the shape, type and device of ``input``, later by the chain's latency.
+
+        Raises:
+            ValueError: for shapes that do not fit, parameters that are not finite or not in [0, 1], or
+                an input that wants a gradient: the estimators have none to give.
+            RenderError: if an effect fails; the message names it and its values.
+        """
+        self._check(input, parameters, restart)
+        audio = input.detach().to("cpu", torch.float32)
+        audio = (audio if input.dim() == 3 else audio[:, None]).contiguous()
+        nominal = parameters.detach().to("cpu", torch.float64)
+        restart = restart.to("cpu", torch.bool)
+        if not (torch.is_grad_enabled() and parameters.requires_grad):
+            rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restart)
+            return rendered[:, 0].reshape(input.shape).to(input)
+
+        directions = self._perturbation.next(restart, nominal.shape[1])
+        where, weights = points(nominal, directions, self.gradient)
+        rendered = self._render(self._training_lanes, audio, where, restart)
+        difference = differences(rendered, self.gradient)
+        output = _BlackBox.apply(parameters, rendered[:, 0].to(input.device), difference, weights)
+        return output.reshape(input.shape).to(input.dtype)
+
+    def end_excerpts(self) -> None:
+        """Says that every training lane restarts with its next frame: there is no state to keep."""
+        self._training_lanes.end_excerpts()
+
+    def streaming_state(self) -> Dict[str, Any]:
+        """The generator of the directions and the state of the training lanes, for a checkpoint."""
+        return {"perturbation": self._perturbation.state_dict(), "lanes": self._training_lanes.state_dict()}
+
+    def load_streaming_state(self, state: Dict[str, Any]) -> None:
+        """Continues where :meth:`streaming_state` was taken."""
+        self._perturbation.load_state_dict(state["perturbation"])
+        self._training_lanes.load_state_dict(state["lanes"])
+
+    def _render(self, lanes: Lanes, audio: Tensor, where: Tensor, restart: Tensor) -> Tensor:
+        values = self.chain.space.denormalize(where.numpy())
+        return torch.from_numpy(lanes.render(audio.numpy(), values, restart.numpy()))
+
+    def _check(self, input: Tensor, parameters: Tensor, restart: Tensor) -> None:
+        expected = len(self.chain.parameters)
+        if input.dim() not in (2, 3) or input.shape[-1] == 0:
+            raise ValueError(f"input is {tuple(input.shape)}; expected (batch, samples) or (batch, channels, samples)")
+        channels = input.shape[1] if input.dim() == 3 else 1
+        if channels != self.chain.channels:
+            raise ValueError(f"input has {channels} channels; the effects were built for {self.chain.channels}")
+        if parameters.shape != (len(input), expected):
+            raise ValueError(f"parameters are {tuple(parameters.shape)}; expected {(len(input), expected)}")
+        if restart.shape != (len(input),):
+            raise ValueError(f"restart is {tuple(restart.shape)}; expected {(len(input),)}")
+        if input.requires_grad:
+            raise ValueError("the effect layer has no gradient with respect to its input: detach it")
+        if not bool(((parameters >= 0) & (parameters <= 1)).all()):
+            raise ValueError("parameters are not finite or not in [0, 1]: the network that predicts them has failed")
+
+
+class _BlackBox(torch.autograd.Function):
+    """Hands on what was rendered; backwards, estimates the gradient of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, parameters: Tensor, output: Tensor, difference: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(parameters, difference, weights)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
+        parameters, difference, weights = ctx.saved_tensors
+        grad = estimate(grad_output.to(difference), difference, weights)
+        return grad.to(parameters), None, None, None

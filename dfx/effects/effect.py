@@ -1,0 +1,361 @@
+"""Effects as recipes and as live instances.
+
+An :class:`EffectSpec` is plain data, as it stands in a config. A :class:`ChainSpec` resolves a list of
+them against what the hosts say of their effects, and so knows every trained parameter without
+having rendered a sample. ``ChainSpec.build`` makes a live :class:`Chain`.
+
+A host is a module with two functions::
+
+    controls(name, sample_rate, channels) -> dict[str, Control]
+    build(recipes, sample_rate, channels) -> list[(Effect, how many of the parameters it takes)]
+
+``build`` gets consecutive effects of one chain, so that a host may render several in one call.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from dfx.effects.parameter import Parameter, ParameterSpace, Scale
+
+HOSTS = {
+    "pedalboard": "dfx.effects.pedalboard",
+    "python": "dfx.effects.python",
+}
+
+NYQUIST_MARGIN = 0.49
+"""Frequencies stay below this share of the sample rate: first-order filters explode above Nyquist."""
+
+
+class EffectError(ValueError):
+    """A recipe that no effect can be built from; the message names what is wrong and the way out."""
+
+
+class RenderError(RuntimeError):
+    """An effect that failed while rendering; the message names the effect and its values."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a host says of one control of one effect.
+
+    Args:
+        low, high: the range that training uses unless the config says otherwise; ignored for
+            controls that are not trainable.
+        default: what the control is set to when it is neither trained nor fixed.
+        minimum, maximum: what the effect accepts; a config must stay inside.
+        smoothing_ms: how long the effect itself glides to a new value.
+        trainable: false for switches, modes, and what cannot change while audio streams.
+        choices: the names that a mode can take, for controls that are not numbers.
+    """
+
+    name: str
+    default: Any
+    low: float = 0.0
+    high: float = 1.0
+    unit: str = ""
+    scale: Scale = "linear"
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    smoothing_ms: float = 0.0
+    trainable: bool = True
+    choices: Tuple[str, ...] = ()
+
+
+@dataclass
+class Trained:
+    """How one parameter is trained; what is left out comes from the host.
+
+    Args:
+        range: the values at parameters 0 and 1.
+        scale: ``linear`` or ``log``.
+        default: where training starts.
+    """
+
+    range: Optional[Tuple[float, float]] = None
+    scale: Optional[Scale] = None
+    default: Optional[float] = None
+
+
+@dataclass
+class EffectSpec:
+    """One effect of a chain, as it stands in a config.
+
+    Args:
+        effect: ``host:name``, for instance ``pedalboard:Compressor``.
+        name: what logs and tables call it; by default the effect's name in snake case.
+        train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``,
+            ``scale`` and ``default``, or nothing for what the host says. Without ``train``, every
+            parameter that can be trained and is not fixed is trained.
+        fixed: values that are set once and stay.
+    """
+
+    effect: str
+    name: Optional[str] = None
+    train: Optional[Dict[str, Union[Trained, Tuple[float, float], None]]] = None
+    fixed: Dict[str, Union[bool, float, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An :class:`EffectSpec` checked against its host: all that ``host.build`` needs."""
+
+    host: str
+    effect: str
+    name: str
+    parameters: Tuple[Parameter, ...]
+    fixed: Dict[str, Any]
+
+
+class Effect(ABC):
+    """One live instance of one effect (or of several that their host renders in one call)."""
+
+    latency_samples: int = 0
+    """How much later than its input the output comes, in samples."""
+
+    @abstractmethod
+    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The next block of a stream.
+
+        Args:
+            audio: float32, shape ``(channels, samples)``, at least one sample.
+            values: float64, shape ``(P,)``, the trained parameters in their units.
+
+        Returns:
+            float32 of the shape of ``audio``, delayed by ``latency_samples``.
+        """
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Forgets everything heard: the next block is the first of a new stream."""
+
+
+class Chain(Effect):
+    """Live effects in series, with one vector of values for all of them."""
+
+    def __init__(self, effects: Sequence[Effect], parameters: Sequence[Sequence[Parameter]]) -> None:
+        self._effects = list(effects)
+        self._parameters = [list(p) for p in parameters]
+        ends = list(itertools.accumulate(len(p) for p in self._parameters))
+        self._slices = [slice(end - len(p), end) for end, p in zip(ends, self._parameters)]
+        self.latency_samples = sum(effect.latency_samples for effect in self._effects)
+
+    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """As :meth:`Effect.render`.
+
+        Raises:
+            RenderError: if an effect raises, or returns audio that is not finite.
+        """
+        for effect, part, parameters in zip(self._effects, self._slices, self._parameters):
+            try:
+                output = effect.render(audio, values[part])
+            except Exception as error:
+                raise RenderError(f"{_with_values(parameters, values[part])} failed: {error}") from error
+            # One sum tells as much as a look at every sample, and costs a tenth of it.
+            if not math.isfinite(float(np.add.reduce(output, axis=None))):
+                fault = "returned audio that is not finite"
+                if not np.isfinite(audio).all():
+                    fault = "was given audio that is not finite"
+                raise RenderError(f"{_with_values(parameters, values[part])} {fault}")
+            audio = output
+        return audio
+
+    def render_whole(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """A whole recording at constant values, from a fresh start, with the latency taken out."""
+        self.restart()
+        tail = np.zeros((audio.shape[0], self.latency_samples), dtype=np.float32)
+        return self.render(np.concatenate([audio, tail], axis=1), values)[:, self.latency_samples :]
+
+    def restart(self) -> None:
+        for effect in self._effects:
+            effect.restart()
+
+
+class ChainSpec:
+    """A chain of effects as plain data: resolved, checked, picklable, and cheap to build from.
+
+    Args:
+        effects: the recipes, in the order of the signal.
+        sample_rate: in Hz; frequency ranges are kept below Nyquist.
+        channels: how many channels the effects will be given.
+
+    Raises:
+        EffectError: for an unknown host, effect or parameter (with the nearest name), a range outside
+            of what the effect accepts, a parameter both trained and fixed, or two effects of one name.
+    """
+
+    def __init__(self, effects: Iterable[EffectSpec], sample_rate: int, channels: int = 1) -> None:
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.effects = list(effects)
+        if not self.effects:
+            raise EffectError("the chain has no effects: name at least one under `effects`")
+        self.recipes = _name_apart([_resolve(spec, sample_rate, channels) for spec in self.effects])
+        self.space = ParameterSpace(
+            [
+                Parameter(**{**vars(parameter), "name": f"{recipe.name}.{parameter.name}"})
+                for recipe in self.recipes
+                for parameter in recipe.parameters
+            ]
+        )
+        if not self.space.parameters:
+            raise EffectError("the chain trains no parameter: name at least one under `train`")
+
+    @property
+    def parameters(self) -> Tuple[Parameter, ...]:
+        """The trained parameters of all effects, each named ``effect.parameter``."""
+        return self.space.parameters
+
+    def build(self) -> Chain:
+        """A live chain. Call it on the main thread: some hosts load plugins there only."""
+        effects: List[Effect] = []
+        parameters: List[List[Parameter]] = []
+        position = 0
+        for host, group in itertools.groupby(self.recipes, key=lambda recipe: recipe.host):
+            for effect, size in _host(host).build(list(group), self.sample_rate, self.channels):
+                effects.append(effect)
+                parameters.append(list(self.parameters[position : position + size]))
+                position += size
+        return Chain(effects, parameters)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` or the list of what there is, to end an error about a name."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not matches:
+        matches = [other for other in known if name.lower() in other.lower()][:1]
+    return f" (did you mean '{matches[0]}'?)" if matches else f" (there are: {', '.join(known)})"
+
+
+def _host(name: str) -> Any:
+    if name not in HOSTS:
+        raise EffectError(f"unknown host '{name}'{nearest(name, HOSTS)}; effects are named host:effect")
+    return importlib.import_module(HOSTS[name])
+
+
+def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
+    if ":" not in spec.effect:
+        raise EffectError(f"'{spec.effect}' names no host; write for instance 'pedalboard:{spec.effect}'")
+    host, effect = spec.effect.split(":", maxsplit=1)
+    controls = _host(host).controls(effect, sample_rate, channels)
+    for name in [*(spec.train or {}), *spec.fixed]:
+        if name not in controls:
+            raise EffectError(f"{spec.effect} has no parameter '{name}'{nearest(name, controls)}")
+    both = set(spec.train or {}) & set(spec.fixed)
+    if both:
+        raise EffectError(f"{spec.effect}: {', '.join(sorted(both))} is both trained and fixed")
+
+    train = spec.train
+    if train is None:
+        train = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
+    parameters = tuple(
+        _parameter(controls[name], how, spec.effect, sample_rate) for name, how in train.items()
+    )
+    fixed = {
+        name: _fixed_value(controls[name], value, spec.effect, sample_rate)
+        for name, value in spec.fixed.items()
+    }
+    return Recipe(host, effect, spec.name or "", parameters, fixed)
+
+
+def _parameter(
+    control: Control, how: Union[Trained, Tuple[float, float], None], effect: str, sample_rate: int
+) -> Parameter:
+    name = f"{effect}: {control.name}"
+    if not control.trainable:
+        raise EffectError(f"{name} cannot be trained; set it under `fixed`")
+    if how is None:
+        how = Trained()
+    elif not isinstance(how, Trained):
+        how = Trained(**how) if isinstance(how, dict) else Trained(range=tuple(how))
+    maximum = _maximum(control, sample_rate)
+    if how.range is None:
+        low, high = control.low, min(control.high, maximum)
+    else:
+        low, high = how.range
+        _check_limits(name, f"range [{low:g}, {high:g}]", (low, high), control, maximum)
+    if how.default is not None:
+        default = how.default
+    else:
+        default = min(max(control.default, low), high)
+    try:
+        return Parameter(
+            control.name, control.unit, low, high, default, how.scale or control.scale, control.smoothing_ms
+        )
+    except ValueError as error:
+        raise EffectError(f"{effect}: {error}") from None
+
+
+def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) -> Any:
+    name = f"{effect}: {control.name}"
+    if control.choices:
+        if value not in control.choices:
+            raise EffectError(f"{name} cannot be '{value}'{nearest(str(value), control.choices)}")
+    elif isinstance(control.default, bool):
+        if not isinstance(value, bool):
+            raise EffectError(f"{name} is a switch, true or false, not {value!r}")
+    elif isinstance(value, (bool, str)) or not math.isfinite(value):
+        raise EffectError(f"{name} must be a finite number, not {value!r}")
+    else:
+        _check_limits(name, f"{value:g}", (value,), control, _maximum(control, sample_rate))
+    return value
+
+
+def _maximum(control: Control, sample_rate: int) -> float:
+    if control.unit == "Hz":
+        return min(control.maximum, NYQUIST_MARGIN * sample_rate)
+    return control.maximum
+
+
+def _check_limits(name: str, what: str, values: Sequence[float], control: Control, maximum: float) -> None:
+    unit = f" {control.unit}" if control.unit else ""
+    if min(values) < control.minimum:
+        raise EffectError(f"{name}: {what} goes below {control.minimum:g}{unit}, the least that it accepts")
+    if max(values) > maximum:
+        why = "the most that it accepts"
+        if maximum < control.maximum:
+            why = f"{NYQUIST_MARGIN} of the sample rate, the most that a filter can take"
+        raise EffectError(f"{name}: {what} goes above {maximum:g}{unit}, {why}")
+
+
+def _name_apart(recipes: List[Recipe]) -> List[Recipe]:
+    """Gives every effect without a name one of its own: ``peak_filter``, ``peak_filter_2``."""
+    given = Counter(recipe.name for recipe in recipes if recipe.name)
+    twice = [name for name, count in given.items() if count > 1]
+    if twice:
+        raise EffectError(f"two effects of the chain are named '{twice[0]}'")
+    taken = set(given)
+    named = []
+    for recipe in recipes:
+        name = recipe.name
+        if not name:
+            base = _snake_case(recipe.effect)
+            numbered = (f"{base}_{number}" for number in itertools.count(2))
+            name = next(n for n in itertools.chain([base], numbered) if n not in taken)
+            taken.add(name)
+        named.append(Recipe(**{**vars(recipe), "name": name}))
+    return named
+
+
+def _snake_case(name: str) -> str:
+    name = name.rstrip("/").replace("\\", "/").split("/")[-1].split(".")[-1].split("#")[-1]
+    letters = [f"_{c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c.lower()
+               for i, c in enumerate(name)]
+    return "".join(c if c.isalnum() else "_" for c in "".join(letters)).strip("_")
+
+
+def _with_values(parameters: Sequence[Parameter], values: np.ndarray) -> str:
+    """Names the effects that share a call, with their values: for errors."""
+    effects = list(dict.fromkeys(p.name.split(".")[0] for p in parameters)) or ["an effect without parameters"]
+    told = ", ".join(f"{p.name}={v:.6g}" for p, v in zip(parameters, values))
+    return f"{' + '.join(effects)} at ({told})"

@@ -1,0 +1,101 @@
+"""Parameters of effects: the only place where [0, 1] and values with units meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Sequence
+
+import numpy as np
+
+Scale = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One trained parameter of one effect.
+
+    Args:
+        name: the effect's own name for it, its unit included (``threshold_db``).
+        unit: for tables and plots (``dB``, ``Hz``, ``ms``, or empty).
+        low, high: the value at 0 and at 1, in the unit.
+        default: the value that the effect starts with, in the unit, within ``[low, high]``.
+        scale: ``linear``, or ``log`` for quantities that the ear hears as ratios.
+        smoothing_ms: how long the effect itself glides to a new value; 0 where it jumps.
+
+    Raises:
+        ValueError: if the range is empty or not finite, if a log range is not positive, or if the
+            default lies outside of the range.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    default: float
+    scale: Scale = "linear"
+    smoothing_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        described = f"{self.name}: range [{self.low:g}, {self.high:g}]"
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"{described} must be two finite numbers, the lower first")
+        if self.scale not in ("linear", "log"):
+            raise ValueError(f"{self.name}: scale '{self.scale}' is neither 'linear' nor 'log'")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"{described} must be positive for a log scale")
+        if not self.low <= self.default <= self.high:
+            raise ValueError(f"{described} does not hold the default {self.default:g}")
+
+    def normalize(self, value: float) -> float:
+        """The parameter in [0, 1] for a value in [low, high]."""
+        return float(ParameterSpace([self]).normalize(np.array([value]))[0])
+
+    def denormalize(self, parameter: float) -> float:
+        """The value in [low, high] for a parameter in [0, 1]."""
+        return float(ParameterSpace([self]).denormalize(np.array([parameter]))[0])
+
+
+class ParameterSpace:
+    """The parameters of a chain as one vector, mapped by array operations.
+
+    A log scale maps ``x`` to ``low * (high / low) ** x``; both maps are float64, inverse to each
+    other to rounding, and exact at 0 and 1.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = tuple(parameters)
+        self._low = np.array([p.low for p in self.parameters], dtype=np.float64)
+        self._high = np.array([p.high for p in self.parameters], dtype=np.float64)
+        self._is_log = np.array([p.scale == "log" for p in self.parameters], dtype=bool)
+        # Interpolating logarithms maps linear and log scales by one formula.
+        self._start = self._warp(self._low)
+        self._span = self._warp(self._high) - self._start
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    @property
+    def names(self) -> list[str]:
+        return [p.name for p in self.parameters]
+
+    @property
+    def defaults(self) -> np.ndarray:
+        """The default parameters in [0, 1], shape ``(P,)``."""
+        return self.normalize(np.array([p.default for p in self.parameters], dtype=np.float64))
+
+    def normalize(self, values: np.ndarray) -> np.ndarray:
+        """Parameters in [0, 1] for values in their units, both ``(..., P)``; clipped to the range."""
+        values = np.clip(np.asarray(values, dtype=np.float64), self._low, self._high)
+        return np.clip((self._warp(values) - self._start) / self._span, 0.0, 1.0)
+
+    def denormalize(self, parameters: np.ndarray) -> np.ndarray:
+        """Values in their units for parameters in [0, 1], both ``(..., P)``; clipped to the range."""
+        parameters = np.clip(np.asarray(parameters, dtype=np.float64), 0.0, 1.0)
+        warped = self._start + self._span * parameters
+        values = np.where(self._is_log, np.exp(np.where(self._is_log, warped, 0.0)), warped)
+        # exp(log(x)) is not x to the last bit: the ends are kept exact by the clip and by choice.
+        values = np.where(parameters == 1.0, self._high, np.where(parameters == 0.0, self._low, values))
+        return np.clip(values, self._low, self._high)
+
+    def _warp(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self._is_log, np.log(np.where(self._is_log, values, 1.0)), values)

@@ -1,0 +1,64 @@
+"""The host of effects written in Python: those of the tests, and a user's own.
+
+``python:package.module.Class`` names a class with
+
+* ``controls``: a sequence of :class:`~dfx.effects.effect.Control`;
+* ``__init__(sample_rate, channels)``;
+* ``process(audio, **values) -> audio``: the next block, ``(channels, samples)`` float32;
+* ``reset()``: forgets everything heard;
+* optionally ``latency_samples``.
+
+A new live effect is a new instance, and every value is passed with every block.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from dfx.effects.effect import Control, Effect, EffectError, Recipe
+
+
+def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
+    """The controls of the class ``package.module.Class``.
+
+    Raises:
+        EffectError: if there is no such class, or it declares no controls.
+    """
+    return {control.name: control for control in _load(name).controls}
+
+
+def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tuple[Effect, int]]:
+    """A live effect for each recipe, each with its number of trained parameters."""
+    return [(PythonEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
+
+
+class PythonEffect(Effect):
+    """One instance of a user's class."""
+
+    def __init__(self, recipe: Recipe, sample_rate: int, channels: int) -> None:
+        declared = controls(recipe.effect, sample_rate, channels)
+        self._instance = _load(recipe.effect)(sample_rate, channels)
+        self._names = [parameter.name for parameter in recipe.parameters]
+        self._values = {name: control.default for name, control in declared.items()} | recipe.fixed
+        self.latency_samples = getattr(self._instance, "latency_samples", 0)
+
+    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        trained = dict(zip(self._names, values.tolist()))
+        return self._instance.process(audio, **(self._values | trained))
+
+    def restart(self) -> None:
+        self._instance.reset()
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EffectError(f"python:{name} cannot be imported: {error}") from None
+    if not hasattr(loaded, "controls"):
+        raise EffectError(f"python:{name} declares no `controls`")
+    return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Dict, Optional, Tuple
 
 import torch
@@ -34,6 +35,13 @@ class EffectLayer(nn.Module):
         super().__init__()
         self.chain = chain
         self.gradient = gradient or GradientOptions()
+        gliding = [p.name for p in chain.parameters if p.smoothing_ms > 0]
+        if gliding and self.gradient.redraw == "frame":
+            warnings.warn(
+                f"the effects glide to new values of {', '.join(gliding)}: with directions redrawn every frame "
+                "the differences lag behind and their gradient is biased; set `redraw: excerpt`",
+                stacklevel=2,
+            )
         self._perturbation = Perturbation(
             self.gradient.directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed
         )

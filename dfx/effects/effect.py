@@ -28,8 +28,11 @@ import numpy as np
 from dfx.effects.parameter import Parameter, ParameterSpace, Scale
 
 HOSTS = {
+    "lv2": "dfx.effects.lv2",
     "pedalboard": "dfx.effects.pedalboard",
     "python": "dfx.effects.python",
+    "vst3": "dfx.effects.vst3",
+    "au": "dfx.effects.vst3",
 }
 
 NYQUIST_MARGIN = 0.49

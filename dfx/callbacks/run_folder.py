@@ -1,0 +1,55 @@
+"""What a run leaves on disk besides its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Dict
+
+import pytorch_lightning as pl
+
+PACKAGES = (
+    "torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard", "auraloss",
+    "pyloudnorm", "soundfile", "numpy", "wandb",
+)  # fmt: skip
+
+
+class RunFolder(pl.Callback):
+    """Writes ``versions.json`` when a run begins, and ``metrics.json`` whenever there are new metrics.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_json(self.folder / "versions.json", versions())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            write_json(self.folder / "metrics.json", {**progress, **metrics})
+
+
+def versions() -> Dict[str, str]:
+    """Python's version, the platform, and the versions of the packages that results depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replaces a file by new content at once: a run that is killed leaves the old or the new."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,165 @@
+"""The command line of training: Lightning's, with a folder for every run and Weights & Biases."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, List, Literal, Optional
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import WandbLogger
+
+from dfx.callbacks import RunFolder
+from dfx.datasets import DataError, PairedAudio
+from dfx.effects import EffectError, RenderError
+from dfx.evaluation import as_table, evaluate
+from dfx.tasks import CheckpointError, Task, load_task
+
+RESOLVED_CONFIG = "resolved_config.yaml"
+
+
+@dataclass
+class WandbOptions:
+    """Where a run is logged.
+
+    Args:
+        mode: ``offline`` keeps everything in the run's folder (``wandb sync`` uploads it), ``online`` needs a
+            login, ``disabled`` logs nothing.
+        project: in Weights & Biases.
+        group: runs that belong together.
+        tags: to find runs by.
+    """
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "dfx"
+    group: Optional[str] = None
+    tags: List[str] = field(default_factory=list)
+
+
+@dataclass
+class RunOptions:
+    """What a run is called, and whether it goes on.
+
+    Args:
+        name: of the folder in ``folder``, and in Weights & Biases. A name that is taken gets a number.
+        folder: where runs are kept.
+        resume: continue the run of this name from its last checkpoint.
+        evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
+    """
+
+    name: str = "run"
+    folder: str = "runs"
+    resume: bool = False
+    evaluate: bool = True
+
+
+class DfxCLI(LightningCLI):
+    """``fit | validate | test | predict`` for a :class:`~dfx.tasks.Task` on :class:`~dfx.datasets.PairedAudio`."""
+
+    def __init__(self, args: Any = None) -> None:
+        super().__init__(
+            Task,
+            PairedAudio,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "default_root_dir": "runs",
+                # Data modules deal out the lanes of each rank themselves.
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+            },
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_class_arguments(WandbOptions, "wandb")
+        for argument, of in {
+            "sample_rate": lambda model: model.chain.sample_rate,
+            "channels": lambda model: model.chain.channels,
+            "window": lambda model: model.window,
+        }.items():
+            parser.link_arguments("model", f"data.{argument}", compute_fn=of, apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            return
+        config = self.config.fit
+        self.run_folder = _run_folder(RunOptions(**vars(config.run)))
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        if config.run.resume and config.ckpt_path is None and last.exists():
+            config.ckpt_path = str(last)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=False, **kwargs)
+        folder = self.run_folder
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        config = self._parser("fit").dump(self.config.fit, skip_none=False)
+        (folder / RESOLVED_CONFIG).write_text(config, encoding="utf-8")
+        logger = self._logger()
+        self.trainer_defaults["callbacks"] = [
+            ModelCheckpoint(
+                folder / "checkpoints", "best", monitor="validation/loss", enable_version_counter=False
+            ),
+            ModelCheckpoint(
+                folder / "checkpoints",
+                "last",
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            RunFolder(folder),
+            *([LearningRateMonitor()] if logger else []),
+        ]
+        return super().instantiate_trainer(default_root_dir=str(folder), logger=logger, **kwargs)
+
+    def after_fit(self) -> None:
+        best = self.run_folder / "checkpoints" / "best.ckpt"
+        if self.trainer.interrupted or not self.config.fit.run.evaluate or not best.exists():
+            return
+        folder = self.run_folder / "evaluation"
+        results = evaluate(load_task(str(best)), self.datamodule.test_dataloader().dataset, folder)
+        print(f"\nHeld-out pairs of {self.datamodule.root}, means; less is better:\n\n{as_table(results)}\n")
+        print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
+
+    def _logger(self) -> Any:
+        options = self.config.fit.wandb
+        if options.mode == "disabled":
+            return False
+        return WandbLogger(
+            name=self.run_folder.name,
+            save_dir=self.run_folder,
+            project=options.project,
+            offline=options.mode == "offline",
+            group=options.group,
+            tags=list(options.tags),
+            config=self.config.fit.as_dict(),
+        )
+
+
+def _run_folder(options: RunOptions) -> Path:
+    folder = Path(options.folder) / options.name
+    if options.resume:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such run to resume")
+        return folder
+    number = 2
+    while folder.exists():
+        folder = Path(options.folder) / f"{options.name}-{number}"
+        number += 1
+    return folder
+
+
+def main(args: Any = None) -> None:
+    """Runs the command line; an error in what the user gave ends it with one line."""
+    try:
+        DfxCLI(args)
+    except (DataError, EffectError, RenderError, CheckpointError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,118 @@
+"""The LightningDataModule of paired audio."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Sequence
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dfx.datasets.frames import EvaluationLanes, Excerpts, Frames, ResumableLoader, TrainingLanes, Window
+from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
+
+
+class PairedAudio(pl.LightningDataModule):
+    """Pairs of input and target files, as lanes of consecutive frames.
+
+    Args:
+        root: a folder with ``manifest.csv``, or with the folders ``input`` and ``target``; see
+            :func:`dfx.datasets.pairs.find_pairs`.
+        sample_rate: in Hz; files of other rates are resampled as they are read.
+        channels: 1 folds files to the mean of their channels.
+        window: what is read for one frame.
+        batch_size: lanes.
+        excerpt_seconds: how long a lane stays with one part of a file; none for whole files.
+        check_audio: decode every file before training, to find silent and broken ones.
+        num_workers: processes that read; 0 reads between the steps.
+        seed: of the split, if the data have none, and of the order.
+
+    Raises:
+        DataError: from ``setup``, for data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        sample_rate: int,
+        channels: int,
+        window: Window,
+        batch_size: int = 16,
+        excerpt_seconds: Optional[float] = 10.0,
+        check_audio: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.window = window
+        self.batch_size = batch_size
+        self.excerpt_seconds = excerpt_seconds
+        self.check_audio = check_audio
+        self.num_workers = num_workers
+        self.seed = seed
+        # For checkpoints: what evaluation needs to find the same pairs again.
+        self.arguments = {"root": root, "seed": seed}
+        self.splits: Dict[str, Sequence[Pair]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Finds and checks the pairs, once."""
+        if self.splits:
+            return
+        splits = find_pairs(self.root, self.seed)
+        if self.check_audio:
+            check_audio([pair for split in SPLITS for pair in splits[split]])
+        self.splits = splits
+        for split, pairs in splits.items():
+            shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
+            if shorter:
+                seconds = self.window.context_samples / self.sample_rate
+                print(
+                    f"{shorter} of {len(pairs)} {split} pairs are shorter than the encoder's context "
+                    f"({seconds:.2f} s) and are padded with silence"
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        lanes = TrainingLanes(self._excerpts("train", shuffle=True), self.batch_size)
+        return ResumableLoader(self._frames("train"), batch_sampler=lanes, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        lanes = EvaluationLanes(self._excerpts("validation", shuffle=False), self.batch_size)
+        return DataLoader(self._frames("validation"), batch_sampler=lanes, num_workers=self.num_workers)
+
+    def test_dataloader(self) -> DataLoader:
+        """Whole pairs: ``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
+        return DataLoader(WholePairs(self.splits["test"], self.sample_rate, self.channels), batch_size=None)
+
+    predict_dataloader = test_dataloader
+
+    def _frames(self, split: str) -> Frames:
+        return Frames(self.splits[split], self.window, self.sample_rate, self.channels, 2 * self.batch_size)
+
+    def _excerpts(self, split: str, shuffle: bool) -> Excerpts:
+        lengths = [pair.input.samples_at(self.sample_rate) for pair in self.splits[split]]
+        samples = int(self.excerpt_seconds * self.sample_rate) if self.excerpt_seconds else None
+        return Excerpts(lengths, self.window.frame_samples, samples, shuffle, self.seed)
+
+
+class WholePairs(Dataset):
+    """Pairs from their first sample to their last."""
+
+    def __init__(self, pairs: Sequence[Pair], sample_rate: int, channels: int) -> None:
+        self._pairs = pairs
+        self._sample_rate = sample_rate
+        self._channels = channels
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        pair = self._pairs[index]
+        samples = pair.input.samples_at(self._sample_rate)
+
+        def whole(side: Any) -> Tensor:
+            return side.read(0, samples, self._sample_rate, self._channels)
+
+        return {"input": whole(pair.input), "target": whole(pair.target), "name": pair.name}

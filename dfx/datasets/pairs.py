@@ -1,0 +1,142 @@
+"""Pairs of input and target files: found, matched, split, and checked before hours of training."""
+
+from __future__ import annotations
+
+import csv
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List
+
+from tqdm import tqdm
+
+from dfx.datasets.audio import AudioFile, DataError
+
+SPLITS = ("train", "validation", "test")
+SILENCE = 1e-5
+"""Peak below which a file counts as silent: -100 dBFS."""
+
+_SUFFIXES = {".wav", ".flac", ".aif", ".aiff", ".ogg", ".opus", ".mp3", ".caf", ".w64", ".au"}
+_CHECK_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input and its target: files of one length and rate."""
+
+    name: str
+    input: AudioFile
+    target: AudioFile
+
+
+def find_pairs(root: str, seed: int = 0) -> Dict[str, List[Pair]]:
+    """The pairs of a folder, by split.
+
+    The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (paths relative to it)
+    and ``split`` (``train``, ``validation`` or ``test``), or the folders ``input`` and ``target`` with
+    files of the same names. Pairs without a split are dealt out at random, 80, 10 and 10 in a hundred.
+
+    Args:
+        root: the folder.
+        seed: of the random split.
+
+    Raises:
+        DataError: if the folder or a file is missing, files have no partner or differ from it in length
+            or sample rate, or a split would stay empty.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(f"{root}: no such folder; data/README.md tells how to get or make the data")
+    if (folder / "manifest.csv").is_file():
+        splits = _from_manifest(folder / "manifest.csv")
+    else:
+        splits = _split_at_random(_from_folders(folder), seed)
+    for split in SPLITS:
+        if not splits[split]:
+            count = sum(map(len, splits.values()))
+            raise DataError(f"{root} has {count} pairs, and none for {split}: at least one pair for each split")
+    return splits
+
+
+def check_audio(pairs: List[Pair]) -> None:
+    """Decodes every file once.
+
+    Raises:
+        DataError: for the first file that cannot be decoded, is not finite, or is silent; the message says
+            how many more there are.
+    """
+    files = [file for pair in pairs for file in (pair.input, pair.target)]
+    with ThreadPoolExecutor() as executor:
+        checked = tqdm(executor.map(_fault, files), total=len(files), desc="Checking audio", leave=False)
+        faults = [fault for fault in checked if fault]
+    if faults:
+        more = f" ({len(faults) - 1} more files have faults)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}; mend it or take the pair out{more}")
+
+
+def _fault(file: AudioFile) -> str:
+    peak = 0.0
+    block = _CHECK_SECONDS * file.sample_rate
+    for start in range(0, file.samples, block):
+        try:
+            audio = file.read(start, min(block, file.samples - start), file.sample_rate, file.channels)
+        except DataError as error:
+            return str(error)
+        if not audio.isfinite().all():
+            return f"{file.path} holds samples that are not finite"
+        peak = max(peak, float(audio.abs().max()))
+    return f"{file.path} is silent" if peak < SILENCE else ""
+
+
+def _pair(name: str, input: Path, target: Path) -> Pair:
+    pair = Pair(name, AudioFile.open(str(input)), AudioFile.open(str(target)))
+    for what in ("sample_rate", "samples"):
+        theirs = getattr(pair.input, what), getattr(pair.target, what)
+        if theirs[0] != theirs[1]:
+            described = {"sample_rate": "sample rates, {} and {} Hz", "samples": "lengths, {} and {} samples"}
+            raise DataError(f"{input} and {target} have different {described[what].format(*theirs)}")
+    return pair
+
+
+def _from_manifest(manifest: Path) -> Dict[str, List[Pair]]:
+    splits: Dict[str, List[Pair]] = {split: [] for split in SPLITS}
+    with manifest.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"input", "target", "split"} - set(reader.fieldnames or [])
+        if missing:
+            raise DataError(f"{manifest} has no column {', '.join(sorted(missing))}")
+        for row in reader:
+            if row["split"] not in splits:
+                raise DataError(f"{manifest}, line {reader.line_num}: split '{row['split']}' is none of {SPLITS}")
+            input, target = manifest.parent / row["input"], manifest.parent / row["target"]
+            splits[row["split"]].append(_pair(row.get("name") or input.stem, input, target))
+    return splits
+
+
+def _from_folders(folder: Path) -> List[Pair]:
+    sides = {}
+    for side in ("input", "target"):
+        if not (folder / side).is_dir():
+            raise DataError(f"{folder} has neither manifest.csv nor a folder {side}")
+        files = [f for f in sorted((folder / side).rglob("*")) if f.suffix.lower() in _SUFFIXES]
+        sides[side] = {f.relative_to(folder / side).with_suffix("").as_posix(): f for f in files}
+        if len(sides[side]) < len(files):
+            raise DataError(f"{folder / side} has two files of one name that differ in their endings only")
+    alone = sorted(set(sides["input"]) ^ set(sides["target"]))
+    if alone:
+        there, lacking = ("input", "target") if alone[0] in sides["input"] else ("target", "input")
+        more = f" ({len(alone) - 1} more have none)" if len(alone) > 1 else ""
+        raise DataError(f"{sides[there][alone[0]]} has no partner in {folder / lacking}{more}")
+    return [_pair(name, input, sides["target"][name]) for name, input in sides["input"].items()]
+
+
+def _split_at_random(pairs: List[Pair], seed: int) -> Dict[str, List[Pair]]:
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    held_out = max(1, round(0.1 * len(order)))
+    return {
+        "test": order[:held_out],
+        "validation": order[held_out : 2 * held_out],
+        "train": order[2 * held_out :],
+    }

@@ -1,0 +1,119 @@
+"""How far the output is from the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Literal
+
+import auraloss
+import torch
+from torch import Tensor, nn
+
+from dfx.alignment import align, find_delay
+
+
+@dataclass
+class LossOptions:
+    """Which loss is trained on.
+
+    Args:
+        kind: ``mrstft``, auraloss' multi-resolution STFT loss (Yamamoto et al. 2020; Steinmetz and Reiss
+            2020), deaf to polarity; or ``paper``, see :class:`PaperLoss`.
+        fft_sizes: of ``mrstft``, in samples, 64 to 2048 in powers of two; a frame must be longer than half
+            of the largest.
+        max_delay_samples: of ``paper``, the largest delay that is taken out; 0 takes out none.
+        time_weight, magnitude_weight, log_magnitude_weight: of the terms of ``paper``.
+    """
+
+    kind: Literal["mrstft", "paper"] = "mrstft"
+    fft_sizes: List[int] = field(default_factory=lambda: [1024, 2048, 512])
+    max_delay_samples: int = 300
+    time_weight: float = 10.0
+    magnitude_weight: float = 1.0
+    log_magnitude_weight: float = 1.0
+
+
+def make_loss(options: LossOptions) -> nn.Module:
+    """The loss that the options name: a module ``(output, target) -> scalar``."""
+    return MultiResolutionSTFT(options.fft_sizes) if options.kind == "mrstft" else PaperLoss(options)
+
+
+# FFT size: hop and window, in samples. Those of 512, 1024 and 2048 are auraloss' defaults.
+_RESOLUTIONS = {64: (6, 30), 128: (12, 60), 256: (25, 120), 512: (50, 240), 1024: (120, 600), 2048: (240, 1200)}
+
+
+class MultiResolutionSTFT(nn.Module):
+    """auraloss' multi-resolution STFT loss: spectral convergence and L1 of log magnitudes.
+
+    Args:
+        fft_sizes: in samples, any of 64, 128, 256, 512, 1024 and 2048.
+
+    Raises:
+        ValueError: for other sizes.
+    """
+
+    def __init__(self, fft_sizes: List[int]) -> None:
+        super().__init__()
+        unknown = [size for size in fft_sizes if size not in _RESOLUTIONS]
+        if unknown or not fft_sizes:
+            raise ValueError(f"fft_sizes {fft_sizes}: choose any of {', '.join(map(str, _RESOLUTIONS))}")
+        self.least_samples = max(fft_sizes) // 2 + 1
+        self.loss = auraloss.freq.MultiResolutionSTFTLoss(
+            fft_sizes=fft_sizes,
+            hop_sizes=[_RESOLUTIONS[size][0] for size in fft_sizes],
+            win_lengths=[_RESOLUTIONS[size][1] for size in fft_sizes],
+        )
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Both ``(batch, channels, samples)``, to a scalar.
+
+        Raises:
+            ValueError: if the signals are too short for the largest FFT.
+        """
+        if output.shape[-1] < self.least_samples:
+            raise ValueError(
+                f"{output.shape[-1]} samples are too few for an FFT of {2 * self.least_samples - 2}: "
+                "lengthen the frame or choose smaller `fft_sizes`"
+            )
+        return self.loss(output, target)
+
+
+class PaperLoss(nn.Module):
+    """The paper's loss (its section 2.4), with delay and polarity taken out as it means to.
+
+    ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over
+    samples or bins, after both signals are cut to the part they share. ``s`` is the polarity, taken for
+    each example as the better of the two. Spectra are of Hann windows of 1024 samples that do not
+    overlap, the last one padded with silence.
+    """
+
+    def __init__(self, options: LossOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.register_buffer("window", torch.hann_window(_FFT_SAMPLES), persistent=False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Both ``(batch, channels, samples)``, to a scalar."""
+        delay, _ = find_delay(output, target, self.options.max_delay_samples)
+        output, target, shared = align(output, target, delay)
+        same, inverted = ((target - sign * output).abs().sum(dim=(1, 2)) for sign in (1, -1))
+        time = torch.minimum(same, inverted) / (shared * output.shape[1])
+
+        estimated, true = self._magnitude(output), self._magnitude(target)
+        magnitude = (true - estimated).square().mean()
+        log_magnitude = ((true + 1e-5).log() - (estimated + 1e-5).log()).square().mean()
+        options = self.options
+        return (
+            options.time_weight * time.mean()
+            + options.magnitude_weight * magnitude
+            + options.log_magnitude_weight * log_magnitude
+        )
+
+    def _magnitude(self, audio: Tensor) -> Tensor:
+        frames = nn.functional.pad(audio, (0, -audio.shape[-1] % _FFT_SAMPLES)).unfold(-1, _FFT_SAMPLES, _FFT_SAMPLES)
+        spectrum = torch.fft.rfft(frames * self.window)
+        # The root has no gradient at 0.
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
+
+
+_FFT_SAMPLES = 1024

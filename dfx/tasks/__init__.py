@@ -1,0 +1,65 @@
+"""One LightningModule for each task, over what they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+
+from dfx.blackbox import GradientOptions
+from dfx.effects import EffectSpec
+from dfx.encoder import EncoderOptions
+from dfx.losses import LossOptions
+from dfx.tasks.task import CheckpointError, OptimizerOptions, Task
+from dfx.tasks.tube_amp import TubeAmp
+
+TASKS = {task.__name__: task for task in (TubeAmp,)}
+
+__all__ = ["TASKS", "CheckpointError", "Task", "TubeAmp", "load_task", "read_checkpoint"]
+
+
+def load_task(path: str) -> Task:
+    """The trained task of a checkpoint, set to evaluation.
+
+    Raises:
+        CheckpointError: if the file is not a checkpoint of dfx, or of a task that this version lacks.
+    """
+    return task_of(read_checkpoint(path), path)
+
+
+def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
+    """The trained task of a checkpoint that :func:`read_checkpoint` has read."""
+    saved = checkpoint["dfx"]
+    if saved["task"] not in TASKS:
+        raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
+    arguments = dict(saved["arguments"])
+    task = TASKS[saved["task"]](
+        **{
+            **arguments,
+            "effects": [EffectSpec(**effect) for effect in arguments["effects"]],
+            "encoder": EncoderOptions(**arguments["encoder"]),
+            "loss": LossOptions(**arguments["loss"]),
+            "gradient": GradientOptions(**arguments["gradient"]),
+            "optimizer": OptimizerOptions(**arguments["optimizer"]),
+        }
+    )
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()
+
+
+def read_checkpoint(path: str) -> Dict[str, Any]:
+    """The content of a checkpoint, read without running code from it.
+
+    Raises:
+        CheckpointError: if the file is missing, cut short, or not a checkpoint of dfx.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
+    if not isinstance(checkpoint, dict) or "dfx" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint that dfx has written")
+    return checkpoint

@@ -1,0 +1,170 @@
+"""What all tasks share: an encoder that moves the controls of a chain of effects."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Literal, Optional, Tuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.datasets.frames import Window
+from dfx.effects import ChainSpec, EffectSpec
+from dfx.encoder import Encoder, EncoderOptions
+from dfx.losses import LossOptions, make_loss
+from dfx.metrics import compare
+from dfx.render import Rendering, render
+
+
+@dataclasses.dataclass
+class OptimizerOptions:
+    """How the encoder is trained.
+
+    Args:
+        learning_rate: of Adam; the paper's is 1e-4.
+        schedule: ``one_cycle`` rises to the learning rate over the first tenth of the run and falls to
+            nearly nothing by its end (Smith and Topin 2018); ``constant`` stays.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "one_cycle"] = "one_cycle"
+
+
+class Task(pl.LightningModule):
+    """An encoder, the effects that it operates, and a loss (the paper, section 2).
+
+    A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
+    window.samples)``, and ``restart``, bool ``(batch,)``.
+
+    Args:
+        effects: the chain, in the order of the signal.
+        sample_rate: in Hz, of all audio.
+        channels: of all audio.
+        context_samples: what the encoder hears around a frame.
+        frame_samples: what is rendered with one set of parameters, and what the loss compares.
+        encoder, loss, gradient, optimizer: options of the parts.
+        workers: threads that render; by default as many as there are cores.
+
+    Raises:
+        EffectError: if the chain cannot be built.
+    """
+
+    def __init__(
+        self,
+        effects: List[EffectSpec],
+        sample_rate: int = 22050,
+        channels: int = 1,
+        context_samples: int = 40960,
+        frame_samples: int = 1024,
+        encoder: EncoderOptions = EncoderOptions(),
+        loss: LossOptions = LossOptions(),
+        gradient: GradientOptions = GradientOptions(),
+        optimizer: OptimizerOptions = OptimizerOptions(),
+        workers: Optional[int] = None,
+    ) -> None:
+        super().__init__()
+        self.options = optimizer
+        self.chain = ChainSpec(effects, sample_rate, channels)
+        # Built once here: a chain that cannot be built fails before the data are read.
+        self.window = Window(context_samples, frame_samples, self.chain.build().latency_samples)
+        self.encoder = Encoder(self.chain.space.defaults, sample_rate, encoder)
+        self.effect_layer = EffectLayer(self.chain, gradient, workers)
+        self.loss = make_loss(loss)
+        # Plain types only, so that checkpoints load without running code from them.
+        self.arguments = {
+            "effects": [dataclasses.asdict(effect) for effect in effects],
+            "sample_rate": sample_rate,
+            "channels": channels,
+            "context_samples": context_samples,
+            "frame_samples": frame_samples,
+            "encoder": dataclasses.asdict(encoder),
+            "loss": dataclasses.asdict(loss),
+            "gradient": dataclasses.asdict(gradient),
+            "optimizer": dataclasses.asdict(optimizer),
+        }
+
+    def forward(self, input: Tensor, restart: Tensor) -> Tuple[Tensor, Tensor]:
+        """The next frame of every lane.
+
+        Args:
+            input: ``(batch, channels, window.samples)``.
+            restart: bool ``(batch,)``, the lanes that begin a new excerpt.
+
+        Returns:
+            The output, ``(batch, channels, frame_samples)``, and the parameters, ``(batch, P)`` in (0, 1).
+        """
+        parameters = self.encoder(self.window.context(input))
+        return self.effect_layer(self.window.frame(input), parameters, restart), parameters
+
+    def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
+        output, _ = self(batch["input"], batch["restart"])
+        loss = self.loss(output, self.window.delayed_frame(batch["target"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(output))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self.effect_layer.end_excerpts()
+
+    def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
+        output, _ = self(batch["input"], batch["restart"])
+        target = self.window.delayed_frame(batch["target"])
+        size = len(output)
+        self.log("validation/loss", self.loss(output, target), prog_bar=True, batch_size=size)
+        untouched = self.loss(self.window.delayed_frame(batch["input"]), target)
+        self.log("validation/loss_of_input", untouched, batch_size=size)
+
+    def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+        for method, audio in {"input": batch["input"], "output": self.render(batch["input"]).output}.items():
+            for metric, value in compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate).items():
+                self.log(f"test/{method}/{metric}", value, batch_size=1)
+
+    def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> Rendering:
+        return self.render(batch["input"])
+
+    def render(self, audio: Tensor) -> Rendering:
+        """A whole recording, ``(channels, samples)`` at the task's sample rate; see :mod:`dfx.render`."""
+        return render(self, audio.cpu())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.options.learning_rate)
+        if self.options.schedule == "constant":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.options.learning_rate,
+            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
+            pct_start=0.1,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint["dfx"] = {
+            "task": type(self).__name__,
+            "arguments": self.arguments,
+            "data": getattr(data, "arguments", {}),
+            "streaming": self.effect_layer.streaming_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        self._check_checkpoint(checkpoint)
+        if self.trainer.state.fn == "fit":
+            self.effect_layer.load_streaming_state(checkpoint["dfx"]["streaming"])
+
+    def _check_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        saved = checkpoint.get("dfx")
+        if saved is None:
+            raise CheckpointError("the checkpoint was not written by dfx")
+        if saved["task"] != type(self).__name__:
+            raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {type(self).__name__}")
+        free = {"loss", "gradient", "optimizer"}
+        other = [name for name in self.arguments.keys() - free if saved["arguments"][name] != self.arguments[name]]
+        if other:
+            raise CheckpointError(f"the checkpoint was trained with other {' and '.join(sorted(other))}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says why."""

@@ -1,0 +1,48 @@
+"""What several test files share: small data sets and small chains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+import soundfile
+
+from dfx.effects import ChainSpec, EffectSpec
+
+SAMPLE_RATE = 22050
+
+
+def known(effect: str, **options: object) -> EffectSpec:
+    """One of the effects of tests/known_effects.py."""
+    return EffectSpec(f"python:tests.known_effects.{effect}", **options)
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """One second of noise, ``(1, 22050)``."""
+    return (0.1 * np.random.default_rng(0).standard_normal((1, SAMPLE_RATE))).astype(np.float32)
+
+
+@pytest.fixture
+def gain_chain() -> ChainSpec:
+    return ChainSpec([known("Gain")], SAMPLE_RATE)
+
+
+@pytest.fixture
+def make_pairs(tmp_path: Path) -> Callable[..., Path]:
+    """Writes folders of decaying notes and the same notes through a soft clipper."""
+
+    def make(count: int = 10, seconds: float = 0.5, folder: str = "pairs", sample_rate: int = SAMPLE_RATE) -> Path:
+        root = tmp_path / folder
+        for side in ("input", "target"):
+            (root / side).mkdir(parents=True)
+        for i in range(count):
+            n = np.arange(int(seconds * sample_rate))
+            note = 0.5 * np.sin(2 * np.pi * 110 * 2 ** (i / 12) * n / sample_rate) * np.exp(-3 * n / sample_rate)
+            soundfile.write(root / "input" / f"note_{i:02}.wav", note, sample_rate)
+            soundfile.write(root / "target" / f"note_{i:02}.wav", np.tanh(4 * note) * 0.5, sample_rate)
+        return root
+
+    return make

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from dfx.alignment import align, find_delay
+
+
+def delayed(audio: torch.Tensor, by: int) -> torch.Tensor:
+    """``audio`` later by ``by`` samples (earlier where negative), with silence for what is missing."""
+    moved = torch.roll(audio, by, dims=-1)
+    if by >= 0:
+        moved[..., :by] = 0
+    else:
+        moved[..., by:] = 0
+    return moved
+
+
+@pytest.mark.parametrize("delay", [-300, -37, -1, 0, 1, 110, 300])
+@pytest.mark.parametrize("polarity", [1, -1])
+def test_the_delay_is_positive_where_the_output_lags(delay, polarity):
+    target = torch.randn(3, 1, 4096)
+    found, sign = find_delay(polarity * delayed(target, delay), target, 300)
+    assert found.tolist() == [delay] * 3 and sign.tolist() == [polarity] * 3
+
+
+def test_every_example_has_a_delay_and_a_polarity_of_its_own():
+    target = torch.randn(3, 2, 4096)
+    output = torch.stack([delayed(target[0], 20), -delayed(target[1], -5), target[2]])
+    delay, sign = find_delay(output, target, 100)
+    assert delay.tolist() == [20, -5, 0] and sign.tolist() == [1, -1, 1]
+
+
+def test_delays_beyond_the_largest_allowed_are_not_found():
+    target = torch.randn(1, 1, 4096)
+    delay, _ = find_delay(delayed(target, 200), target, 100)
+    assert delay.abs() <= 100
+
+
+def test_silence_has_no_delay_and_one_sample_no_room_for_one():
+    silence = torch.zeros(2, 1, 512)
+    for a, b in [(silence, silence), (silence, torch.randn(2, 1, 512)), (torch.ones(2, 1, 1), torch.ones(2, 1, 1))]:
+        delay, sign = find_delay(a, b, 100)
+        assert delay.tolist() == [0, 0] and sign.tolist() == [1, 1]
+
+
+def test_aligned_signals_are_equal_and_silent_after_what_they_share():
+    target = torch.randn(2, 1, 1000)
+    output = torch.stack([delayed(target[0], 30), delayed(target[1], -7)])
+    a, b, shared = align(output, target, torch.tensor([30, -7]))
+    assert torch.equal(a, b) and shared.tolist() == [970, 993]
+    assert not a[0, :, 970:].any() and not b[1, :, 993:].any()
+
+
+def test_gradients_flow_to_the_samples_that_were_used():
+    output = torch.randn(1, 1, 100, requires_grad=True)
+    a, _, _ = align(output, torch.randn(1, 1, 100), torch.tensor([10]))
+    a.sum().backward()
+    assert output.grad[0, 0].tolist() == [0.0] * 10 + [1.0] * 90

@@ -1,0 +1,242 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.effects import ChainSpec, EffectSpec, RenderError
+from tests.conftest import SAMPLE_RATE, known
+from tests.known_effects import CURVATURE, GRADIENT
+
+TUBE = [
+    EffectSpec("pedalboard:Distortion", train={"drive_db": (0, 20)}),
+    EffectSpec("pedalboard:PeakFilter", train={"gain_db": None, "cutoff_frequency_hz": None}),
+    EffectSpec("pedalboard:Compressor"),
+]
+
+
+def chain(*specs: EffectSpec, channels: int = 1) -> ChainSpec:
+    return ChainSpec(specs, SAMPLE_RATE, channels)
+
+
+def frames(batch: int, samples: int = 512, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def flags(batch: int, value: bool = True) -> torch.Tensor:
+    return torch.full((batch,), value)
+
+
+def parameters(batch: int, count: int, value: float = 0.5) -> torch.Tensor:
+    return torch.full((batch, count), value, requires_grad=True)
+
+
+def quadratic_gradient(audio: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Of the sum of squares of the output of ``known_effects.Quadratic``, exactly."""
+    v = at.detach().double().numpy()
+    factor = 1 + v @ GRADIENT + np.einsum("bi,ij,bj->b", v, CURVATURE, v) / 2
+    power = audio.double().square().sum(dim=1).numpy()
+    return torch.from_numpy(2 * (power * factor)[:, None] * (GRADIENT + v @ CURVATURE))
+
+
+@pytest.mark.parametrize("at", [(0.5, 0.5, 0.5), (0.2, 0.7, 0.9), (0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("sides", [1, 2])
+def test_spsa_averaged_over_all_signs_equals_the_exact_gradient_of_a_quadratic(at, sides):
+    options = GradientOptions(directions="rademacher", sides=sides, draws=8, epsilon=1e-4)
+    layer = EffectLayer(chain(known("Quadratic")), options)
+    every_sign = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)), dtype=torch.float64)
+    layer._perturbation.next = lambda restart, count: every_sign.expand(len(restart), 8, 3)
+
+    audio, at = frames(2, 4096), torch.tensor([at, at], requires_grad=True)
+    layer(audio, at, flags(2)).square().sum().backward()
+    exact = quadratic_gradient(audio, at)
+    error = (at.grad - exact).norm() / exact.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("directions", ["rademacher", "hadamard"])
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_the_estimate_is_unbiased_inside_and_at_the_bounds(directions, sides, value):
+    options = GradientOptions(directions=directions, sides=sides, epsilon=1e-3, redraw="frame")
+    layer = EffectLayer(chain(known("Quadratic")), options, workers=1)
+    audio, at = frames(8, 64), parameters(8, 3, value)
+    estimates = []
+    for _ in range(1500):
+        at.grad = None
+        layer(audio, at, flags(8)).square().sum().backward()
+        estimates.append(at.grad)
+    mean = torch.stack(estimates).mean(dim=0)
+    exact = quadratic_gradient(audio, at)
+    assert (mean - exact).norm() / exact.norm() < 0.1
+
+
+def test_gradients_reach_what_predicts_the_parameters_and_agree_with_differences():
+    spec = chain(*TUBE)
+    options = GradientOptions(directions="rademacher", sides=2, draws=256, epsilon=1e-3)
+    layer = EffectLayer(spec, options)
+    audio, weight = frames(1, 2048), torch.zeros(len(spec.parameters), requires_grad=True)
+    target = frames(1, 2048, seed=1)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return (layer(audio, torch.sigmoid(w)[None], flags(1)) - target).square().sum()
+
+    loss(weight).backward()
+    exact = torch.zeros_like(weight)
+    with torch.no_grad():
+        for i in range(len(weight)):
+            step = torch.zeros_like(weight)
+            step[i] = 4e-3
+            exact[i] = (loss(step) - loss(-step)) / 8e-3
+    assert torch.nn.functional.cosine_similarity(weight.grad, exact, dim=0) > 0.97
+
+
+def test_examples_have_gradients_of_their_own():
+    layer = EffectLayer(chain(known("Gain")), GradientOptions())
+    at = parameters(3, 1)
+    output = layer(frames(3), at, flags(3))
+    output[1].square().sum().backward()
+    assert at.grad[1].abs().sum() > 0
+    assert at.grad[[0, 2]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 512), (2, 1, 512), (2, 2, 512)])
+def test_the_output_has_the_shape_of_the_input(shape):
+    channels = shape[1] if len(shape) == 3 else 1
+    layer = EffectLayer(chain(known("Gain"), channels=channels))
+    audio = torch.randn(shape)
+    torch.testing.assert_close(layer(audio, parameters(2, 1), flags(2)), audio)
+
+
+def test_frames_of_a_lane_continue_each_other_until_it_restarts():
+    spec = chain(known("Leaky"))
+    layer = EffectLayer(spec)
+    audio, at = frames(2, 1024), parameters(2, 1, 0.7)
+    first = layer(audio[:, :512], at, flags(2))
+    second = layer(audio[:, 512:], at, torch.tensor([False, True]))
+    whole = torch.from_numpy(spec.build().render(audio[:1].numpy(), np.array([1.4])))
+    torch.testing.assert_close(torch.cat([first, second], dim=1)[:1], whole)
+    anew = torch.from_numpy(spec.build().render(audio[1:, 512:].numpy(), np.array([1.4])))
+    torch.testing.assert_close(second[1:], anew)
+
+
+def test_perturbed_instances_hear_every_frame_once_as_the_nominal_one_does():
+    options = GradientOptions(sides=2, redraw="excerpt", epsilon=0.1)
+    layer = EffectLayer(chain(known("Leaky")), options)
+    audio, at = frames(1, 1024), parameters(1, 1)
+    layer(audio[:, :512], at, flags(1))
+    output = layer(audio[:, 512:], at, flags(1, False))
+    output.backward(torch.ones_like(output))
+    # The effect is linear in its gain, which is twice the parameter, so the difference is exact.
+    torch.testing.assert_close(at.grad[0, 0], 2 * output.sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_without_gradients_only_the_nominal_rendering_is_made(monkeypatch):
+    layer = EffectLayer(chain(known("Gain")), GradientOptions(sides=2, draws=2))
+    made = []
+    render = layer.chain.build().__class__.render
+    monkeypatch.setattr(
+        "dfx.effects.Chain.render", lambda self, audio, values: made.append(1) or render(self, audio, values)
+    )
+    layer(frames(3), parameters(3, 1), flags(3))
+    assert len(made) == 3 * (1 + 2 * 2)
+    made.clear()
+    with torch.no_grad():
+        layer(frames(3), parameters(3, 1), flags(3))
+    assert len(made) == 3
+
+
+def test_validation_leaves_no_trace_in_training():
+    layers = [EffectLayer(chain(known("Leaky")), GradientOptions(seed=1)) for _ in range(2)]
+    audio, outputs, gradients = frames(2), [], []
+    for disturbed, layer in enumerate(layers):
+        at = parameters(2, 1)
+        layer(audio, at, flags(2))
+        if disturbed:
+            with torch.no_grad():
+                layer(frames(5, 99), parameters(5, 1), flags(5))
+        outputs.append(layer(audio, at, flags(2, False)))
+        outputs[-1].square().sum().backward()
+        gradients.append(at.grad)
+    assert torch.equal(*outputs) and torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("redraw", ["frame", "excerpt"])
+def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
+    options = GradientOptions(redraw=redraw, sides=2)
+    layer = EffectLayer(chain(*TUBE), options)
+    at = parameters(3, len(layer.chain.parameters))
+
+    def step(of: EffectLayer, k: int, restart: torch.Tensor) -> tuple:
+        at.grad = None
+        output = of(frames(3, 512, seed=k), at, restart)
+        output.square().sum().backward()
+        return output.detach(), at.grad.clone()
+
+    for k in range(4):
+        step(layer, k, torch.tensor([k == 0, k in (0, 2), k == 0]))
+    torch.save(layer.streaming_state(), tmp_path / "state.pt")
+    restored = EffectLayer(chain(*TUBE), options)
+    restored.load_streaming_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    for k in range(4, 7):
+        restart = torch.tensor([False, False, k == 5])
+        for ours, theirs in zip(step(layer, k, restart), step(restored, k, restart)):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_the_number_of_workers_changes_nothing(workers):
+    layer = EffectLayer(chain(*TUBE), workers=workers)
+    reference = EffectLayer(chain(*TUBE), workers=3)
+    for of in (layer, reference):
+        of.result = of(frames(5), parameters(5, len(of.chain.parameters)), flags(5))
+    assert torch.equal(layer.result, reference.result)
+
+
+@pytest.mark.parametrize("effect, said", [("Raising", "too loud"), ("NotFinite", "not finite")])
+def test_a_failing_effect_raises_with_its_name_and_values(effect, said):
+    layer = EffectLayer(chain(known(effect)), GradientOptions(epsilon=0.001))
+    at = parameters(4, 1)
+    layer(frames(4), at, flags(4))
+    with torch.no_grad():
+        at[2] = 0.9
+    with pytest.raises(RenderError, match=r"\.gain=1\.\d+") as error:
+        layer(frames(4), at, flags(4))
+    assert said in str(error.value)
+
+
+def test_what_does_not_fit_is_refused():
+    layer = EffectLayer(chain(known("Gain")))
+    with pytest.raises(ValueError, match="gradient with respect to its input"):
+        layer(frames(2).requires_grad_(), parameters(2, 1), flags(2))
+    with pytest.raises(ValueError, match=r"expected \(2, 1\)"):
+        layer(frames(2), parameters(2, 3), flags(2))
+    with pytest.raises(ValueError, match="network that predicts them has failed"):
+        layer(frames(2), parameters(2, 1, float("nan")), flags(2))
+    with pytest.raises(ValueError, match="not in"):
+        layer(frames(2), parameters(2, 1, 1.5), flags(2))
+    with pytest.raises(ValueError, match="2 channels"):
+        layer(torch.randn(2, 2, 64), parameters(2, 1), flags(2))
+    with pytest.raises(ValueError, match="restart"):
+        layer(frames(2), parameters(2, 1), flags(3))
+    with pytest.raises(ValueError, match="input is"):
+        layer(torch.zeros(2, 0), parameters(2, 1), flags(2))
+    for wrong in ({"epsilon": 0.0}, {"epsilon": 0.6}, {"draws": 0}, {"sides": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            GradientOptions(**wrong)
+
+
+def test_parameters_that_glide_are_named_where_directions_change_every_frame():
+    ladder = chain(EffectSpec("pedalboard:LadderFilter", train={"cutoff_hz": None}))
+    with pytest.warns(UserWarning, match="ladder_filter.cutoff_hz"):
+        EffectLayer(ladder, GradientOptions(redraw="frame"))
+
+
+def test_one_sample_and_half_precision_are_enough():
+    layer = EffectLayer(chain(known("Gain")))
+    at = torch.full((2, 1), 0.25, dtype=torch.float16, requires_grad=True)
+    output = layer(torch.ones(2, 1, dtype=torch.float16), at, flags(2))
+    assert output.dtype == torch.float16 and torch.equal(output, torch.full((2, 1), 0.5, dtype=torch.float16))
+    output.sum().backward()
+    torch.testing.assert_close(at.grad, torch.full((2, 1), 2.0, dtype=torch.float16), rtol=1e-2, atol=0)

@@ -1,0 +1,69 @@
+import auraloss
+import pytest
+import torch
+
+from dfx.losses import LossOptions, make_loss
+from tests.test_alignment import delayed
+
+PAPER = LossOptions(kind="paper")
+
+
+def music(batch: int = 4, samples: int = 8192) -> torch.Tensor:
+    return 0.1 * torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("options", [PAPER, LossOptions()])
+def test_equal_signals_have_no_loss_and_others_have(options):
+    loss = make_loss(options)
+    assert loss(music(), music()) == pytest.approx(0, abs=1e-6)
+    assert loss(0.5 * music(), music()) > 0.1
+
+
+@pytest.mark.parametrize("delay", [-300, -20, 0, 20, 300])
+def test_the_papers_loss_does_not_hear_a_delay(delay):
+    loss = make_loss(PAPER)
+    apart = loss(0.5 * music(), music())
+    assert loss(delayed(music(), delay), music()) == pytest.approx(0, abs=1e-3)
+    assert loss(delayed(0.5 * music(), delay), music()) == pytest.approx(float(apart), rel=0.1)
+
+
+def test_it_hears_a_delay_that_it_is_told_not_to_take_out():
+    loss = make_loss(LossOptions(kind="paper", max_delay_samples=0))
+    assert loss(delayed(music(), 20), music()) > 0.5
+
+
+def test_polarity_is_taken_example_by_example():
+    mixed = music() * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    assert make_loss(PAPER)(mixed, music()) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_papers_terms_have_the_papers_weights():
+    target = music(1, 1024)
+    output = 0.5 * target
+    spectrum = torch.fft.rfft(target[0, 0] * torch.hann_window(1024)).abs()
+    time = 0.5 * target.abs().mean()
+    magnitude = (0.5 * spectrum).square().mean()
+    log_magnitude = ((spectrum + 1e-5).log() - (0.5 * spectrum + 1e-5).log()).square().mean()
+    assert make_loss(PAPER)(output, target) == pytest.approx(float(10 * time + magnitude + log_magnitude), rel=1e-3)
+
+
+def test_mrstft_is_aurallosss_own():
+    output, target = music(), music().roll(1, 0)
+    assert make_loss(LossOptions())(output, target) == auraloss.freq.MultiResolutionSTFTLoss()(output, target)
+
+
+@pytest.mark.parametrize("options", [PAPER, LossOptions()])
+def test_gradients_are_finite_also_for_silence(options):
+    for target in (music(), torch.zeros_like(music())):
+        output = torch.zeros_like(target).requires_grad_()
+        make_loss(options)(output, target).backward()
+        assert output.grad.isfinite().all()
+
+
+def test_frames_too_short_for_the_transform_are_refused():
+    loss = make_loss(LossOptions())
+    with pytest.raises(ValueError, match="FFT of 2048"):
+        loss(music(1, 1024), music(1, 1024))
+    assert make_loss(LossOptions(fft_sizes=[1024, 512, 256]))(music(1, 1024), music(1, 1024)) == 0
+    with pytest.raises(ValueError, match="1000"):
+        make_loss(LossOptions(fft_sizes=[1000]))

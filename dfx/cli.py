@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, List, Literal, Optional
 
@@ -14,9 +16,9 @@ from pytorch_lightning.loggers import WandbLogger
 
 from dfx.callbacks import RunFolder
 from dfx.datasets import DataError, PairedAudio
-from dfx.effects import EffectError, RenderError
+from dfx.errors import UserError
 from dfx.evaluation import as_table, evaluate
-from dfx.tasks import CheckpointError, Task, load_task
+from dfx.tasks import Task, load_task
 
 RESOLVED_CONFIG = "resolved_config.yaml"
 
@@ -48,12 +50,14 @@ class RunOptions:
         folder: where runs are kept.
         resume: continue the run of this name from its last checkpoint.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
+        checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
     """
 
     name: str = "run"
     folder: str = "runs"
     resume: bool = False
     evaluate: bool = True
+    checkpoint_minutes: float = 5.0
 
 
 class DfxCLI(LightningCLI):
@@ -96,6 +100,14 @@ class DfxCLI(LightningCLI):
         if config.run.resume and config.ckpt_path is None and last.exists():
             config.ckpt_path = str(last)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse lists what a constructor raised among the types that did not fit, the last of them.
+            raised = re.findall(r"^  - (.*)$", str(error), flags=re.MULTILINE)
+            raise UserError(raised[-1] if raised else error) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, **kwargs)
@@ -105,15 +117,10 @@ class DfxCLI(LightningCLI):
         (folder / RESOLVED_CONFIG).write_text(config, encoding="utf-8")
         logger = self._logger()
         self.trainer_defaults["callbacks"] = [
-            ModelCheckpoint(
-                folder / "checkpoints", "best", monitor="validation/loss", enable_version_counter=False
-            ),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                "last",
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
+            self._checkpoint("best", monitor="validation/loss"),
+            self._checkpoint("last", every_n_epochs=1, save_on_train_epoch_end=True),
+            self._checkpoint(
+                "last", train_time_interval=timedelta(minutes=self.config.fit.run.checkpoint_minutes)
             ),
             RunFolder(folder),
             *([LearningRateMonitor()] if logger else []),
@@ -128,6 +135,9 @@ class DfxCLI(LightningCLI):
         results = evaluate(load_task(str(best)), self.datamodule.test_dataloader().dataset, folder)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means; less is better:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
+
+    def _checkpoint(self, name: str, **when: Any) -> ModelCheckpoint:
+        return ModelCheckpoint(self.run_folder / "checkpoints", name, enable_version_counter=False, **when)
 
     def _logger(self) -> Any:
         options = self.config.fit.wandb
@@ -161,5 +171,5 @@ def main(args: Any = None) -> None:
     """Runs the command line; an error in what the user gave ends it with one line."""
     try:
         DfxCLI(args)
-    except (DataError, EffectError, RenderError, CheckpointError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

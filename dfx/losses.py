@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfx.alignment import align, find_delay
+from dfx.errors import UserError
 
 
 @dataclass
@@ -49,14 +50,14 @@ class MultiResolutionSTFT(nn.Module):
         fft_sizes: in samples, any of 64, 128, 256, 512, 1024 and 2048.
 
     Raises:
-        ValueError: for other sizes.
+        UserError: for other sizes.
     """
 
     def __init__(self, fft_sizes: List[int]) -> None:
         super().__init__()
         unknown = [size for size in fft_sizes if size not in _RESOLUTIONS]
         if unknown or not fft_sizes:
-            raise ValueError(f"fft_sizes {fft_sizes}: choose any of {', '.join(map(str, _RESOLUTIONS))}")
+            raise UserError(f"fft_sizes {fft_sizes}: choose any of {', '.join(map(str, _RESOLUTIONS))}")
         self.least_samples = max(fft_sizes) // 2 + 1
         self.loss = auraloss.freq.MultiResolutionSTFTLoss(
             fft_sizes=fft_sizes,
@@ -68,10 +69,10 @@ class MultiResolutionSTFT(nn.Module):
         """Both ``(batch, channels, samples)``, to a scalar.
 
         Raises:
-            ValueError: if the signals are too short for the largest FFT.
+            UserError: if the signals are too short for the largest FFT.
         """
         if output.shape[-1] < self.least_samples:
-            raise ValueError(
+            raise UserError(
                 f"{output.shape[-1]} samples are too few for an FFT of {2 * self.least_samples - 2}: "
                 "lengthen the frame or choose smaller `fft_sizes`"
             )

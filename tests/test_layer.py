@@ -6,6 +6,7 @@ import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.effects import ChainSpec, EffectSpec, RenderError
+from dfx.errors import UserError
 from tests.conftest import SAMPLE_RATE, known
 from tests.known_effects import CURVATURE, GRADIENT
 
@@ -212,9 +213,9 @@ def test_what_does_not_fit_is_refused():
         layer(frames(2).requires_grad_(), parameters(2, 1), flags(2))
     with pytest.raises(ValueError, match=r"expected \(2, 1\)"):
         layer(frames(2), parameters(2, 3), flags(2))
-    with pytest.raises(ValueError, match="network that predicts them has failed"):
+    with pytest.raises(RenderError, match="network that predicts them has failed"):
         layer(frames(2), parameters(2, 1, float("nan")), flags(2))
-    with pytest.raises(ValueError, match="not in"):
+    with pytest.raises(RenderError, match="not in"):
         layer(frames(2), parameters(2, 1, 1.5), flags(2))
     with pytest.raises(ValueError, match="2 channels"):
         layer(torch.randn(2, 2, 64), parameters(2, 1), flags(2))
@@ -223,7 +224,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="input is"):
         layer(torch.zeros(2, 0), parameters(2, 1), flags(2))
     for wrong in ({"epsilon": 0.0}, {"epsilon": 0.6}, {"draws": 0}, {"sides": 3}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(UserError, match=next(iter(wrong))):
             GradientOptions(**wrong)
 
 

@@ -2,6 +2,7 @@ import auraloss
 import pytest
 import torch
 
+from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
 from tests.test_alignment import delayed
 
@@ -62,8 +63,8 @@ def test_gradients_are_finite_also_for_silence(options):
 
 def test_frames_too_short_for_the_transform_are_refused():
     loss = make_loss(LossOptions())
-    with pytest.raises(ValueError, match="FFT of 2048"):
+    with pytest.raises(UserError, match="FFT of 2048"):
         loss(music(1, 1024), music(1, 1024))
     assert make_loss(LossOptions(fft_sizes=[1024, 512, 256]))(music(1, 1024), music(1, 1024)) == 0
-    with pytest.raises(ValueError, match="1000"):
+    with pytest.raises(UserError, match="1000"):
         make_loss(LossOptions(fft_sizes=[1000]))

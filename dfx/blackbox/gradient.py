@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dfx.blackbox.perturbation import Directions, Redraw
+from dfx.errors import UserError
 
 
 @dataclass
@@ -38,7 +39,7 @@ class GradientOptions:
         seed: of the directions.
 
     Raises:
-        ValueError: for an option out of its range.
+        UserError: for an option out of its range.
     """
 
     directions: Directions = "hadamard"
@@ -50,11 +51,11 @@ class GradientOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.epsilon <= 0.5:
-            raise ValueError(f"epsilon is {self.epsilon:g}; it must be above 0 and at most 0.5")
+            raise UserError(f"epsilon is {self.epsilon:g}; it must be above 0 and at most 0.5")
         if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; every example needs at least one direction")
+            raise UserError(f"draws is {self.draws}; every example needs at least one direction")
         if self.sides not in (1, 2):
-            raise ValueError(f"sides is {self.sides}; a difference has 1 or 2")
+            raise UserError(f"sides is {self.sides}; a difference has 1 or 2")
 
     @property
     def renderings(self) -> int:

@@ -60,6 +60,8 @@ class Lanes:
         """
         batch = len(audio)
         self._grow(batch)
+        for lane in np.flatnonzero(restart):
+            self._restart(lane)
         output = np.empty((batch, self._renderings, *audio.shape[1:]), dtype=np.float32)
         failed = threading.Event()
 
@@ -68,7 +70,7 @@ class Lanes:
                 for lane in lanes:
                     if failed.is_set():
                         return
-                    self._render_lane(lane, audio[lane], values[lane], bool(restart[lane]), output[lane])
+                    self._render_lane(lane, audio[lane], values[lane], output[lane])
             except BaseException:
                 failed.set()
                 raise
@@ -104,10 +106,9 @@ class Lanes:
         history = [[(audio.numpy(), values.numpy()) for audio, values in lane] for lane in state["history"]]
         self._grow(len(history))
         for lane, heard in enumerate(history):
-            self._history[lane] = []
-            for step, (audio, values) in enumerate(heard):
-                output = np.empty((self._renderings, *audio.shape), dtype=np.float32)
-                self._render_lane(lane, audio, values, step == 0, output)
+            self._restart(lane)
+            for audio, values in heard:
+                self._render_lane(lane, audio, values, np.empty((self._renderings, *audio.shape), np.float32))
 
     def _grow(self, lanes: int) -> None:
         # Here, and not in a worker: some hosts load plugins on the main thread only.
@@ -115,14 +116,14 @@ class Lanes:
             self._chains.append([self._spec.build() for _ in range(self._renderings)])
             self._history.append([])
 
-    def _render_lane(
-        self, lane: int, audio: np.ndarray, values: np.ndarray, restart: bool, output: np.ndarray
-    ) -> None:
-        if restart:
-            self._history[lane] = []
+    def _restart(self, lane: int) -> None:
+        # On the main thread as well: a restart may load a plugin anew.
+        self._history[lane] = []
+        for chain in self._chains[lane]:
+            chain.restart()
+
+    def _render_lane(self, lane: int, audio: np.ndarray, values: np.ndarray, output: np.ndarray) -> None:
         if self._keep_history:
             self._history[lane].append((audio, values))
         for rendering, chain in enumerate(self._chains[lane]):
-            if restart:
-                chain.restart()
             output[rendering] = chain.render(audio, values[rendering])

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from dfx.blackbox.gradient import GradientOptions, differences, estimate, points
 from dfx.blackbox.lanes import Lanes
 from dfx.blackbox.perturbation import Perturbation
-from dfx.effects import ChainSpec
+from dfx.effects import ChainSpec, RenderError
 
 
 class EffectLayer(nn.Module):
@@ -61,9 +61,10 @@ class EffectLayer(nn.Module):
             The output, of the shape, type and device of ``input``, later by the chain's latency.
 
         Raises:
-            ValueError: for shapes that do not fit, parameters that are not finite or not in [0, 1], or
-                an input that wants a gradient: the estimators have none to give.
-            RenderError: if an effect fails; the message names it and its values.
+            ValueError: for shapes that do not fit, or an input that wants a gradient: the estimators have
+                none to give.
+            RenderError: if parameters are not in [0, 1], or if an effect fails; the message names it and
+                its values.
         """
         self._check(input, parameters, restart)
         audio = input.detach().to("cpu", torch.float32)
@@ -112,7 +113,10 @@ class EffectLayer(nn.Module):
         if input.requires_grad:
             raise ValueError("the effect layer has no gradient with respect to its input: detach it")
         if not bool(((parameters >= 0) & (parameters <= 1)).all()):
-            raise ValueError("parameters are not finite or not in [0, 1]: the network that predicts them has failed")
+            raise RenderError(
+                "parameters are not finite or not in [0, 1]: the network that predicts them has failed; "
+                "lower the learning rate"
+            )
 
 
 class _BlackBox(torch.autograd.Function):

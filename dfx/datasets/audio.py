@@ -12,8 +12,10 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from dfx.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Data that cannot be trained on; the message names the file, what is wrong, and the way out."""
 
 

@@ -32,18 +32,24 @@ class Window:
     latency_samples: int = 0
 
     @property
+    def _lead(self) -> int:
+        """How far before the frame the context begins; negative where the frame is the longer of the two."""
+        return (self.context_samples - self.frame_samples) // 2
+
+    @property
     def before(self) -> int:
         """Samples before the frame."""
-        return max((self.context_samples - self.frame_samples) // 2, self.latency_samples)
+        return max(self._lead, self.latency_samples)
 
     @property
     def samples(self) -> int:
-        after = max(0, -((self.frame_samples - self.context_samples) // 2))
+        """Samples in all."""
+        after = max(0, self.context_samples - self.frame_samples - self._lead)
         return self.before + self.frame_samples + after
 
     def context(self, audio: Tensor) -> Tensor:
         """``(..., samples)`` to ``(..., context_samples)``."""
-        start = self.before + (self.frame_samples - self.context_samples) // 2
+        start = self.before - self._lead
         return audio[..., start : start + self.context_samples]
 
     def frame(self, audio: Tensor) -> Tensor:
@@ -223,19 +229,13 @@ class EvaluationLanes(Sampler[List[Frame]]):
                 yield [Frame(excerpt, index) for excerpt in group if index < excerpt.frames]
 
 
-class ResumableLoader(DataLoader):
-    """Loads :class:`TrainingLanes`; a resumed run gets the batch after the last one that it was given."""
+class TrainingLoader(DataLoader):
+    """Loads :class:`TrainingLanes`, and counts the batches of the epoch that it has given."""
 
-    _given = 0
+    given = 0
 
     def __iter__(self) -> Iterator[Any]:
-        self._given = self.batch_sampler.first_batch
+        self.given = self.batch_sampler.first_batch
         for batch in super().__iter__():
-            self._given += 1
+            self.given += 1
             yield batch
-
-    def state_dict(self) -> Dict[str, int]:
-        return {"given": self._given}
-
-    def load_state_dict(self, state: Dict[str, int]) -> None:
-        self.batch_sampler.first_batch = state["given"] % len(self)

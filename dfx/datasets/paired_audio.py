@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dfx.datasets.frames import EvaluationLanes, Excerpts, Frames, ResumableLoader, TrainingLanes, Window
+from dfx.datasets.frames import EvaluationLanes, Excerpts, Frames, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
 
 
@@ -56,6 +56,8 @@ class PairedAudio(pl.LightningDataModule):
         # For checkpoints: what evaluation needs to find the same pairs again.
         self.arguments = {"root": root, "seed": seed}
         self.splits: Dict[str, Sequence[Pair]] = {}
+        self._train_loader: Optional[TrainingLoader] = None
+        self._first_batch = 0
 
     def setup(self, stage: str) -> None:
         """Finds and checks the pairs, once."""
@@ -76,7 +78,18 @@ class PairedAudio(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         lanes = TrainingLanes(self._excerpts("train", shuffle=True), self.batch_size)
-        return ResumableLoader(self._frames("train"), batch_sampler=lanes, num_workers=self.num_workers)
+        lanes.first_batch = self._first_batch
+        self._train_loader = TrainingLoader(self._frames("train"), batch_sampler=lanes, num_workers=self.num_workers)
+        return self._train_loader
+
+    def state_dict(self) -> Dict[str, int]:
+        """With which batch of the epoch a resumed run goes on."""
+        if self._train_loader is None or self.trainer.is_last_batch:
+            return {"first_batch": 0}
+        return {"first_batch": self._train_loader.given}
+
+    def load_state_dict(self, state_dict: Dict[str, int]) -> None:
+        self._first_batch = state_dict["first_batch"]
 
     def val_dataloader(self) -> DataLoader:
         lanes = EvaluationLanes(self._excerpts("validation", shuffle=False), self.batch_size)

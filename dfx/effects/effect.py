@@ -26,6 +26,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from dfx.effects.parameter import Parameter, ParameterSpace, Scale
+from dfx.errors import UserError
 
 HOSTS = {
     "lv2": "dfx.effects.lv2",
@@ -39,11 +40,11 @@ NYQUIST_MARGIN = 0.49
 """Frequencies stay below this share of the sample rate: first-order filters explode above Nyquist."""
 
 
-class EffectError(ValueError):
+class EffectError(UserError):
     """A recipe that no effect can be built from; the message names what is wrong and the way out."""
 
 
-class RenderError(RuntimeError):
+class RenderError(UserError):
     """An effect that failed while rendering; the message names the effect and its values."""
 
 

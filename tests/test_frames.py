@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from dfx.datasets import PairedAudio, Window
+from dfx.datasets.frames import EvaluationLanes, Excerpts, TrainingLanes
+
+LENGTHS = [5000, 1000, 12345, 300, 8000, 2600]
+FRAME = 500
+
+
+def excerpts(**options) -> Excerpts:
+    return Excerpts(LENGTHS, FRAME, **{"excerpt_samples": 2000, "shuffle": True, "seed": 0, **options})
+
+
+def test_the_window_holds_the_context_around_the_frame_and_the_late_target_before_it():
+    for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110), (1, 1, 0)]:
+        window = Window(context, frame, latency)
+        n = torch.arange(window.samples)
+        heard, rendered, target = window.context(n), window.frame(n), window.delayed_frame(n)
+        assert len(heard) == context and len(rendered) == len(target) == frame
+        assert abs((heard[0] + heard[-1]) - (rendered[0] + rendered[-1])) <= 1
+        assert rendered[0] - target[0] == latency
+
+
+def test_an_excerpt_is_a_whole_number_of_frames_inside_its_file_or_one_that_is_padded():
+    for excerpt in excerpts():
+        assert excerpt.frames == max(1, min(LENGTHS[excerpt.pair], 2000) // FRAME)
+        assert excerpt.start >= 0
+        if LENGTHS[excerpt.pair] >= FRAME:
+            assert excerpt.start + excerpt.frames * FRAME <= LENGTHS[excerpt.pair]
+
+
+def test_excerpts_of_a_file_do_not_overlap_and_cover_most_of_it():
+    of_longest = sorted(e.start for e in excerpts() if e.pair == 2)
+    assert len(of_longest) == 6
+    assert all(later - earlier == 2000 for earlier, later in zip(of_longest, of_longest[1:]))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    one, two, other = excerpts(), excerpts(), excerpts(seed=1)
+    assert list(one) == list(two) != list(other)
+    two.set_epoch(1)
+    assert list(one) != list(two)
+    assert len(list(two)) == len(two) == len(one)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_lanes_go_on_with_their_excerpt_until_the_next_begins_at_its_first_frame(batch_size):
+    lanes = TrainingLanes(excerpts(), batch_size)
+    batches = list(lanes)
+    assert len(batches) == len(lanes) >= 1
+    assert all(frame.index == 0 for frame in batches[0])
+    for before, after in zip(batches, batches[1:]):
+        assert len(after) == batch_size
+        for old, new in zip(before, after):
+            ended = old.index == old.excerpt.frames - 1
+            assert new.index == 0 if ended else new == (old.excerpt, old.index + 1)
+
+
+def test_an_epoch_has_as_many_batches_as_its_frames_fill():
+    assert len(TrainingLanes(excerpts(), 4)) == sum(e.frames for e in excerpts()) // 4
+
+
+def test_a_first_batch_leaves_out_what_comes_before_it_once():
+    whole, lanes = list(TrainingLanes(excerpts(), 3)), TrainingLanes(excerpts(), 3)
+    lanes.first_batch = 4
+    assert list(lanes) == whole[4:]
+    assert list(lanes) == whole
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_evaluation_hears_every_frame_once_in_lanes_that_only_end(batch_size):
+    lanes = EvaluationLanes(excerpts(shuffle=False), batch_size)
+    batches = list(lanes)
+    assert len(batches) == len(lanes)
+    seen = [frame for batch in batches for frame in batch]
+    assert len(seen) == len(set(seen)) == excerpts().total_frames
+    for before, after in zip(batches, batches[1:]):
+        for old, new in zip(before, after):
+            assert new.index == 0 or new == (old.excerpt, old.index + 1)
+
+
+@pytest.fixture
+def data(make_pairs) -> PairedAudio:
+    module = PairedAudio(
+        str(make_pairs(20)), 22050, 1, Window(4096, 1024, 100), batch_size=4, excerpt_seconds=0.2
+    )
+    module.setup("fit")
+    return module
+
+
+def test_frames_of_a_lane_join_without_a_seam(data):
+    batches = list(data.train_dataloader())
+    window = data.window
+    for before, after in zip(batches, batches[1:]):
+        for lane in range(4):
+            if not after["restart"][lane]:
+                for side in ("input", "target"):
+                    old, new = before[side][lane], after[side][lane]
+                    assert torch.equal(old[..., window.frame_samples :], new[..., : -window.frame_samples])
+
+
+def test_a_batch_holds_the_samples_of_the_files(data):
+    batch = next(iter(data.val_dataloader()))
+    assert batch["input"].shape == batch["target"].shape == (4, 1, data.window.samples)
+    pair = data.splits["validation"][0]
+    expected = pair.input.read(0, 1024, 22050, 1)
+    assert any(torch.equal(data.window.frame(lane), expected) for lane in batch["input"])
+
+
+def test_the_target_comes_as_late_as_the_output_of_the_chain(data):
+    batch = next(iter(data.val_dataloader()))
+    late, on_time = data.window.delayed_frame(batch["target"]), data.window.frame(batch["target"])
+    assert torch.equal(late[..., 100:], on_time[..., :-100])
+
+
+def test_worker_processes_change_nothing(data):
+    here = list(data.train_dataloader())
+    data.num_workers = 2
+    there = list(data.train_dataloader())
+    assert all(torch.equal(a["target"], b["target"]) for a, b in zip(here, there))
+
+
+def test_files_shorter_than_a_context_are_padded_and_that_is_said(make_pairs, capsys):
+    root = make_pairs(5, seconds=0.1, folder="short")
+    module = PairedAudio(str(root), 22050, 1, Window(40960, 44100), batch_size=2)
+    module.setup("fit")
+    assert "3 of 3 train pairs are shorter than the encoder's context (1.86 s)" in capsys.readouterr().out
+    batch = next(iter(module.train_dataloader()))
+    assert batch["input"].shape[-1] == 44100 and not batch["input"][..., 3000:].any()
+
+
+def test_other_rates_are_resampled_and_test_pairs_come_whole(make_pairs):
+    module = PairedAudio(str(make_pairs(5, sample_rate=44100)), 22050, 1, Window(4096, 1024))
+    module.setup("test")
+    (pair,) = list(module.test_dataloader())
+    assert pair["input"].shape == pair["target"].shape == (1, 11025)
+    assert pair["name"].startswith("note_")

@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from dfx.blackbox import GradientOptions
+from dfx.datasets import PairedAudio
+from dfx.effects import EffectSpec
+from dfx.encoder import EncoderOptions
+from dfx.losses import LossOptions
+from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
+from dfx.tasks.task import OptimizerOptions
+from tests.conftest import SAMPLE_RATE, known
+
+EFFECTS = [
+    EffectSpec("pedalboard:Compressor", train={"threshold_db": None, "ratio": None}),
+    EffectSpec("pedalboard:Distortion", train={"drive_db": (0, 30)}),
+]
+STEPS_IN_EPOCH = 6
+
+
+def task(effects=EFFECTS, schedule="cosine", redraw="excerpt", **options) -> TubeAmp:
+    pl.seed_everything(0, verbose=False)
+    return TubeAmp(
+        effects,
+        **{"context_samples": 4096, "frame_samples": 1024, **options},
+        encoder=EncoderOptions(width=0.1),
+        loss=LossOptions(fft_sizes=[512, 256]),
+        gradient=GradientOptions(redraw=redraw),
+        optimizer=OptimizerOptions(learning_rate=1e-3, schedule=schedule),
+    )
+
+
+def data(root, model: Task) -> PairedAudio:
+    return PairedAudio(
+        str(root), SAMPLE_RATE, 1, model.window, batch_size=4, excerpt_seconds=0.15, check_audio=False
+    )
+
+
+def trainer(folder=None, epochs=2, callbacks=(), **options) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, limit_train_batches=STEPS_IN_EPOCH, logger=False,
+        enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+
+
+class Crash(pl.Callback):
+    """Ends the run after some steps, as a power cut would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.after:
+            raise RuntimeError("power cut")
+
+
+def weights(model: Task) -> torch.Tensor:
+    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("redraw", ["excerpt", "frame"])
+def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_the_run_left_alone(make_pairs, tmp_path, redraw):
+    root = make_pairs(20, seconds=0.6)
+    alone = task(redraw=redraw)
+    trainer().fit(alone, datamodule=data(root, alone))
+
+    for crash in (1, 3, STEPS_IN_EPOCH - 1, STEPS_IN_EPOCH, STEPS_IN_EPOCH + 2):
+        folder = tmp_path / f"crash{crash}"
+        saved = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
+        crashed = task(redraw=redraw)
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer(folder, callbacks=[saved, Crash(crash)]).fit(crashed, datamodule=data(root, crashed))
+        resumed = task(redraw=redraw)
+        trainer(folder).fit(resumed, datamodule=data(root, resumed), ckpt_path=str(folder / "last.ckpt"))
+        assert torch.equal(weights(resumed), weights(alone)), f"crashed after step {crash}"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_pairs):
+    root, results = make_pairs(12), []
+    for seed in (0, 0, 1):
+        model = task()
+        module = data(root, model)
+        module.seed = seed
+        trainer(epochs=1).fit(model, datamodule=module)
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_training_lowers_the_loss_below_doing_nothing(make_pairs):
+    root = make_pairs(20)
+    model = task()
+    fit = trainer(epochs=20)
+    fit.fit(model, datamodule=data(root, model))
+    metrics = fit.callback_metrics
+    assert metrics["validation/loss"] < 0.75 * metrics["validation/loss_of_input"]
+
+
+def test_validation_does_not_change_what_is_trained(make_pairs):
+    root, results = make_pairs(20), []
+    for validations in (0, 1.0):
+        model = task()
+        trainer(epochs=1, limit_val_batches=validations, val_check_interval=2).fit(model, datamodule=data(root, model))
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+def test_the_target_is_compared_as_late_as_the_chain_is():
+    model = task([known("Late")])
+    generator = torch.Generator().manual_seed(0)
+    audio = torch.randn(2, 1, model.window.samples, generator=generator)
+    output, _ = model(audio, torch.tensor([True, True]))
+    heard = slice(50, None)
+    torch.testing.assert_close(
+        output[..., heard] / output[0, 0, -1] * model.window.delayed_frame(audio)[0, 0, -1],
+        model.window.delayed_frame(audio)[..., heard], rtol=0.1, atol=0.2,
+    )  # fmt: skip
+
+
+def test_rendering_is_aligned_with_its_input_and_as_long():
+    model = task([known("Late", train={"gain": (0.999, 1.001)})])
+    for samples in (1, 700, 1024, 5000):
+        audio = torch.randn(1, samples)
+        rendering = model.render(audio)
+        torch.testing.assert_close(rendering.output, audio, atol=0.01, rtol=0)
+        assert rendering.automation.shape == (max(1, -(-(samples + 50) // 1024)), 1)
+
+
+def test_rendering_leaves_the_model_as_it_was():
+    model = task().train()
+    before = weights(model)
+    model.render(torch.randn(1, 3000))
+    assert model.training and torch.equal(weights(model), before)
+
+
+def test_a_checkpoint_loads_without_code_and_renders_the_same(make_pairs, tmp_path):
+    root, model = make_pairs(12), task()
+    fit = trainer(tmp_path, epochs=1)
+    fit.fit(model, datamodule=data(root, model))
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = load_task(str(tmp_path / "model.ckpt"))
+    audio = 0.1 * torch.randn(1, 3000)
+    assert isinstance(loaded, TubeAmp) and not loaded.training
+    assert torch.equal(loaded.render(audio).output, model.render(audio).output)
+    np.testing.assert_array_equal(loaded.render(audio).automation, model.render(audio).automation)
+
+
+def test_a_checkpoint_of_another_chain_or_task_is_refused(make_pairs, tmp_path):
+    class Other(Task):
+        pass
+
+    root, model = make_pairs(12), task()
+    fit = trainer(tmp_path, epochs=1)
+    fit.fit(model, datamodule=data(root, model))
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    for other, said in [
+        (task(EFFECTS[:1]), "trained with other effects"),
+        (Other(EFFECTS, context_samples=4096, frame_samples=1024, encoder=EncoderOptions(width=0.1)), "of the task TubeAmp"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            trainer(tmp_path, epochs=2).fit(other, datamodule=data(root, other), ckpt_path=str(tmp_path / "model.ckpt"))
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path):
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    for name, said in [("none.ckpt", "no such file"), ("text.ckpt", "cannot be read"), ("foreign.ckpt", "dfx has")]:
+        with pytest.raises(CheckpointError, match=said):
+            load_task(str(tmp_path / name))

@@ -1,0 +1,156 @@
+"""The commands that a user types, as the user types them."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from dfx.cli import main
+from dfx.metrics import METRICS
+from dfx.tasks import load_task
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ["--config", "configs/smoke.yaml"]
+
+
+def command(script: str, *arguments: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)], cwd=ROOT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def run(script: str, *arguments: object, status: int = 0) -> tuple:
+    process = command(script, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, out + err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """A finished run of the smoke config, logged offline; its output is in ``output.txt``."""
+    runs = tmp_path_factory.mktemp("runs")
+    out, _ = run("train.py", "fit", *SMOKE, "--run.folder", runs, "--wandb.mode", "offline")
+    (runs / "smoke" / "output.txt").write_text(out)
+    return runs / "smoke"
+
+
+def test_a_run_ends_with_a_table_and_says_where_things_are(smoke):
+    out = (smoke / "output.txt").read_text()
+    for said in ["output / input", "mrstft", "mfcc_cosine", "lufs_difference", "input", "output", str(smoke / "evaluation" / "audio")]:
+        assert said in out
+
+
+def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
+    config = yaml.safe_load((smoke / "resolved_config.yaml").read_text())
+    assert config["model"]["init_args"]["frame_samples"] == 2048
+    assert config["model"]["init_args"]["gradient"]["epsilon"] == 0.01
+    assert json.loads((smoke / "versions.json").read_text())["torch"] == version("torch")
+    metrics = json.loads((smoke / "metrics.json").read_text())
+    assert metrics["step"] == 10 and {"train/loss", "validation/loss", "validation/loss_of_input"} <= set(metrics)
+    for name in ("best", "last"):
+        load_task(str(smoke / "checkpoints" / f"{name}.ckpt"))
+
+
+def test_the_evaluation_holds_metrics_of_every_file_and_audio_to_hear(smoke):
+    means = json.loads((smoke / "evaluation" / "metrics.json").read_text())
+    assert {method: set(of) for method, of in means.items()} == {m: set(METRICS) for m in ("input", "output")}
+    rows = list(csv.DictReader((smoke / "evaluation" / "files.csv").open()))
+    assert len(rows) == 2 * 15
+    for name in {row["file"] for row in rows}:
+        for side in ("input", "output", "target"):
+            audio, sample_rate = soundfile.read(smoke / "evaluation" / "audio" / f"{name}_{side}.flac")
+            assert sample_rate == 22050 and len(audio) == 44100 and np.abs(audio).max() < 1
+
+
+def test_the_run_is_logged_offline_without_a_login(smoke):
+    records = list((smoke / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(records) == 1 and records[0].stat().st_size > 0
+
+
+def test_the_resolved_config_makes_the_same_run_again(smoke, tmp_path):
+    run("train.py", "fit", "--config", smoke / "resolved_config.yaml", "--run.folder", tmp_path, "--wandb.mode", "disabled")
+    first, second = (json.loads((f / "evaluation" / "metrics.json").read_text()) for f in (smoke, tmp_path / "smoke"))
+    assert first == second
+    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (smoke, tmp_path / "smoke")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_evaluate_repeats_the_runs_metrics_as_one_object(smoke, tmp_path):
+    checkpoint = smoke / "checkpoints" / "best.ckpt"
+    out, _ = run("evaluate.py", checkpoint, "--json", "--output", tmp_path)
+    assert json.loads(out) == json.loads((smoke / "evaluation" / "metrics.json").read_text())
+
+
+def test_validate_test_and_predict_run_from_a_checkpoint(smoke, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for subcommand in ("validate", "test", "predict"):
+        main([subcommand, *SMOKE, "--ckpt_path", str(smoke / "checkpoints" / "best.ckpt")])
+    printed = capsys.readouterr().out
+    assert "validation/loss" in printed and "test/output/mrstft" in printed
+
+
+def test_a_run_that_is_killed_resumes_and_ends_as_if_it_had_not_been(smoke, tmp_path):
+    arguments = ["fit", *SMOKE, "--run.folder", tmp_path, "--run.checkpoint_minutes", 1e-6]
+    process = command("train.py", *arguments, "--trainer.max_epochs", 2)
+    last = tmp_path / "smoke" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    run("train.py", *arguments, "--run.resume", "true")
+    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (smoke, tmp_path / "smoke")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    (tmp_path / "smoke").mkdir()
+    run("train.py", "fit", *SMOKE, "--run.folder", tmp_path, "--run.evaluate", "false", "--trainer.max_steps", 1)
+    assert (tmp_path / "smoke-2" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_help_explains_the_options():
+    out, _ = run("train.py", "fit", "--help")
+    for option in ("--run.name", "--run.resume", "--wandb.mode", "--data.root"):
+        assert option in out
+
+
+EFFECTS = "--model.init_args.effects"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([EFFECTS, '[{"effect": "pedalboard:Compresor"}]'], "did you mean 'Compressor'"),
+        ([EFFECTS, '[{"effect": "pedalboard:Gain", "train": {"gain": null}}]'], "did you mean 'gain_db'"),
+        ([EFFECTS, '[{"effect": "pedalboard:Compressor", "train": {"ratio": [0.1, 4]}}]'], "goes below 1"),
+        (["--run.name", "other", "--run.resume", "true"], "there is no such run to resume"),
+        (["--data.root", "nowhere"], "nowhere: no such folder"),
+        (["--model.init_args.frame_samples", "512"], "lengthen the frame"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_training(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", *SMOKE, "--run.folder", str(tmp_path), *arguments])
+    message = str(exit.value)
+    assert message.startswith("error: ") and said in message and len(message.splitlines()) == 1
+    assert not list(tmp_path.glob("*/checkpoints/*"))
+
+
+def test_evaluate_says_in_one_line_what_is_wrong(smoke):
+    _, err = run("evaluate.py", smoke / "checkpoints" / "best.ckpt", "--data", smoke / "nowhere", status=1)
+    assert err.startswith("error: ") and "no such folder" in err and len(err.strip().splitlines()) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.effects import ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
 from tests.conftest import SAMPLE_RATE, known
@@ -61,7 +61,7 @@ def test_spsa_averaged_over_all_signs_equals_the_exact_gradient_of_a_quadratic(a
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_the_estimate_is_unbiased_inside_and_at_the_bounds(directions, sides, value):
     options = GradientOptions(directions=directions, sides=sides, epsilon=1e-3, redraw="frame")
-    layer = EffectLayer(chain(known("Quadratic")), options, workers=1)
+    layer = EffectLayer(chain(known("Quadratic")), options, RenderingOptions(workers=1))
     audio, at = frames(8, 64), parameters(8, 3, value)
     estimates = []
     for _ in range(1500):
@@ -188,8 +188,8 @@ def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_the_number_of_workers_changes_nothing(workers):
-    layer = EffectLayer(chain(*TUBE), workers=workers)
-    reference = EffectLayer(chain(*TUBE), workers=3)
+    layer = EffectLayer(chain(*TUBE), rendering=RenderingOptions(workers=workers))
+    reference = EffectLayer(chain(*TUBE), rendering=RenderingOptions(workers=3))
     for of in (layer, reference):
         of.result = of(frames(5), parameters(5, len(of.chain.parameters)), flags(5))
     assert torch.equal(layer.result, reference.result)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 
 from dfx.effects import Chain, ChainSpec
+
+
+@dataclass
+class RenderingOptions:
+    """Who renders.
+
+    Args:
+        workers: threads or processes; by default as many as there are cores.
+    """
+
+    workers: Optional[int] = None
 
 
 def cores() -> int:
@@ -28,17 +40,17 @@ class Lanes:
     Args:
         spec: what every chain is built from.
         renderings: how many there are in a step.
-        workers: threads; by default as many as there are cores.
+        options: who renders.
         keep_history: remember what the lanes heard since they restarted, so that their state, which
             no host can save, can be built again from a checkpoint by rendering it once more.
     """
 
     def __init__(
-        self, spec: ChainSpec, renderings: int, workers: Optional[int] = None, keep_history: bool = False
+        self, spec: ChainSpec, renderings: int, options: RenderingOptions, keep_history: bool = False
     ) -> None:
         self._spec = spec
         self._renderings = renderings
-        self._workers = workers or cores()
+        self._workers = options.workers or cores()
         self._keep_history = keep_history
         self._chains: List[List[Chain]] = []
         self._history: List[List[Tuple[np.ndarray, np.ndarray]]] = []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx.blackbox.gradient import GradientOptions, differences, estimate, points
-from dfx.blackbox.lanes import Lanes
+from dfx.blackbox.lanes import Lanes, RenderingOptions
 from dfx.blackbox.perturbation import Perturbation
 from dfx.effects import ChainSpec, RenderError
 
@@ -26,11 +26,14 @@ class EffectLayer(nn.Module):
     Args:
         chain: the effects.
         gradient: how their gradient is estimated.
-        workers: threads that render; by default as many as there are cores.
+        rendering: who renders.
     """
 
     def __init__(
-        self, chain: ChainSpec, gradient: Optional[GradientOptions] = None, workers: Optional[int] = None
+        self,
+        chain: ChainSpec,
+        gradient: Optional[GradientOptions] = None,
+        rendering: Optional[RenderingOptions] = None,
     ) -> None:
         super().__init__()
         self.chain = chain
@@ -45,8 +48,9 @@ class EffectLayer(nn.Module):
         self._perturbation = Perturbation(
             self.gradient.directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed
         )
-        self._training_lanes = Lanes(chain, self.gradient.renderings, workers, keep_history=True)
-        self._evaluation_lanes = Lanes(chain, 1, workers)
+        rendering = rendering or RenderingOptions()
+        self._training_lanes = Lanes(chain, self.gradient.renderings, rendering, keep_history=True)
+        self._evaluation_lanes = Lanes(chain, 1, rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
         """The next frame of every example.

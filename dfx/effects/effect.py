@@ -40,6 +40,10 @@ NYQUIST_MARGIN = 0.49
 """Frequencies stay below this share of the sample rate: first-order filters explode above Nyquist."""
 
 
+_WILD_RMS = 1e4
+"""What no effect means to return: 80 dB above full scale."""
+
+
 class EffectError(UserError):
     """A recipe that no effect can be built from; the message names what is wrong and the way out."""
 
@@ -157,16 +161,17 @@ class Chain(Effect):
         """As :meth:`Effect.render`.
 
         Raises:
-            RenderError: if an effect raises, or returns audio that is not finite.
+            RenderError: if an effect raises, or returns audio that is not finite or far beyond full scale.
         """
         for effect, part, parameters in zip(self._effects, self._slices, self._parameters):
             try:
                 output = effect.render(audio, values[part])
             except Exception as error:
                 raise RenderError(f"{_with_values(parameters, values[part])} failed: {error}") from error
-            # One sum tells as much as a look at every sample, and costs a tenth of it.
-            if not math.isfinite(float(np.add.reduce(output, axis=None))):
-                fault = "returned audio that is not finite"
+            # One product tells as much as a look at every sample, and costs a tenth of it. NaN fails too.
+            samples = output.reshape(-1)
+            if not np.dot(samples, samples) <= _WILD_RMS**2 * samples.size:
+                fault = "returned audio that is not finite or wildly large"
                 if not np.isfinite(audio).all():
                     fault = "was given audio that is not finite"
                 raise RenderError(f"{_with_values(parameters, values[part])} {fault}")

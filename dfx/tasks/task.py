@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.encoder import Encoder, EncoderOptions
@@ -47,7 +47,7 @@ class Task(pl.LightningModule):
         context_samples: what the encoder hears around a frame.
         frame_samples: what is rendered with one set of parameters, and what the loss compares.
         encoder, loss, gradient, optimizer: options of the parts.
-        workers: threads that render; by default as many as there are cores.
+        rendering: who renders; it may differ between a checkpoint and the run that loads it.
 
     Raises:
         EffectError: if the chain cannot be built.
@@ -64,7 +64,7 @@ class Task(pl.LightningModule):
         loss: LossOptions = LossOptions(),
         gradient: GradientOptions = GradientOptions(),
         optimizer: OptimizerOptions = OptimizerOptions(),
-        workers: Optional[int] = None,
+        rendering: RenderingOptions = RenderingOptions(),
     ) -> None:
         super().__init__()
         self.options = optimizer
@@ -72,7 +72,7 @@ class Task(pl.LightningModule):
         # Built once here: a chain that cannot be built fails before the data are read.
         self.window = Window(context_samples, frame_samples, self.chain.build().latency_samples)
         self.encoder = Encoder(self.chain.space.defaults, sample_rate, encoder)
-        self.effect_layer = EffectLayer(self.chain, gradient, workers)
+        self.effect_layer = EffectLayer(self.chain, gradient, rendering)
         self.loss = make_loss(loss)
         # A frame that is too short for the loss fails here as well.
         silence = torch.zeros(1, channels, frame_samples)

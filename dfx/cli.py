@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -169,6 +170,8 @@ def _run_folder(options: RunOptions) -> Path:
 
 def main(args: Any = None) -> None:
     """Runs the command line; an error in what the user gave ends it with one line."""
+    # The data module resumes the loader: see PairedAudio.state_dict.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
     try:
         DfxCLI(args)
     except UserError as error:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.effects import ChainSpec, EffectSpec, RenderError
+from dfx.effects import Chain, ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
 from tests.conftest import SAMPLE_RATE, known
 from tests.known_effects import CURVATURE, GRADIENT
@@ -56,21 +56,89 @@ def test_spsa_averaged_over_all_signs_equals_the_exact_gradient_of_a_quadratic(a
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("directions", ["rademacher", "hadamard"])
+ESTIMATORS = {
+    "spsa": {},
+    "rademacher": {"directions": "rademacher"},
+    "shared": {"directions": "shared"},
+    "draws": {"draws": 3},
+    "running_mean": {"running_mean": 0.9},
+    "finite_difference": {"estimator": "finite_difference"},
+}
+EVERY_ESTIMATOR = pytest.mark.parametrize("options", ESTIMATORS.values(), ids=ESTIMATORS)
+
+
+def estimates(layer: EffectLayer, audio: torch.Tensor, at: torch.Tensor, count: int) -> torch.Tensor:
+    """``(count, batch, P)``: gradients of the sum of squares, each from a new step."""
+    gradients = []
+    for _ in range(count):
+        at.grad = None
+        layer(audio, at, flags(len(audio))).square().sum().backward()
+        gradients.append(at.grad)
+    return torch.stack(gradients)
+
+
+@EVERY_ESTIMATOR
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_the_estimate_is_unbiased_inside_and_at_the_bounds(directions, sides, value):
-    options = GradientOptions(directions=directions, sides=sides, epsilon=1e-3, redraw="frame")
-    layer = EffectLayer(chain(known("Quadratic")), options, RenderingOptions(workers=1))
+def test_every_estimator_is_unbiased_inside_and_at_the_bounds(options, sides, value):
+    layer = EffectLayer(
+        chain(known("Quadratic")), GradientOptions(sides=sides, epsilon=1e-3, **options), RenderingOptions(workers=1)
+    )
     audio, at = frames(8, 64), parameters(8, 3, value)
-    estimates = []
-    for _ in range(1500):
-        at.grad = None
-        layer(audio, at, flags(8)).square().sum().backward()
-        estimates.append(at.grad)
-    mean = torch.stack(estimates).mean(dim=0)
+    count = 3 if options.get("estimator") else 1500
     exact = quadratic_gradient(audio, at)
-    assert (mean - exact).norm() / exact.norm() < 0.1
+    assert (estimates(layer, audio, at, count).mean(dim=0) - exact).norm() / exact.norm() < 0.1
+
+
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("sides", [1, 2])
+def test_every_estimator_is_reproducible_and_resumes(options, sides):
+    audio, at = frames(4, 64), parameters(4, 3)
+    layers = [EffectLayer(chain(known("Quadratic")), GradientOptions(sides=sides, **options)) for _ in range(3)]
+    assert torch.equal(estimates(layers[0], audio, at, 5), estimates(layers[1], audio, at, 5))
+    layers[2].load_streaming_state(layers[0].streaming_state())
+    assert torch.equal(estimates(layers[2], audio, at, 5), estimates(layers[0], audio, at, 5))
+
+
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("sides", [1, 2])
+def test_what_an_estimator_costs_is_known_before(options, sides, monkeypatch):
+    layer = EffectLayer(chain(known("Quadratic")), GradientOptions(sides=sides, **options))
+    made, render = [], Chain.render
+    monkeypatch.setattr(Chain, "render", lambda *arguments: made.append(1) or render(*arguments))
+    layer(frames(2, 64), parameters(2, 3), flags(2))
+    assert len(made) == 2 * layer.renderings
+
+
+@pytest.mark.parametrize("sides, at", [(1, 0.0), (1, 1.0), (2, 0.5), (2, 1.0)])
+def test_finite_differences_are_exact_for_every_example_and_coordinate(sides, at):
+    layer = EffectLayer(
+        chain(known("Quadratic")), GradientOptions("finite_difference", sides=sides, epsilon=1e-4)
+    )
+    audio, at = frames(2, 4096), parameters(2, 3, at)
+    (gradient,) = estimates(layer, audio, at, 1)
+    torch.testing.assert_close(gradient.double(), quadratic_gradient(audio, at), rtol=1e-3, atol=1e-3)
+
+
+def test_a_running_mean_takes_the_noise_off_what_examples_share():
+    audio, at = frames(8, 64), parameters(8, 3)
+    exact = quadratic_gradient(audio, at)
+    errors = {}
+    for running_mean in (None, 0.9):
+        options = GradientOptions(directions="rademacher", running_mean=running_mean, epsilon=1e-3)
+        gradients = estimates(EffectLayer(chain(known("Quadratic")), options), audio, at, 200)[100:]
+        errors[running_mean] = (gradients - exact).norm()
+    assert errors[0.9] < 0.7 * errors[None]
+
+
+def test_steps_can_differ_between_parameters_and_change_over_the_run():
+    options = GradientOptions(epsilon=0.01, epsilon_end=0.001, epsilon_of={"quadratic.b": 0.02})
+    layer = EffectLayer(chain(known("Quadratic")), options)
+    for progress, expected in [(0.0, [0.01, 0.02, 0.01]), (1.0, [0.001, 0.002, 0.001])]:
+        assert layer._estimator.epsilon(progress).tolist() == pytest.approx(expected)
+    layer.progress = 1.0
+    audio, at = frames(4, 64), parameters(4, 3)
+    assert estimates(layer, audio, at, 1).isfinite().all()
 
 
 def test_gradients_reach_what_predicts_the_parameters_and_agree_with_differences():
@@ -135,11 +203,8 @@ def test_perturbed_instances_hear_every_frame_once_as_the_nominal_one_does():
 
 def test_without_gradients_only_the_nominal_rendering_is_made(monkeypatch):
     layer = EffectLayer(chain(known("Gain")), GradientOptions(sides=2, draws=2))
-    made = []
-    render = layer.chain.build().__class__.render
-    monkeypatch.setattr(
-        "dfx.effects.Chain.render", lambda self, audio, values: made.append(1) or render(self, audio, values)
-    )
+    made, render = [], Chain.render
+    monkeypatch.setattr(Chain, "render", lambda *arguments: made.append(1) or render(*arguments))
     layer(frames(3), parameters(3, 1), flags(3))
     assert len(made) == 3 * (1 + 2 * 2)
     made.clear()
@@ -223,9 +288,14 @@ def test_what_does_not_fit_is_refused():
         layer(frames(2), parameters(2, 1), flags(3))
     with pytest.raises(ValueError, match="input is"):
         layer(torch.zeros(2, 0), parameters(2, 1), flags(2))
-    for wrong in ({"epsilon": 0.0}, {"epsilon": 0.6}, {"draws": 0}, {"sides": 3}):
-        with pytest.raises(UserError, match=next(iter(wrong))):
+    for wrong in (
+        {"epsilon": 0.0}, {"epsilon": 0.6}, {"epsilon_of": {"gain.gain": 0.7}}, {"epsilon_end": -1.0}, {"draws": 0},
+        {"sides": 3}, {"running_mean": 1.0}, {"deviation": 0.0}, {"draws": 2, "estimator": "finite_difference"},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):
             GradientOptions(**wrong)
+    with pytest.raises(UserError, match="epsilon_of names gain.volume; there are: gain.gain"):
+        EffectLayer(chain(known("Gain")), GradientOptions(epsilon_of={"gain.volume": 0.1}))
 
 
 def test_parameters_that_glide_are_named_where_directions_change_every_frame():

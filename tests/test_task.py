@@ -20,15 +20,15 @@ EFFECTS = [
 STEPS_IN_EPOCH = 6
 
 
-def task(effects=EFFECTS, schedule="cosine", redraw="excerpt", **options) -> TubeAmp:
+def task(effects=EFFECTS, kind=TubeAmp, redraw="excerpt", **options) -> Task:
     pl.seed_everything(0, verbose=False)
-    return TubeAmp(
+    return kind(
         effects,
         **{"context_samples": 4096, "frame_samples": 1024, **options},
         encoder=EncoderOptions(width=0.1),
         loss=LossOptions(fft_sizes=[512, 256]),
         gradient=GradientOptions(redraw=redraw),
-        optimizer=OptimizerOptions(learning_rate=1e-3, schedule=schedule),
+        optimizer=OptimizerOptions(learning_rate=1e-3),
     )
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_chain_or_task_is_refused(make_pairs, tmp_path):
     fit.save_checkpoint(tmp_path / "model.ckpt")
     for other, said in [
         (task(EFFECTS[:1]), "trained with other effects"),
-        (Other(EFFECTS, context_samples=4096, frame_samples=1024, encoder=EncoderOptions(width=0.1)), "of the task TubeAmp"),
+        (task(kind=Other), "of the task TubeAmp"),
     ]:
         with pytest.raises(CheckpointError, match=said):
             trainer(tmp_path, epochs=2).fit(other, datamodule=data(root, other), ckpt_path=str(tmp_path / "model.ckpt"))

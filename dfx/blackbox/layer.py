@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dfx.blackbox.gradient import GradientOptions, differences, estimate, points
+from dfx.blackbox.gradient import Estimator, GradientOptions, Points
+from dfx.blackbox.isolation import make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions
-from dfx.blackbox.perturbation import Perturbation
 from dfx.effects import ChainSpec, RenderError
 
 
@@ -27,6 +27,10 @@ class EffectLayer(nn.Module):
         chain: the effects.
         gradient: how their gradient is estimated.
         rendering: who renders.
+
+    Attributes:
+        renderings: how often every example is rendered in a step with gradients.
+        progress: the share of the run that is over, in [0, 1], for a schedule of epsilon; set from outside.
     """
 
     def __init__(
@@ -45,12 +49,13 @@ class EffectLayer(nn.Module):
                 "the differences lag behind and their gradient is biased; set `redraw: excerpt`",
                 stacklevel=2,
             )
-        self._perturbation = Perturbation(
-            self.gradient.directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed
-        )
+        self.renderings = self.gradient.renderings(len(chain.parameters))
+        self.progress = 0.0
+        self._perturbation = self.gradient.perturbation()
+        self._estimator = Estimator(self.gradient, chain.space.names)
         rendering = rendering or RenderingOptions()
-        self._training_lanes = Lanes(chain, self.gradient.renderings, rendering, keep_history=True)
-        self._evaluation_lanes = Lanes(chain, 1, rendering)
+        self._training_lanes = make_lanes(chain, self.renderings, rendering, keep_history=True)
+        self._evaluation_lanes = make_lanes(chain, 1, rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
         """The next frame of every example.
@@ -80,10 +85,9 @@ class EffectLayer(nn.Module):
             return rendered[:, 0].reshape(input.shape).to(input)
 
         directions = self._perturbation.next(restart, nominal.shape[1])
-        where, weights = points(nominal, directions, self.gradient)
-        rendered = self._render(self._training_lanes, audio, where, restart)
-        difference = differences(rendered, self.gradient)
-        output = _BlackBox.apply(parameters, rendered[:, 0].to(input.device), difference, weights)
+        points = self._estimator.points(nominal, directions, self.progress)
+        rendered = self._render(self._training_lanes, audio, points.where, restart)
+        output = _BlackBox.apply(parameters, rendered[:, 0].to(input.device), rendered, points, self._estimator)
         return output.reshape(input.shape).to(input.dtype)
 
     def end_excerpts(self) -> None:
@@ -91,12 +95,17 @@ class EffectLayer(nn.Module):
         self._training_lanes.end_excerpts()
 
     def streaming_state(self) -> Dict[str, Any]:
-        """The generator of the directions and the state of the training lanes, for a checkpoint."""
-        return {"perturbation": self._perturbation.state_dict(), "lanes": self._training_lanes.state_dict()}
+        """The state of directions, estimator and training lanes, for a checkpoint."""
+        return {
+            "perturbation": self._perturbation.state_dict(),
+            "estimator": self._estimator.state_dict(),
+            "lanes": self._training_lanes.state_dict(),
+        }
 
     def load_streaming_state(self, state: Dict[str, Any]) -> None:
         """Continues where :meth:`streaming_state` was taken."""
         self._perturbation.load_state_dict(state["perturbation"])
+        self._estimator.load_state_dict(state["estimator"])
         self._training_lanes.load_state_dict(state["lanes"])
 
     def _render(self, lanes: Lanes, audio: Tensor, where: Tensor, restart: Tensor) -> Tensor:
@@ -127,13 +136,17 @@ class _BlackBox(torch.autograd.Function):
     """Hands on what was rendered; backwards, estimates the gradient of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, parameters: Tensor, output: Tensor, difference: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(parameters, difference, weights)
+    def forward(
+        ctx: Any, parameters: Tensor, output: Tensor, rendered: Tensor, points: Points, estimator: Estimator
+    ) -> Tensor:
+        ctx.save_for_backward(parameters, rendered)
+        ctx.points, ctx.estimator = points, estimator
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
-        parameters, difference, weights = ctx.saved_tensors
-        grad = estimate(grad_output.to(difference), difference, weights)
-        return grad.to(parameters), None, None, None
+        parameters, rendered = ctx.saved_tensors
+        difference = ctx.estimator.differences(rendered)
+        grad = ctx.estimator.estimate(grad_output.to(difference), difference, ctx.points)
+        return grad.to(parameters), None, None, None, None

@@ -1,6 +1,6 @@
 """Directions in which parameters are perturbed: which are drawn, and how often.
 
-A direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at
+A random direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at
 once, as a tensor ``(batch, draws, P)``, because what makes the gradient of shared weights good is how
 the directions of a batch stand to each other.
 """
@@ -12,7 +12,7 @@ from typing import Any, Dict, Literal, Optional
 import torch
 from torch import Tensor
 
-Directions = Literal["rademacher", "hadamard"]
+Directions = Literal["rademacher", "hadamard", "shared", "coordinate"]
 Redraw = Literal["frame", "excerpt"]
 
 
@@ -23,7 +23,9 @@ class Perturbation:
         directions: ``rademacher`` draws every sign on its own (Spall 1992; the paper, section 2.3).
             ``hadamard`` takes the rows of a Hadamard matrix whose columns are chosen, signed and its
             rows permuted at random: each direction alone is as random as before, but those of a
-            batch are orthogonal or nearly so, and their errors cancel.
+            batch are orthogonal or nearly so, and their errors cancel. ``shared`` gives the whole batch the
+            directions of one example, as the paper's released code did without meaning to. ``coordinate`` is
+            for finite differences: a direction for each parameter, nothing random.
         redraw: new directions with every ``frame``, or only where a lane begins a new ``excerpt``, so
             that a perturbed instance carries the state that belongs to its own parameters.
         draws: how many directions every example gets.
@@ -31,7 +33,7 @@ class Perturbation:
     """
 
     def __init__(self, directions: Directions, redraw: Redraw, draws: int, seed: int) -> None:
-        self._draw = {"rademacher": rademacher, "hadamard": hadamard}[directions]
+        self._draw = _DRAWS[directions]
         self._redraw = redraw
         self._draws = draws
         self._generator = torch.Generator().manual_seed(seed)
@@ -89,6 +91,19 @@ def hadamard(batch: int, draws: int, parameters: int, generator: torch.Generator
         shared = shared ^ (shared >> shift)
     matrix = 1.0 - 2.0 * (shared & 1).double()
     return (matrix * _signs((1, parameters), generator)).reshape(batch, draws, parameters)
+
+
+def shared(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
+    """The same independent signs for every example, ``(batch, draws, parameters)``, float64."""
+    return _signs((1, draws, parameters), generator).repeat(batch, 1, 1)
+
+
+def coordinate(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
+    """One parameter after the other, whatever ``draws``: ``(batch, parameters, parameters)``, float64."""
+    return torch.eye(parameters, dtype=torch.float64).expand(batch, -1, -1)
+
+
+_DRAWS = {"rademacher": rademacher, "hadamard": hadamard, "shared": shared, "coordinate": coordinate}
 
 
 def _signs(shape: tuple, generator: torch.Generator) -> Tensor:

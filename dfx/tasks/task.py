@@ -109,6 +109,15 @@ class Task(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(output))
         return loss
 
+    def on_fit_start(self) -> None:
+        per_step = self.effect_layer.renderings
+        print(f"{len(self.chain.parameters)} trained parameters; {per_step} renderings an example and step")
+        for logger in self.loggers:
+            logger.log_hyperparams({"renderings_per_example": per_step})
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.effect_layer.progress = min(1.0, self.global_step / self._total_steps)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:
             self.effect_layer.end_excerpts()
@@ -134,14 +143,14 @@ class Task(pl.LightningModule):
         return render(self, audio.cpu())
 
     def configure_optimizers(self) -> Any:
+        self._total_steps = max(1.0, float(self.trainer.estimated_stepping_batches))
         optimizer = torch.optim.Adam(self.parameters(), lr=self.options.learning_rate)
         if self.options.schedule == "constant":
             return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
 
         def factor(step: int) -> float:
-            rise = min(1.0, 20 * (step + 1) / steps)
-            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+            rise = min(1.0, 20 * (step + 1) / self._total_steps)
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._total_steps)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -53,6 +53,21 @@ def test_nonsense_in_a_recipe_is_refused():
     refused("cannot be rendered frame by frame", EffectSpec("pedalboard:PitchShift"))
 
 
+def test_a_recipe_in_a_config_that_makes_no_sense_is_refused():
+    for given, said in [
+        ("pedalboard:Gain", "an effect is a mapping"),
+        ({"name": "gain"}, "an effect is a mapping"),
+        ({"effect": COMPRESSOR, "trian": {}}, "did you mean 'train'"),
+        ({"effect": COMPRESSOR, "train": ["ratio"]}, "`train` is a mapping"),
+        ({"effect": COMPRESSOR, "train": {"ratio": 3}}, "trained with [low, high]"),
+        ({"effect": COMPRESSOR, "train": {"ratio": [1, 2, 3]}}, "trained with [low, high]"),
+        ({"effect": COMPRESSOR, "train": {"ratio": {"rnage": [1, 2]}}}, "trained with [low, high]"),
+    ]:
+        with pytest.raises(EffectError) as error:
+            ChainSpec([EffectSpec.of(given)], SAMPLE_RATE)
+        assert said in str(error.value)
+
+
 def test_the_config_wins_over_the_host():
     train = {"threshold_db": (-40, -10), "ratio": Trained(scale="linear", default=3)}
     threshold, ratio = ChainSpec([EffectSpec(COMPRESSOR, train=train)], SAMPLE_RATE).parameters

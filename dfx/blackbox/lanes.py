@@ -6,12 +6,13 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import torch
 
-from dfx.effects import Chain, ChainSpec
+from dfx.effects import ChainSpec
+from dfx.errors import UserError
 
 
 @dataclass
@@ -20,14 +21,50 @@ class RenderingOptions:
 
     Args:
         workers: threads or processes; by default as many as there are cores.
+        isolate: render in processes of their own, for plugins that crash or hang: the run then ends with
+            an error that names the plugin and its values. What is rendered is the same.
+        timeout_seconds: how long an effect may take over one frame, or to be built, before it counts as
+            hung; only with ``isolate``, since nothing can stop a thread.
+
+    Raises:
+        UserError: for an option out of its range.
     """
 
     workers: Optional[int] = None
+    isolate: bool = False
+    timeout_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.timeout_seconds > 0:
+            raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
 
 
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Lane:
+    """The live chains of one example, one for each rendering of a step. It is made on the main thread.
+
+    Args:
+        watch: is told which rendering, and which effect of it, is about to work.
+    """
+
+    def __init__(
+        self, spec: ChainSpec, renderings: int, watch: Optional[Callable[[int, slice], None]] = None
+    ) -> None:
+        self._chains = [spec.build(watch and partial(watch, rendering)) for rendering in range(renderings)]
+
+    def restart(self) -> None:
+        """Forgets everything heard; on the main thread as well, since it may load a plugin anew."""
+        for chain in self._chains:
+            chain.restart()
+
+    def render(self, audio: np.ndarray, values: np.ndarray, output: np.ndarray) -> None:
+        """Renders the next frame, ``(channels, samples)``, at every row of ``values`` into ``output``."""
+        for rendering, chain in enumerate(self._chains):
+            output[rendering] = chain.render(audio, values[rendering])
 
 
 class Lanes:
@@ -52,8 +89,8 @@ class Lanes:
         self._renderings = renderings
         self._workers = options.workers or cores()
         self._keep_history = keep_history
-        self._chains: List[List[Chain]] = []
         self._history: List[List[Tuple[np.ndarray, np.ndarray]]] = []
+        self._lanes: List[Lane] = []
         self._executor: Optional[ThreadPoolExecutor] = None
 
     def render(self, audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
@@ -71,23 +108,70 @@ class Lanes:
             RenderError: as soon as one effect fails; what the other lanes still have to do is dropped.
         """
         batch = len(audio)
-        self._grow(batch)
-        for lane in np.flatnonzero(restart):
-            self._restart(lane)
-        output = np.empty((batch, self._renderings, *audio.shape[1:]), dtype=np.float32)
+        self._history += [[] for _ in range(batch - len(self._history))]
+        for lane in range(batch):
+            if restart[lane]:
+                self._history[lane] = []
+            if self._keep_history:
+                self._history[lane].append((audio[lane], values[lane]))
+        return self._render(range(batch), audio, values, restart)
+
+    def end_excerpts(self) -> None:
+        """Forgets what the lanes heard; every lane must restart with its next frame."""
+        self._history = [[] for _ in self._history]
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What every lane heard since it restarted, and at which values, as tensors."""
+        # Here, and not above: a process that only renders does without torch, which takes seconds.
+        import torch
+
+        return {
+            "history": [
+                [(torch.from_numpy(audio), torch.from_numpy(values)) for audio, values in lane]
+                for lane in self._history
+            ]
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Brings every lane to where it was, by rendering again what it had heard."""
+        self.close()
+        self._history = [
+            [(audio.numpy(), values.numpy()) for audio, values in lane] for lane in state["history"]
+        ]
+        for lane, heard in enumerate(self._history):
+            for frame, (audio, values) in enumerate(heard):
+                self._render([lane], audio[None], values[None], np.array([frame == 0]))
+
+    def close(self) -> None:
+        """Lets go of all that is live; what is rendered next is rendered by new instances."""
+        self._lanes = []
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _render(
+        self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray
+    ) -> np.ndarray:
+        """As :meth:`render`, for the lanes that are named: one for each row of the arrays."""
+        # Here, and not in a worker: some hosts load plugins on the main thread only.
+        while len(self._lanes) < len(self._history):
+            self._lanes.append(Lane(self._spec, self._renderings))
+        for row in np.flatnonzero(restart):
+            self._lanes[lanes[row]].restart()
+        output = np.empty((len(lanes), self._renderings, *audio.shape[1:]), dtype=np.float32)
         failed = threading.Event()
 
-        def work(lanes: range) -> None:
+        def work(rows: range) -> None:
             try:
-                for lane in lanes:
+                for row in rows:
                     if failed.is_set():
                         return
-                    self._render_lane(lane, audio[lane], values[lane], output[lane])
+                    self._lanes[lanes[row]].render(audio[row], values[row], output[row])
             except BaseException:
                 failed.set()
                 raise
 
-        bounds = np.linspace(0, batch, min(self._workers, batch) + 1).round().astype(int)
+        bounds = np.linspace(0, len(lanes), min(self._workers, len(lanes)) + 1).round().astype(int)
         blocks = [range(first, last) for first, last in zip(bounds, bounds[1:])]
         if len(blocks) == 1:
             work(blocks[0])
@@ -99,43 +183,3 @@ class Lanes:
         for future in futures:
             future.result()
         return output
-
-    def end_excerpts(self) -> None:
-        """Forgets what the lanes heard; every lane must restart with its next frame."""
-        self._history = [[] for _ in self._history]
-
-    def state_dict(self) -> Dict[str, Any]:
-        """What every lane heard since it restarted, and at which values, as tensors."""
-        return {
-            "history": [
-                [(torch.from_numpy(audio), torch.from_numpy(values)) for audio, values in lane]
-                for lane in self._history
-            ]
-        }
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Brings every lane to where it was, by rendering again what it had heard."""
-        history = [[(audio.numpy(), values.numpy()) for audio, values in lane] for lane in state["history"]]
-        self._grow(len(history))
-        for lane, heard in enumerate(history):
-            self._restart(lane)
-            for audio, values in heard:
-                self._render_lane(lane, audio, values, np.empty((self._renderings, *audio.shape), np.float32))
-
-    def _grow(self, lanes: int) -> None:
-        # Here, and not in a worker: some hosts load plugins on the main thread only.
-        while len(self._chains) < lanes:
-            self._chains.append([self._spec.build() for _ in range(self._renderings)])
-            self._history.append([])
-
-    def _restart(self, lane: int) -> None:
-        # On the main thread as well: a restart may load a plugin anew.
-        self._history[lane] = []
-        for chain in self._chains[lane]:
-            chain.restart()
-
-    def _render_lane(self, lane: int, audio: np.ndarray, values: np.ndarray, output: np.ndarray) -> None:
-        if self._keep_history:
-            self._history[lane].append((audio, values))
-        for rendering, chain in enumerate(self._chains[lane]):
-            output[rendering] = chain.render(audio, values[rendering])

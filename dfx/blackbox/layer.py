@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx.blackbox.gradient import Estimator, GradientOptions, Points
-from dfx.blackbox.isolation import make_lanes
+from dfx.blackbox.isolation import in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions
 from dfx.effects import ChainSpec, RenderError
+from dfx.effects.probe import dead_parameters
+
+
+_PROBE_SECONDS = 300.0
+"""How long a probe may take in a process of its own; for the largest chains it takes a few."""
 
 
 class EffectLayer(nn.Module):
@@ -53,9 +58,9 @@ class EffectLayer(nn.Module):
         self.progress = 0.0
         self._perturbation = self.gradient.perturbation()
         self._estimator = Estimator(self.gradient, chain.space.names)
-        rendering = rendering or RenderingOptions()
-        self._training_lanes = make_lanes(chain, self.renderings, rendering, keep_history=True)
-        self._evaluation_lanes = make_lanes(chain, 1, rendering)
+        self._rendering = rendering or RenderingOptions()
+        self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True)
+        self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
         """The next frame of every example.
@@ -89,6 +94,16 @@ class EffectLayer(nn.Module):
         rendered = self._render(self._training_lanes, audio, points.where, restart)
         output = _BlackBox.apply(parameters, rendered[:, 0].to(input.device), rendered, points, self._estimator)
         return output.reshape(input.shape).to(input.dtype)
+
+    def dead_parameters(self) -> List[str]:
+        """The names of the parameters that do nothing to the sound; see :mod:`dfx.effects.probe`.
+
+        Raises:
+            RenderError: if the effects crash or hang, which is survived where they are isolated.
+        """
+        if self._rendering.isolate:
+            return in_process(dead_parameters, self.chain, seconds=_PROBE_SECONDS)
+        return dead_parameters(self.chain)
 
     def end_excerpts(self) -> None:
         """Says that every training lane restarts with its next frame: there is no state to keep."""

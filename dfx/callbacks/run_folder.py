@@ -10,6 +10,8 @@ from typing import Dict
 
 import pytorch_lightning as pl
 
+from dfx.effects import RenderError
+
 PACKAGES = (
     "torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard", "auraloss",
     "pyloudnorm", "soundfile", "numpy", "wandb",
@@ -18,6 +20,8 @@ PACKAGES = (
 
 class RunFolder(pl.Callback):
     """Writes ``versions.json`` when a run begins, and ``metrics.json`` whenever there are new metrics.
+
+    A run that an effect ends leaves ``failed_values.json``: the effect, its values and what it did.
 
     Args:
         folder: of the run.
@@ -35,6 +39,14 @@ class RunFolder(pl.Callback):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             write_json(self.folder / "metrics.json", {**progress, **metrics})
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        # On whatever rank: the others do not know.
+        if isinstance(exception, RenderError):
+            failed = {"effect": exception.effect, "values": exception.values, "message": str(exception)}
+            write_json(self.folder / "failed_values.json", failed)
 
 
 def versions() -> Dict[str, str]:

@@ -20,8 +20,8 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, field, fields
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -49,7 +49,28 @@ class EffectError(UserError):
 
 
 class RenderError(UserError):
-    """An effect that failed while rendering; the message names the effect and its values."""
+    """An effect that failed while rendering; the message names the effect and its values.
+
+    Args:
+        effect: its name, or the names of those that share a call; none where no effect is to blame.
+        values: of its trained parameters, in their units, by name.
+    """
+
+    def __init__(
+        self, message: str, effect: Optional[str] = None, values: Optional[Dict[str, float]] = None
+    ) -> None:
+        super().__init__(message)
+        self.effect = effect
+        self.values = values or {}
+
+    @classmethod
+    def at(cls, parameters: Sequence[Parameter], values: np.ndarray, fault: str) -> RenderError:
+        """The fault of the effects that share a call, with their values, shape ``(P,)``."""
+        names = dict.fromkeys(parameter.name.split(".")[0] for parameter in parameters)
+        effect = " + ".join(names) or "an effect without parameters"
+        named = {parameter.name: float(value) for parameter, value in zip(parameters, values)}
+        told = ", ".join(f"{name}={value:.6g}" for name, value in named.items())
+        return cls(f"{effect} at ({told}) {fault}", effect, named)
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,26 @@ class EffectSpec:
     train: Optional[Dict[str, Union[Trained, Tuple[float, float], None]]] = None
     fixed: Dict[str, Union[bool, float, str]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, given: Union[EffectSpec, Mapping[str, Any]]) -> EffectSpec:
+        """An effect as it comes from a config, a mapping of the arguments.
+
+        Raises:
+            EffectError: if the mapping has other keys, or values of other kinds.
+        """
+        if isinstance(given, EffectSpec):
+            return given
+        known = [option.name for option in fields(cls)]
+        if not isinstance(given, Mapping) or "effect" not in given:
+            raise EffectError(f"an effect is a mapping with `effect: host:name`, not {given!r}")
+        for name in given:
+            if name not in known:
+                raise EffectError(f"{given['effect']}: an effect has no option '{name}'{nearest(name, known)}")
+        for name in ("train", "fixed"):
+            if not isinstance(given.get(name), (Mapping, type(None))):
+                raise EffectError(f"{given['effect']}: `{name}` is a mapping of parameters, not {given[name]!r}")
+        return cls(**{**given, "fixed": given.get("fixed") or {}})
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -147,14 +188,24 @@ class Effect(ABC):
         """Forgets everything heard: the next block is the first of a new stream."""
 
 
+Watch = Callable[[slice], None]
+"""Is told which effect is about to work, by the place of its values among those of the chain."""
+
+
 class Chain(Effect):
     """Live effects in series, with one vector of values for all of them."""
 
-    def __init__(self, effects: Sequence[Effect], parameters: Sequence[Sequence[Parameter]]) -> None:
+    def __init__(
+        self,
+        effects: Sequence[Effect],
+        parameters: Sequence[Sequence[Parameter]],
+        watch: Optional[Watch] = None,
+    ) -> None:
         self._effects = list(effects)
         self._parameters = [list(p) for p in parameters]
         ends = list(itertools.accumulate(len(p) for p in self._parameters))
         self._slices = [slice(end - len(p), end) for end, p in zip(ends, self._parameters)]
+        self._watch = watch
         self.latency_samples = sum(effect.latency_samples for effect in self._effects)
 
     def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -164,17 +215,19 @@ class Chain(Effect):
             RenderError: if an effect raises, or returns audio that is not finite or far beyond full scale.
         """
         for effect, part, parameters in zip(self._effects, self._slices, self._parameters):
+            if self._watch:
+                self._watch(part)
             try:
                 output = effect.render(audio, values[part])
             except Exception as error:
-                raise RenderError(f"{_with_values(parameters, values[part])} failed: {error}") from error
+                raise RenderError.at(parameters, values[part], f"failed: {error}") from error
             # One product tells as much as a look at every sample, and costs a tenth of it. NaN fails too.
             samples = output.reshape(-1)
             if not np.dot(samples, samples) <= _WILD_RMS**2 * samples.size:
                 fault = "returned audio that is not finite or wildly large"
                 if not np.isfinite(audio).all():
                     fault = "was given audio that is not finite"
-                raise RenderError(f"{_with_values(parameters, values[part])} {fault}")
+                raise RenderError.at(parameters, values[part], fault)
             audio = output
         return audio
 
@@ -185,7 +238,9 @@ class Chain(Effect):
         return self.render(np.concatenate([audio, tail], axis=1), values)[:, self.latency_samples :]
 
     def restart(self) -> None:
-        for effect in self._effects:
+        for effect, part in zip(self._effects, self._slices):
+            if self._watch:
+                self._watch(part)
             effect.restart()
 
 
@@ -224,17 +279,24 @@ class ChainSpec:
         """The trained parameters of all effects, each named ``effect.parameter``."""
         return self.space.parameters
 
-    def build(self) -> Chain:
-        """A live chain. Call it on the main thread: some hosts load plugins there only."""
+    def build(self, watch: Optional[Watch] = None) -> Chain:
+        """A live chain. Call it on the main thread: some hosts load plugins there only.
+
+        Args:
+            watch: is told which effect is about to be built, to render or to restart.
+        """
         effects: List[Effect] = []
         parameters: List[List[Parameter]] = []
         position = 0
         for host, group in itertools.groupby(self.recipes, key=lambda recipe: recipe.host):
-            for effect, size in _host(host).build(list(group), self.sample_rate, self.channels):
+            recipes = list(group)
+            if watch:
+                watch(slice(position, position + sum(len(recipe.parameters) for recipe in recipes)))
+            for effect, size in _host(host).build(recipes, self.sample_rate, self.channels):
                 effects.append(effect)
                 parameters.append(list(self.parameters[position : position + size]))
                 position += size
-        return Chain(effects, parameters)
+        return Chain(effects, parameters, watch)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -286,11 +348,16 @@ def _parameter(
     if how is None:
         how = Trained()
     elif not isinstance(how, Trained):
-        how = Trained(**how) if isinstance(how, dict) else Trained(range=tuple(how))
+        try:
+            how = Trained(**how) if isinstance(how, Mapping) else Trained(range=tuple(how))
+        except TypeError:
+            how = Trained(range=())
     maximum = _maximum(control, sample_rate)
     if how.range is None:
         low, high = control.low, min(control.high, maximum)
     else:
+        if len(how.range) != 2 or not all(isinstance(end, (int, float)) for end in how.range):
+            raise EffectError(f"{name} is trained with [low, high], or with any of range, scale and default")
         low, high = how.range
         _check_limits(name, f"range [{low:g}, {high:g}]", (low, high), control, maximum)
     if how.default is not None:
@@ -361,10 +428,3 @@ def _snake_case(name: str) -> str:
     letters = [f"_{c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c.lower()
                for i, c in enumerate(name)]
     return "".join(c if c.isalnum() else "_" for c in "".join(letters)).strip("_")
-
-
-def _with_values(parameters: Sequence[Parameter], values: np.ndarray) -> str:
-    """Names the effects that share a call, with their values: for errors."""
-    effects = list(dict.fromkeys(p.name.split(".")[0] for p in parameters)) or ["an effect without parameters"]
-    told = ", ".join(f"{p.name}={v:.6g}" for p, v in zip(parameters, values))
-    return f"{' + '.join(effects)} at ({told})"

@@ -171,9 +171,9 @@ _BUILT_INS: Dict[str, List[Control]] = {
     ],
     "Chorus": [
         _control("rate_hz", 0.05, 10, "log", 1, maximum=100.0),
-        _control("depth", 0, 1, "linear", 0.25, **_UNIT_RANGE),
+        _control("depth", 0, 1, "linear", 0.25, smoothing_ms=50, **_UNIT_RANGE),
         _control("centre_delay_ms", 1, 30, "log", 7, minimum=1.0, maximum=100.0),
-        _control("feedback", 0, 0.9, "linear", 0, minimum=-0.99, maximum=0.99),
+        _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99),
         _control("mix", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
     ],
     "Clipping": [_control("threshold_db", -36, 0, "linear", 0)],
@@ -190,7 +190,7 @@ _BUILT_INS: Dict[str, List[Control]] = {
     "Invert": [],
     "LadderFilter": [
         _control("cutoff_hz", 20, 10000, "log", 8000, smoothing_ms=50),
-        _control("resonance", 0, 0.95, "linear", 0, **_UNIT_RANGE),
+        _control("resonance", 0, 0.95, "linear", 0, smoothing_ms=50, **_UNIT_RANGE),
         _control("drive", 1, 10, "log", 1, minimum=1.0),
         Control("mode", "LPF12", trainable=False, choices=("LPF12", "HPF12", "BPF12", "LPF24", "HPF24", "BPF24")),
     ],
@@ -202,9 +202,9 @@ _BUILT_INS: Dict[str, List[Control]] = {
     "PeakFilter": [_cutoff(20, 10000, 1000), _GAIN, _Q],
     "Phaser": [
         _control("rate_hz", 0.05, 10, "log", 1),
-        _control("depth", 0, 1, "linear", 0.5, **_UNIT_RANGE),
-        _control("centre_frequency_hz", 100, 6000, "log", 1300),
-        _control("feedback", 0, 0.9, "linear", 0, minimum=-0.99, maximum=0.99),
+        _control("depth", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
+        _control("centre_frequency_hz", 100, 6000, "log", 1300, smoothing_ms=260),
+        _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99),
         _control("mix", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
     ],
     "Reverb": [

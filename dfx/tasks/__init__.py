@@ -8,15 +8,16 @@ from typing import Any, Dict
 import torch
 
 from dfx.blackbox import GradientOptions
-from dfx.effects import EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
+from dfx.tasks.mastering import Mastering
+from dfx.tasks.nonspeech import NonSpeech
 from dfx.tasks.task import CheckpointError, OptimizerOptions, Task
 from dfx.tasks.tube_amp import TubeAmp
 
-TASKS = {task.__name__: task for task in (TubeAmp,)}
+TASKS = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
 
-__all__ = ["TASKS", "CheckpointError", "Task", "TubeAmp", "load_task", "read_checkpoint"]
+__all__ = ["TASKS", "CheckpointError", "Mastering", "NonSpeech", "Task", "TubeAmp", "load_task", "read_checkpoint"]
 
 
 def load_task(path: str) -> Task:
@@ -37,7 +38,6 @@ def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
     task = TASKS[saved["task"]](
         **{
             **arguments,
-            "effects": [EffectSpec(**effect) for effect in arguments["effects"]],
             "encoder": EncoderOptions(**arguments["encoder"]),
             "loss": LossOptions(**arguments["loss"]),
             "gradient": GradientOptions(**arguments["gradient"]),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
-from dfx.effects import ChainSpec, EffectSpec
+from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
@@ -41,13 +41,15 @@ class Task(pl.LightningModule):
     window.samples)``, and ``restart``, bool ``(batch,)``.
 
     Args:
-        effects: the chain, in the order of the signal.
+        effects: the chain, in the order of the signal: for each effect the arguments of
+            :class:`~dfx.effects.EffectSpec`, or one.
         sample_rate: in Hz, of all audio.
         channels: of all audio.
         context_samples: what the encoder hears around a frame.
         frame_samples: what is rendered with one set of parameters, and what the loss compares.
         encoder, loss, gradient, optimizer: options of the parts.
         rendering: who renders; it may differ between a checkpoint and the run that loads it.
+        keep_dead_parameters: train although some parameters do nothing to the sound.
 
     Raises:
         EffectError: if the chain cannot be built.
@@ -55,7 +57,7 @@ class Task(pl.LightningModule):
 
     def __init__(
         self,
-        effects: List[EffectSpec],
+        effects: List[Dict[str, Any]],
         sample_rate: int = 22050,
         channels: int = 1,
         context_samples: int = 40960,
@@ -65,10 +67,15 @@ class Task(pl.LightningModule):
         gradient: GradientOptions = GradientOptions(),
         optimizer: OptimizerOptions = OptimizerOptions(),
         rendering: RenderingOptions = RenderingOptions(),
+        keep_dead_parameters: bool = False,
     ) -> None:
         super().__init__()
         self.options = optimizer
-        self.chain = ChainSpec(effects, sample_rate, channels)
+        self.keep_dead_parameters = keep_dead_parameters
+        # Mappings and not EffectSpecs in the signature: jsonargparse would fill what an effect on the command
+        # line leaves out with what stands at its place in the config.
+        specs = [EffectSpec.of(effect) for effect in effects]
+        self.chain = ChainSpec(specs, sample_rate, channels)
         # Built once here: a chain that cannot be built fails before the data are read.
         self.window = Window(context_samples, frame_samples, self.chain.build().latency_samples)
         self.encoder = Encoder(self.chain.space.defaults, sample_rate, encoder)
@@ -79,7 +86,7 @@ class Task(pl.LightningModule):
         self.loss(silence, silence)
         # Plain types only, so that checkpoints load without running code from them.
         self.arguments = {
-            "effects": [dataclasses.asdict(effect) for effect in effects],
+            "effects": [dataclasses.asdict(spec) for spec in specs],
             "sample_rate": sample_rate,
             "channels": channels,
             "context_samples": context_samples,
@@ -108,6 +115,21 @@ class Task(pl.LightningModule):
         loss = self.loss(output, self.window.delayed_frame(batch["target"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(output))
         return loss
+
+    def setup(self, stage: str) -> None:
+        """Before training, looks for parameters that do nothing.
+
+        Raises:
+            EffectError: if there are any, by name.
+        """
+        if stage != "fit" or self.keep_dead_parameters:
+            return
+        dead = self.effect_layer.dead_parameters()
+        if dead:
+            raise EffectError(
+                f"{', '.join(dead)} would be trained but do nothing to the sound (see python -m dfx.effects.probe): "
+                "leave them out of `train`, or set `keep_dead_parameters: true`"
+            )
 
     def on_fit_start(self) -> None:
         per_step = self.effect_layer.renderings

@@ -1,0 +1,74 @@
+"""Benchmarks: ``python -m dfx.benchmark fidelity`` and ``python -m dfx.benchmark speed``; ``--help`` tells more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from dfx.benchmark.chains import BenchmarkChain, chains
+from dfx.benchmark.fidelity import fidelity
+from dfx.benchmark.figure import draw_fidelity
+from dfx.benchmark.speed import MODES, speed
+from dfx.effects.effect import nearest
+from dfx.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dfx.benchmark", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function, batches in (("fidelity", fidelity, [16, 100]), ("speed", speed, [16, 100])):
+        command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
+        command.add_argument("--chains", nargs="+", help="which; by default all that can be built here")
+        command.add_argument("--batches", nargs="+", type=int, default=batches, help="examples in a batch")
+        command.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
+        if name == "fidelity":
+            command.add_argument("--means-of", type=int, default=6, help="batches that a figure is the mean of")
+            command.add_argument("--seconds", type=float, default=2.0, help="of every note")
+            command.add_argument("--late-steps", type=int, default=150, help="training before 'late'; 0 for none")
+            command.add_argument("--seed", type=int, default=0, help="of the encoder")
+            command.add_argument("--figure", type=Path, help="a PNG to draw")
+        else:
+            command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+            command.add_argument("--repeats", type=int, default=9, help="timings that a figure is the median of")
+    given = parser.parse_args()
+
+    chosen = _choose(given.chains)
+    if given.command == "fidelity":
+        rows = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
+        columns = ["chain", "batch", "parameters", "when", "name", "renderings"]
+        columns += ["cosine_encoder", "cosine_parameters", "error_encoder", "error_parameters"]
+        if given.figure:
+            draw_fidelity(rows, given.figure)
+    else:
+        rows = speed(chosen, given.modes, given.batches, given.repeats)
+        columns = ["chain", "mode", "batch", "workers", "layer_ms", "bare_ms", "original_ms", "step_ms"]
+        columns += ["layer_over_limit", "original_over_layer", "share_of_step", "layer_mb", "original_mb"]
+    print(json.dumps(rows, indent=1) if given.json else _as_table(rows, columns))
+
+
+def _choose(names: Optional[Sequence[str]]) -> List[BenchmarkChain]:
+    known = {chain.name: chain for chain in chains()}
+    for name in names or []:
+        if name not in known:
+            raise UserError(f"no chain '{name}' here{nearest(name, known)}")
+    return [known[name] for name in names or known]
+
+
+def _as_table(rows: List[Dict[str, Any]], columns: Sequence[str]) -> str:
+    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,63 @@
+"""The chains and the audio that benchmarks measure on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from dfx.datasets.pairs import find_pairs
+from dfx.effects import ChainSpec, EffectError, EffectSpec
+from dfx.effects.probe import load_chain
+
+SAMPLE_RATE = 22050
+_ROOT = Path(__file__).parents[2]
+_CONFIGS = _ROOT / "configs"
+
+_GATE = [EffectSpec("pedalboard:MultibandGate")]
+_MASTERING = [
+    EffectSpec(
+        "pedalboard:MultibandCompressor",
+        fixed={f"band_{band}_{time}_ms": ms for band in range(1, 5) for time, ms in (("attack", 10), ("release", 100))},
+    ),
+    EffectSpec("pedalboard:GraphicEqualizer"),
+    EffectSpec("pedalboard:BrickwallLimiter", train={"ceiling_db": None}),
+]
+
+
+class BenchmarkChain(NamedTuple):
+    """A chain with the host that renders it."""
+
+    name: str
+    host: str
+    spec: ChainSpec
+
+
+def chains(sample_rate: int = SAMPLE_RATE) -> List[BenchmarkChain]:
+    """The chains of the three tasks, of pedalboard's effects and, where they are installed, of plugins."""
+    found = [
+        BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), sample_rate)),
+        BenchmarkChain("nonspeech", "pedalboard", ChainSpec(_GATE, sample_rate)),
+        BenchmarkChain("mastering", "pedalboard", ChainSpec(_MASTERING, sample_rate)),
+    ]
+    for folder, host in (("paper", "lv2"), ("vst3", "vst3")):
+        for config in sorted((_CONFIGS / folder).glob("*.yaml")):
+            try:
+                spec = load_chain(str(config), sample_rate)
+            except EffectError as error:
+                print(f"left out {folder}/{config.stem}: {error}")
+                continue
+            found.append(BenchmarkChain(f"{folder}/{config.stem}", host, spec))
+    return found
+
+
+def notes(count: int, samples: int) -> Tuple[Tensor, Tensor]:
+    """Inputs and targets of the shipped notes, ``(count, 1, samples)`` each; they repeat where they run out."""
+    pairs = find_pairs(str(_ROOT / "data" / "tube_amp"))["train"]
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [pairs[order[i % len(order)]] for i in range(count)]
+    sides = ([getattr(pair, side).read(0, samples, SAMPLE_RATE, 1) for pair in chosen] for side in ("input", "target"))
+    input, target = (torch.stack(side) for side in sides)
+    return input, target

@@ -1,0 +1,141 @@
+"""How close estimated gradients come to exact ones, and what they cost in renderings."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
+from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.encoder import Encoder, EncoderOptions
+from dfx.losses import LossOptions, make_loss
+
+ESTIMATORS: Dict[str, GradientOptions] = {
+    "shared": GradientOptions(directions="shared", sides=2, redraw="frame"),
+    "rademacher": GradientOptions(directions="rademacher", sides=2, redraw="frame"),
+    "rademacher, one-sided": GradientOptions(directions="rademacher"),
+    "hadamard": GradientOptions(sides=2),
+    "hadamard, one-sided": GradientOptions(),
+    "hadamard, one-sided, 2 draws": GradientOptions(draws=2),
+    "hadamard, one-sided, running mean": GradientOptions(running_mean=0.95, deviation=0.5),
+    "the same, unbiased": GradientOptions(running_mean=0.95),
+    "finite differences, one-sided": GradientOptions("finite_difference"),
+}
+EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
+
+Gradients = Tuple[Tensor, Tensor]
+"""Of the parameters, ``(batch, P)``, and of the encoder's weights, flat."""
+
+
+class _Bench:
+    """A chain, an encoder that hears notes, and exact gradients for some batches of them."""
+
+    def __init__(self, chain: BenchmarkChain, batch: int, batches: int, samples: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.spec, self.batch, self._seed = chain.spec, batch, seed
+        self.input, self.target = notes(max(batch, 111), samples)
+        self._loss = make_loss(LossOptions())
+        self._batches = batches
+        self.encoder = Encoder(chain.spec.space.defaults, SAMPLE_RATE, EncoderOptions(width=0.35))
+
+    def train(self, steps: int) -> None:
+        """Brings the encoder from the start of training to later in it."""
+        layer = EffectLayer(self.spec, GradientOptions(seed=self._seed))
+        optimizer = torch.optim.Adam(self.encoder.parameters(), lr=1e-3)
+        for chosen in tqdm(list(self._choose(steps)), desc="Training", leave=False):
+            optimizer.zero_grad()
+            self._loss_of(self.encoder(self.input[chosen]), layer, chosen).backward()
+            optimizer.step()
+
+    def exact(self) -> List[Gradients]:
+        layer = EffectLayer(self.spec, EXACT)
+        return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
+
+    def estimated(self, options: GradientOptions) -> List[Gradients]:
+        """One estimate for each batch; a running mean has the steps before to settle."""
+        layer = EffectLayer(self.spec, options)
+        settle = round(2 / (1 - options.running_mean)) if options.running_mean else 0
+        for chosen in self._choose(settle, seed=1):
+            self.gradients(layer, chosen)
+        return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
+
+    def gradients(self, layer: EffectLayer, chosen: Tensor) -> Gradients:
+        encoder = copy.deepcopy(self.encoder)
+        parameters = encoder(self.input[chosen])
+        parameters.retain_grad()
+        self._loss_of(parameters, layer, chosen).backward()
+        return parameters.grad.flatten(), torch.cat([w.grad.flatten() for w in encoder.parameters()])
+
+    def _choose(self, batches: int, seed: int = 0) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(batches):
+            yield torch.randperm(len(self.input), generator=generator)[: self.batch]
+
+    def _loss_of(self, parameters: Tensor, layer: EffectLayer, chosen: Tensor) -> Tensor:
+        output = layer(self.input[chosen], parameters, torch.ones(len(chosen), dtype=torch.bool))
+        return self._loss(output, self.target[chosen])
+
+
+def fidelity(
+    chains: Sequence[BenchmarkChain],
+    batch_sizes: Sequence[int],
+    batches: int,
+    seconds: float,
+    late_steps: int,
+    seed: int,
+) -> List[Dict[str, Any]]:
+    """Compares every estimator with exact gradients (central differences), on the same batches.
+
+    Args:
+        chains: to differentiate through.
+        batch_sizes: examples in a batch, each a different note.
+        batches: over how many the figures are means.
+        seconds: of every note that is rendered.
+        late_steps: how many steps of training "late" comes after; 0 measures at the start only.
+        seed: of the encoder.
+
+    Returns:
+        A row for each chain, batch size, time and estimator: ``cosine_*`` of the estimated and the exact
+        gradient, and ``error_*``, the norm of their difference relative to the exact one, of the parameters
+        and of the encoder's weights.
+    """
+    rows = []
+    for chain in chains:
+        for batch in batch_sizes:
+            bench = _Bench(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
+            for when in ("start", "late") if late_steps else ("start",):
+                if when == "late":
+                    bench.train(late_steps)
+                exact = bench.exact()
+                described = f"{chain.name}, batch {batch}, {when}"
+                for name, options in tqdm(ESTIMATORS.items(), desc=described, leave=False):
+                    compared = [_compare(*pair) for pair in zip(bench.estimated(options), exact)]
+                    means = {key: sum(c[key] for c in compared) / len(compared) for key in compared[0]}
+                    count = len(chain.spec.parameters)
+                    rows.append(
+                        {
+                            "chain": chain.name,
+                            "host": chain.host,
+                            "batch": batch,
+                            "parameters": count,
+                            "when": when,
+                            "name": name,
+                            **asdict(options),
+                            "renderings": options.renderings(count),
+                            **means,
+                        }
+                    )
+    return rows
+
+
+def _compare(estimated: Gradients, exact: Gradients) -> Dict[str, float]:
+    result = {}
+    for of, ours, true in zip(("parameters", "encoder"), estimated, exact):
+        result[f"cosine_{of}"] = float(torch.nn.functional.cosine_similarity(ours, true, dim=0))
+        result[f"error_{of}"] = float((ours - true).norm() / true.norm())
+    return result

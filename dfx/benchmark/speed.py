@@ -1,0 +1,226 @@
+"""How much time the effect layer adds to the effects' own, and what the original's design would take."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox.lanes import cores
+from dfx.effects import ChainSpec, Effect
+from dfx.encoder import Encoder, EncoderOptions
+from dfx.losses import LossOptions, make_loss
+
+MODES = {"frame": 1024, "excerpt": 2 * SAMPLE_RATE}
+CONTEXT_SAMPLES = 40960
+ORIGINAL_RENDERINGS = 3
+
+
+def speed(
+    chains: Sequence[BenchmarkChain], modes: Sequence[str], batches: Sequence[int], repeats: int
+) -> List[Dict[str, Any]]:
+    """Times the layer against the effects alone and against the original's design, in one run.
+
+    Args:
+        chains: to render.
+        modes: ``frame``, 1024 samples a step, or ``excerpt``, two seconds.
+        batches: examples in a step.
+        repeats: of which the median counts; the contenders take turns.
+
+    Returns:
+        A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
+        and backward over that of the same renderings in a plain loop on one thread, divided by the workers;
+        ``original_over_layer`` the time of the original's design (a process for each example, pickled through
+        pipes, two-sided) over the layer's; ``share_of_step`` the layer's part of a training step with
+        MobileNetV2 at width 0.35 and the multi-resolution STFT loss; ``*_mb`` the memory of both designs.
+    """
+    rows = []
+    for chain in chains:
+        for mode in modes:
+            for batch in batches:
+                described = f"{chain.name}, {mode}, batch {batch}"
+                for workers in tqdm(sorted({1, cores()}), desc=described, leave=False):
+                    rows.append(_measure(chain, mode, batch, workers, repeats))
+    return rows
+
+
+def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats: int) -> Dict[str, Any]:
+    input, target = notes(batch, MODES[mode])
+    count = len(chain.spec.parameters)
+    parameters = torch.rand(batch, count, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    parameters.requires_grad_()
+    before = _memory_mb()
+    layer = EffectLayer(chain.spec, GradientOptions(), RenderingOptions(workers=workers))
+    restart = torch.ones(batch, dtype=torch.bool)
+    grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
+    layer(input, parameters, restart).backward(grad)
+    layer_mb = _memory_mb() - before
+
+    def through_layer() -> None:
+        layer(input, parameters, ~restart).backward(grad)
+        # What it remembers for checkpoints would grow with the benchmark.
+        layer.end_excerpts()
+
+    original = _Original(chain.spec, batch)
+    contenders: Dict[str, Callable[[], None]] = {
+        "layer": through_layer,
+        "bare": _plain_loop(chain.spec, input, parameters, layer.renderings),
+        "original": lambda: original.step(input, parameters, grad),
+        "step": _training_step(chain.spec, layer, input, target, mode),
+    }
+    try:
+        seconds = {name: [_timed(run) for _ in range(2)][-1:] for name, run in contenders.items()}
+        for _ in range(repeats - 1):
+            for name, run in contenders.items():
+                seconds[name].append(_timed(run))
+        original_mb = original.memory_mb()
+    finally:
+        original.close()
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "chain": chain.name,
+        "host": chain.host,
+        "mode": mode,
+        "batch": batch,
+        "parameters": count,
+        "renderings": layer.renderings,
+        "workers": workers,
+        **{f"{name}_ms": 1e3 * value for name, value in median.items()},
+        "layer_over_limit": median["layer"] / (median["bare"] / min(workers, cores())),
+        "original_over_layer": median["original"] / median["layer"],
+        "share_of_step": median["layer"] / median["step"],
+        "layer_mb": layer_mb,
+        "original_mb": original_mb,
+    }
+
+
+def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[], None]:
+    """The layer's renderings, effect by effect on one thread, without lanes, checks and gradients."""
+    chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
+    audio = input.numpy()
+    nominal = parameters.detach().double().numpy()
+    # Values as they come in training: other ones for every example and rendering.
+    values = [[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in nominal]
+
+    def run() -> None:
+        for lane, chains_of_lane in enumerate(chains):
+            for chain, value in zip(chains_of_lane, values[lane]):
+                heard = audio[lane]
+                for effect, part in chain:
+                    heard = effect.render(heard, value[part])
+
+    return run
+
+
+def _parts(spec: ChainSpec) -> List[Tuple[Effect, slice]]:
+    chain = spec.build()
+    return list(zip(chain._effects, chain._slices))
+
+
+def _training_step(
+    spec: ChainSpec, layer: EffectLayer, input: Tensor, target: Tensor, mode: str
+) -> Callable[[], None]:
+    encoder = Encoder(spec.space.defaults, SAMPLE_RATE, EncoderOptions(width=0.35))
+    optimizer = torch.optim.Adam(encoder.parameters())
+    sizes = [1024, 512, 256] if mode == "frame" else [1024, 2048, 512]
+    loss = make_loss(LossOptions(fft_sizes=sizes))
+    context, _ = notes(len(input), CONTEXT_SAMPLES)
+    going_on = torch.zeros(len(input), dtype=torch.bool)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss(layer(input, encoder(context), going_on), target).backward()
+        optimizer.step()
+        layer.end_excerpts()
+
+    return run
+
+
+class _Original:
+    """The original's design: every example has a process, which has a chain for each of three renderings.
+
+    Audio and parameters are pickled through a pipe for the forward pass, and again, with the gradient of the
+    output, for the backward pass.
+    """
+
+    def __init__(self, spec: ChainSpec, batch: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipes: List[Connection] = []
+        self._processes = []
+        for _ in range(batch):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_original_worker, args=(spec, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def step(self, input: Tensor, parameters: Tensor, grad: Tensor) -> None:
+        audio, where, grads = input.numpy(), parameters.detach().numpy(), grad.numpy()
+        for i, pipe in enumerate(self._pipes):
+            pipe.send((audio[i], where[i]))
+        for pipe in self._pipes:
+            pipe.recv()
+        for i, pipe in enumerate(self._pipes):
+            pipe.send((grads[i], audio[i], where[i]))
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def memory_mb(self) -> float:
+        return sum(_memory_mb(process.pid) for process in self._processes)
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join()
+
+
+def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
+    chains = [spec.build() for _ in range(ORIGINAL_RENDERINGS)]
+    random = np.random.default_rng()
+    epsilon = 0.01
+    pipe.send("ready")
+    while True:
+        try:
+            message: Tuple[np.ndarray, ...] = pipe.recv()
+        except EOFError:
+            return
+        if len(message) == 2:
+            audio, where = message
+            pipe.send(chains[0].render(audio, spec.space.denormalize(where)))
+        else:
+            grad, audio, where = message
+            direction = random.choice([-1.0, 1.0], size=where.shape)
+            plus, minus = (
+                chain.render(audio, spec.space.denormalize(where + sign * epsilon * direction))
+                for chain, sign in zip(chains[1:], (1, -1))
+            )
+            pipe.send(np.sum(grad * (plus - minus)) / (2 * epsilon * direction))
+
+
+def _timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _memory_mb(process: Any = "self") -> float:
+    """The memory of a process in MiB, what it shares with others counted in parts; NaN where unknown."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024

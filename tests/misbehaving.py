@@ -1,0 +1,66 @@
+"""Python effects that misbehave, most of them above a gain of 0.5, and hand audio on below.
+
+They have a file of their own, without torch and pytest, because worker processes import it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from tests.known_effects import Gain
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Crashing(Gain):
+    """Crashes its process."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        return crash() if gain > 0.5 else audio
+
+
+class Hanging(Gain):
+    """Sleeps for ever."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        while gain > 0.5:
+            time.sleep(1)
+        return audio
+
+
+class Leaving(Gain):
+    """Ends its process."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        return sys.exit(3) if gain > 0.5 else audio
+
+
+class NotFinite(Gain):
+    """Returns NaN."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        return audio * np.float32("nan") if gain > 0.5 else audio
+
+
+class CrashingWhenBuilt(Gain):
+    def __init__(self, sample_rate: int, channels: int) -> None:
+        crash()
+
+
+class CrashingWhenReset(Gain):
+    def reset(self) -> None:
+        crash()
+
+
+class Flagged(Gain):
+    """Crashes its process while there is the file that ``FLAG`` names in the environment."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        return crash() if os.path.exists(os.environ["FLAG"]) else audio * np.float32(gain)

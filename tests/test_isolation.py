@@ -1,0 +1,331 @@
+"""Effects that misbehave, and what is left of a run."""
+
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox.isolation import IsolatedLanes
+from dfx.callbacks import RunFolder
+from dfx.datasets import PairedAudio
+from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lv2
+from dfx.encoder import EncoderOptions
+from dfx.errors import UserError
+from dfx.losses import LossOptions
+from dfx.tasks import TubeAmp
+from tests.conftest import SAMPLE_RATE, known
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_SECONDS = 1.0
+TUBE = [
+    EffectSpec("pedalboard:Distortion", train={"drive_db": (0, 20)}),
+    EffectSpec("pedalboard:PeakFilter", train={"gain_db": None, "cutoff_frequency_hz": None}),
+    known("Leaky"),
+    EffectSpec("pedalboard:Compressor"),
+]
+
+
+def misbehaving(effect: str, **options) -> EffectSpec:
+    return EffectSpec(f"python:tests.misbehaving.{effect}", name="it", **options)
+
+
+def lanes_with(effect: EffectSpec) -> IsolatedLanes:
+    """Lanes of a chain with ``effect`` between two others."""
+    spec = ChainSpec([known("Gain", name="before"), effect, known("Gain", name="after")], SAMPLE_RATE)
+    return IsolatedLanes(spec, 1, RenderingOptions(workers=1, isolate=True, timeout_seconds=TIMEOUT_SECONDS))
+
+
+def render(lanes: IsolatedLanes, value: float, restart: bool = False) -> np.ndarray:
+    """A frame of three lanes; in one of them, the effect is rendered at ``value``."""
+    values = np.full((3, 1, 3), 0.25)
+    values[1, 0, 1] = value
+    return lanes.render(np.ones((3, 1, 64), np.float32), values, np.full(3, restart))
+
+
+def check_that_it_is_survived_and_named(effect: EffectSpec, said: str) -> None:
+    lanes = lanes_with(effect)
+    np.testing.assert_array_equal(render(lanes, 0.25), np.full((3, 1, 1, 64), 0.0625))
+    start = time.monotonic()
+    with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {said}$") as error:
+        render(lanes, 0.75)
+    assert time.monotonic() - start < TIMEOUT_SECONDS + 1
+    assert error.value.effect == "it" and error.value.values == {"it.gain": 0.75}
+    assert multiprocessing.active_children() == []
+
+
+CRASHED = r"crashed its process \(SIGSEGV\)"
+LATE = "did not answer within 1 s"
+NOT_FINITE = "returned audio that is not finite or wildly large"
+
+
+# --- what is rendered --------------------------------------------------------------------------------
+
+
+def layers() -> tuple:
+    """In threads, and in processes."""
+    spec, gradient = ChainSpec(TUBE, SAMPLE_RATE), GradientOptions(sides=2)
+    return tuple(EffectLayer(spec, gradient, RenderingOptions(2, isolate)) for isolate in (False, True))
+
+
+def frames(batch: int, samples: int = 512, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def step(layer: EffectLayer, k: int, restart: list) -> tuple:
+    """Output and gradient of frame ``k`` of every lane, each at parameters of its own."""
+    generator = torch.Generator().manual_seed(k)
+    parameters = torch.rand(len(restart), len(layer.chain.parameters), generator=generator).requires_grad_()
+    output = layer(frames(len(restart), seed=k), parameters, torch.tensor(restart))
+    output.square().sum().backward()
+    return output.detach(), parameters.grad
+
+
+def test_processes_render_what_threads_render_to_the_bit():
+    threads, processes = layers()
+    for k in range(4):
+        restart = [k == 0, k in (0, 2), k == 0]
+        for ours, theirs in zip(step(threads, k, restart), step(processes, k, restart)):
+            assert torch.equal(ours, theirs)
+
+
+def test_batches_and_frames_of_any_size_are_rendered_to_the_bit():
+    threads, processes = layers()
+    sizes = [(2, 512, True), (5, 512, False), (1, 512, False), (5, 512, False), (3, 700, True)]
+    for k, (batch, samples, restart) in enumerate(sizes):
+        audio, flags = frames(batch, samples, seed=k), torch.full((batch,), restart)
+        parameters = torch.full((batch, len(threads.chain.parameters)), 0.3)
+        with torch.no_grad():
+            assert torch.equal(threads(audio, parameters, flags), processes(audio, parameters, flags))
+
+
+def test_a_checkpoint_of_threads_goes_on_in_processes_and_the_other_way_round(tmp_path):
+    for saved, restored in (layers(), layers()[::-1]):
+        for k in range(3):
+            step(saved, k, [k == 0, k == 1, k == 0])
+        torch.save(saved.streaming_state(), tmp_path / "state.pt")
+        restored.load_streaming_state(torch.load(tmp_path / "state.pt", weights_only=True))
+        for ours, theirs in zip(step(saved, 3, [False] * 3), step(restored, 3, [False] * 3)):
+            assert torch.equal(ours, theirs)
+
+
+# --- what misbehaves ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "effect, said",
+    [
+        ("Crashing", CRASHED),
+        ("Hanging", LATE),
+        ("Leaving", r"left its process \(exit code 3\)"),
+        ("NotFinite", NOT_FINITE),
+    ],
+)
+def test_an_effect_that_misbehaves_is_survived_and_named_with_its_values(effect, said):
+    check_that_it_is_survived_and_named(misbehaving(effect), said)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """A folder with the plugins of misbehaving.c."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("lv2")
+    plugins = folder / "misbehaving.lv2"
+    plugins.mkdir()
+    source = ROOT / "tests" / "misbehaving.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", plugins / "misbehaving.so", source], check=True)
+    ports = ", ".join(
+        f'[ a lv2:{way}Port, lv2:{kind}Port ; lv2:index {index} ; '
+        f'lv2:symbol "{symbol}" ; lv2:name "{symbol}" {more} ]'
+        for index, (way, kind, symbol, more) in enumerate(
+            [
+                ("Input", "Audio", "input", ""),
+                ("Output", "Audio", "output", ""),
+                ("Input", "Control", "gain", "; lv2:default 0.25 ; lv2:minimum 0.0 ; lv2:maximum 1.0"),
+            ]
+        )
+    )
+    (plugins / "manifest.ttl").write_text(
+        "@prefix lv2: <http://lv2plug.in/ns/lv2core#> .\n@prefix doap: <http://usefulinc.com/ns/doap#> .\n"
+        + "\n".join(
+            f'<urn:test:{name}> a lv2:Plugin ; doap:name "{name}" ; '
+            f"lv2:binary <misbehaving.so> ; lv2:port {ports} ."
+            for name in ("crash", "hang", "nan")
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def plugins(bundle, monkeypatch):
+    """Makes them the only LV2 plugins that are installed, here and in the processes that are started."""
+
+    def clear():
+        for cache in (lv2._lilv_of, lv2._plugin_of, lv2._library_of):
+            cache.cache_clear()
+
+    try:
+        lv2._lilv()
+    except EffectError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("LV2_PATH", str(bundle))
+    clear()
+    yield
+    clear()
+
+
+@pytest.mark.parametrize("plugin, said", [("crash", CRASHED), ("hang", LATE), ("nan", NOT_FINITE)])
+def test_a_plugin_that_misbehaves_is_survived_and_named_with_its_values(plugins, plugin, said):
+    check_that_it_is_survived_and_named(EffectSpec(f"lv2:urn:test:{plugin}", name="it"), said)
+
+
+@pytest.mark.parametrize("effect, restart", [("CrashingWhenBuilt", False), ("CrashingWhenReset", True)])
+def test_an_effect_that_crashes_before_it_renders_is_named(effect, restart):
+    lanes = lanes_with(misbehaving(effect))
+    with pytest.raises(RenderError, match=rf"it.* {CRASHED}$"):
+        render(lanes, 0.25, restart)
+
+
+def test_an_effect_that_crashes_while_a_checkpoint_is_loaded_is_named():
+    heard = [(torch.ones(1, 64), torch.full((1, 3), value)) for value in (0.25, 0.75)]
+    with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {CRASHED}$"):
+        lanes_with(misbehaving("Crashing")).load_state_dict({"history": [[], heard]})
+
+
+def test_after_an_error_and_after_a_worker_was_killed_new_ones_start():
+    lanes = lanes_with(misbehaving("NotFinite"))
+    with pytest.raises(RenderError, match=NOT_FINITE):
+        render(lanes, 0.75)
+    render(lanes, 0.25)
+    multiprocessing.active_children()[0].kill()
+    multiprocessing.active_children()[0].join()
+    with pytest.raises(RenderError, match=r"a worker for before \+ it \+ after .*SIGKILL.* at none of them"):
+        render(lanes, 0.25)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_time_that_is_no_time_is_refused():
+    with pytest.raises(UserError, match="timeout_seconds is 0; it must be above 0"):
+        RenderingOptions(timeout_seconds=0)
+
+
+# --- what is left ------------------------------------------------------------------------------------
+
+
+def test_lanes_that_are_collected_leave_no_process_and_no_memory():
+    lanes = lanes_with(misbehaving("Hanging"))
+    render(lanes, 0.25)
+    name = lanes._memory[0].name
+    del lanes
+    gc.collect()
+    assert multiprocessing.active_children() == []
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+
+
+SCRIPT = """
+import numpy as np
+from dfx.blackbox.isolation import IsolatedLanes
+from dfx.blackbox.lanes import RenderingOptions
+from dfx.effects import ChainSpec, EffectSpec
+
+if __name__ == "__main__":
+    spec = ChainSpec([EffectSpec("python:tests.misbehaving.Hanging")], 22050)
+    lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=2, isolate=True))
+    for value in (0.25, VALUE):
+        lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[0.25]], [[value]]]), np.zeros(2, bool))
+        print(lanes._memory[0].name, flush=True)
+"""
+
+
+@pytest.mark.parametrize("value, end", [(0.25, None), (0.75, signal.SIGINT), (0.75, signal.SIGKILL)])
+def test_a_process_that_ends_in_whatever_way_leaves_no_process_and_no_memory(tmp_path, value, end):
+    (tmp_path / "script.py").write_text(SCRIPT.replace("VALUE", str(value)))
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"], text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    name = process.stdout.readline().strip()
+    if end == signal.SIGINT:
+        # As Ctrl-C does: to all processes of the session.
+        os.killpg(process.pid, end)
+    elif end:
+        process.send_signal(end)
+    # The workers hold the other ends of the pipes as well: this returns when the last has gone.
+    _, err = process.communicate(timeout=20)
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+    if end is None:
+        assert (process.returncode, err) == (0, "")
+    elif end == signal.SIGINT:
+        assert err.count("Traceback") == 1 and "resource_tracker" not in err
+
+
+def fit(root: Path, folder: Path, isolate: bool, *callbacks: pl.Callback, resume: bool = False):
+    """The weights that four steps of training a :class:`Flagged` effect end with."""
+    pl.seed_everything(0, verbose=False)
+    model = TubeAmp(
+        [misbehaving("Flagged", train={"gain": None})], context_samples=2048, frame_samples=1024,
+        encoder=EncoderOptions(width=0.1), loss=LossOptions(fft_sizes=[512, 256]),
+        rendering=RenderingOptions(workers=1, isolate=isolate),
+    )  # fmt: skip
+    data = PairedAudio(
+        str(root), SAMPLE_RATE, 1, model.window, batch_size=2, excerpt_seconds=0.15, check_audio=False
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=4, limit_val_batches=0, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data, ckpt_path=str(folder / "last.ckpt") if resume else None)
+    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
+
+
+class RaiseFlag(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 2:
+            Path(os.environ["FLAG"]).touch()
+
+
+def test_a_run_that_a_plugin_crashed_keeps_the_values_and_resumes_as_if_it_had_not(
+    make_pairs, tmp_path, monkeypatch
+):
+    flag, folder = tmp_path / "flag", tmp_path / "run"
+    monkeypatch.setenv("FLAG", str(flag))
+    root = make_pairs(12)
+    alone = fit(root, folder, False)
+
+    folder.mkdir()
+    saved = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
+    with pytest.raises(RenderError, match=CRASHED):
+        fit(root, folder, True, saved, RaiseFlag(), RunFolder(folder))
+    failed = json.loads((folder / "failed_values.json").read_text())
+    assert failed["effect"] == "it" and 0 < failed["values"]["it.gain"] < 2 and "SIGSEGV" in failed["message"]
+
+    flag.unlink()
+    assert torch.equal(fit(root, folder, True, resume=True), alone)
+
+
+def test_values_are_kept_without_isolation_too(tmp_path):
+    chain = ChainSpec([misbehaving("NotFinite")], SAMPLE_RATE).build()
+    with pytest.raises(RenderError) as error:
+        chain.render(np.ones((1, 64), np.float32), np.array([0.75]))
+    RunFolder(tmp_path).on_exception(None, None, error.value)
+    failed = json.loads((tmp_path / "failed_values.json").read_text())
+    assert failed["message"] == f"it at (it.gain=0.75) {NOT_FINITE}"
+    assert (failed["effect"], failed["values"]) == ("it", {"it.gain": 0.75})

@@ -10,7 +10,8 @@ Every option of a config can be given on the command line; ``python train.py fit
 writes to ``runs/NAME``: its resolved config, versions, metrics, checkpoints and offline W&B record.
 """
 
-from dfx.cli import main
-
 if __name__ == "__main__":
+    # Not above: processes that isolate effects import this file, and need no more than the effects.
+    from dfx.cli import main
+
     main()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, Trained
+from dfx.effects.effect import _snake_case
 from tests.conftest import SAMPLE_RATE, known
 
 COMPRESSOR = "pedalboard:Compressor"
@@ -84,6 +85,15 @@ def test_without_train_every_parameter_that_is_not_fixed_is_trained():
 def test_effects_of_one_kind_get_names_of_their_own():
     chain = ChainSpec([known("Gain"), known("Gain"), known("Gain", name="gain")], SAMPLE_RATE)
     assert chain.space.names == ["gain_2.gain", "gain_3.gain", "gain.gain"]
+
+
+def test_names_are_made_of_the_last_part_of_what_names_an_effect():
+    for given, name in [
+        ("PeakFilter", "peak_filter"), ("ZamGEQ31", "zam_geq31"), ("my.module.TubeAmp", "tube_amp"),
+        ("http://lsp-plug.in/plugins/lv2/limiter_mono", "limiter_mono"), ("/my plugins/Zam Tube.vst3", "zam_tube"),
+        ("http://calf.sourceforge.net/plugins/Equalizer8Band", "equalizer8_band"), ("C:\\p\\X.vst3#Y", "y"),
+    ]:  # fmt: skip
+        assert _snake_case(given) == name
 
 
 def test_a_chain_is_picklable_and_its_copy_renders_the_same(noise):

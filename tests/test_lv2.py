@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfx.blackbox import EffectLayer, GradientOptions
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lv2
 from tests.conftest import SAMPLE_RATE
 
@@ -24,7 +24,8 @@ PLUGINS = {
     ),
     f"{CALF}Equalizer8Band": (
         {f"p{p}_active": "ON" for p in (1, 2, 3, 4)},
-        ["level_out", "p1_level", "p2_level", "p3_level", "p4_level"],
+        # The ports' own ranges go up to 36 dB: all together are wildly loud.
+        {name: (0.1, 4.0) for name in ("level_out", "p1_level", "p2_level", "p3_level", "p4_level")},
     ),
     # Its attack time is its delay, which it does not report.
     f"{CALF}Limiter": ({"attack": 5, "auto_level": False}, ["level_in", "limit"]),
@@ -62,7 +63,7 @@ def spec_of(uri: str, channels: int = 1, sample_rate: int = SAMPLE_RATE, **optio
     require(uri)
     if not options and uri in PLUGINS:
         fixed, train = PLUGINS[uri]
-        options = {"fixed": fixed, "train": dict.fromkeys(train)}
+        options = {"fixed": fixed, "train": train if isinstance(train, dict) else dict.fromkeys(train)}
     return ChainSpec([EffectSpec(f"lv2:{uri}", **options)], sample_rate, channels)
 
 
@@ -383,12 +384,12 @@ def test_every_instance_is_freed_with_its_effect(monkeypatch, noise):
 @every_plugin
 def test_ten_steps_of_training_move_every_parameter(uri):
     spec = spec_of(uri)
-    layer = EffectLayer(spec, GradientOptions(seed=1), workers=2)
+    layer = EffectLayer(spec, GradientOptions(seed=1), rendering=RenderingOptions(workers=2))
     generator = torch.Generator().manual_seed(0)
     audio = 0.3 * torch.randn(4, 10, 1024, generator=generator)
     start = torch.tensor(spec.space.defaults).clamp(0.3, 0.7)
     parameters = start.repeat(4, 1).requires_grad_()
-    target_layer = EffectLayer(spec, workers=2)
+    target_layer = EffectLayer(spec, rendering=RenderingOptions(workers=2))
     target_parameters = (start + 0.2).repeat(4, 1)
     optimizer = torch.optim.Adam([parameters], lr=0.01)
     for step, frame in enumerate(audio.unbind(dim=1)):

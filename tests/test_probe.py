@@ -317,10 +317,10 @@ def test_a_config_is_read_with_its_ranges_fixed_values_and_numbers(tmp_path):
     "text, message",
     [
         ("model: {}", "has no 'init_args': effects stand under model.init_args.effects"),
-        ("model: {init_args: {effects: [{efect: pedalboard:Gain}]}}", "is no config of a chain.*'efect'"),
+        ("model: {init_args: {effects: [{efect: pedalboard:Gain}]}}", "an effect is a mapping with `effect: host:name`"),
         ("a: [", "is no config of a chain"),
         ("just words", "is no config of a chain"),
-        ("model: {init_args: {effects: [{effect: 'pedalboard:Gain', train: [gain_db]}]}}", "is no config"),
+        ("model: {init_args: {effects: [{effect: 'pedalboard:Gain', train: [gain_db]}]}}", "`train` is a mapping"),
     ],
 )
 def test_a_file_that_is_no_config_of_a_chain_is_told_so(text, message, tmp_path):

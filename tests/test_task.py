@@ -163,6 +163,17 @@ def test_a_checkpoint_of_another_chain_or_task_is_refused(make_pairs, tmp_path):
             trainer(tmp_path, epochs=2).fit(other, datamodule=data(root, other), ckpt_path=str(tmp_path / "model.ckpt"))
 
 
+def test_a_run_resumes_with_other_ranges_of_the_same_parameters(make_pairs, tmp_path):
+    root, model = make_pairs(12), task()
+    fit = trainer(tmp_path, epochs=1)
+    fit.fit(model, datamodule=data(root, model))
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    narrower = task([EFFECTS[0], EffectSpec("pedalboard:Distortion", train={"drive_db": (5, 20)})])
+    fit = trainer(tmp_path)
+    fit.fit(narrower, datamodule=data(root, narrower), ckpt_path=str(tmp_path / "model.ckpt"))
+    assert fit.global_step == 2 * STEPS_IN_EPOCH
+
+
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")

@@ -18,6 +18,7 @@ import difflib
 import importlib
 import itertools
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -424,7 +425,8 @@ def _name_apart(recipes: List[Recipe]) -> List[Recipe]:
 
 
 def _snake_case(name: str) -> str:
-    name = name.rstrip("/").replace("\\", "/").split("/")[-1].split(".")[-1].split("#")[-1]
-    letters = [f"_{c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c.lower()
-               for i, c in enumerate(name)]
-    return "".join(c if c.isalnum() else "_" for c in "".join(letters)).strip("_")
+    """Of ``PeakFilter``, ``package.module.Effect``, a URI, or a path such as ``/plugins/ZamTube.vst3``."""
+    name = re.split(r"[/\\#]", name.rstrip("/"))[-1]
+    name = re.sub(r"\.(vst3|component)$", "", name).split(".")[-1]
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return re.sub(r"\W+", "_", words).strip("_").lower()

@@ -197,10 +197,19 @@ class Task(pl.LightningModule):
             raise CheckpointError("the checkpoint was not written by dfx")
         if saved["task"] != type(self).__name__:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {type(self).__name__}")
+        # Ranges and fixed values may change, for instance after an effect has failed at the end of a range.
+        theirs = dict(saved["arguments"], effects=self._parameter_names(saved["arguments"]))
+        ours = dict(self.arguments, effects=self._parameter_names(self.arguments))
         free = {"loss", "gradient", "optimizer"}
-        other = [name for name in self.arguments.keys() - free if saved["arguments"][name] != self.arguments[name]]
+        other = [name for name in ours.keys() - free if theirs[name] != ours[name]]
         if other:
             raise CheckpointError(f"the checkpoint was trained with other {' and '.join(sorted(other))}")
+
+
+    @staticmethod
+    def _parameter_names(arguments: Dict[str, Any]) -> List[str]:
+        specs = [EffectSpec.of(effect) for effect in arguments["effects"]]
+        return ChainSpec(specs, arguments["sample_rate"], arguments["channels"]).space.names
 
 
 class CheckpointError(UserError):

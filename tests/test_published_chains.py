@@ -1,6 +1,9 @@
 """The chains of the paper, and every plugin that our documents name: as they are, not as they should be."""
 
+import ctypes
+import gc
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +240,35 @@ def test_the_probe_names_what_is_known_to_surprise(effect, train, fixed, expecte
     assert max(errors) <= bound
     assert report.latency_reported == (110 if effect == f"{LSP}limiter_mono" else 0)
     assert all(parameter.reads_back for parameter in report.parameters)
+
+
+def resident_mb() -> float:
+    """What this process holds, after what the allocator keeps for later has gone back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux with glibc to measure memory")
+def test_the_mastering_chain_gives_back_its_memory_and_does_not_grow():
+    spec = paper_chain("mastering")
+    frame = np.zeros((1, 1024), dtype=np.float32)
+    values = spec.space.denormalize(spec.space.defaults)
+
+    def build_and_render() -> list:
+        chains = [spec.build() for _ in range(100)]
+        for chain in chains:
+            chain.render(frame, values)
+        return chains
+
+    build_and_render()
+    before = resident_mb()
+    for _ in range(3):
+        build_and_render()
+    assert resident_mb() - before < 20
+    chains = build_and_render()
+    before = resident_mb()
+    for step in range(1000):
+        chains[step % len(chains)].render(frame, values)
+    assert resident_mb() - before < 5

@@ -182,8 +182,9 @@ class _Original:
         return sum(_memory_mb(process.pid) for process in self._processes)
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
+        # Not by closing the pipes: processes that were forked later hold their ends too.
+        for process in self._processes:
+            process.terminate()
         for process in self._processes:
             process.join()
 
@@ -194,10 +195,7 @@ def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
     epsilon = 0.01
     pipe.send("ready")
     while True:
-        try:
-            message: Tuple[np.ndarray, ...] = pipe.recv()
-        except EOFError:
-            return
+        message: Tuple[np.ndarray, ...] = pipe.recv()
         if len(message) == 2:
             audio, where = message
             pipe.send(chains[0].render(audio, spec.space.denormalize(where)))

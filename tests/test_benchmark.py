@@ -1,0 +1,39 @@
+"""The benchmarks run and report what they say; what they measure is for quiet machines."""
+
+import math
+
+from dfx.benchmark.chains import chains, notes
+from dfx.benchmark.fidelity import ESTIMATORS, fidelity
+from dfx.benchmark.figure import draw_fidelity
+from dfx.benchmark.speed import speed
+from dfx.blackbox.lanes import cores
+
+TUBE_AMP = [chain for chain in chains() if chain.name == "tube_amp"]
+
+
+def test_the_notes_are_the_shipped_ones_and_repeat_where_they_run_out():
+    input, target = notes(113, 2048)
+    assert input.shape == target.shape == (113, 1, 2048)
+    assert input[:2].equal(input[111:]) and not input[0].equal(input[1])
+
+
+def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_path):
+    rows = fidelity(TUBE_AMP, [4], batches=1, seconds=0.1, late_steps=1, seed=0)
+    assert [(row["when"], row["name"]) for row in rows] == [(w, n) for w in ("start", "late") for n in ESTIMATORS]
+    for row in rows:
+        assert {"chain", "directions", "sides", "draws"} <= set(row)
+        assert row["batch"] == 4 and row["parameters"] == 11 and row["renderings"] >= 2
+        assert all(-1 <= row[f"cosine_{of}"] <= 1 for of in ("encoder", "parameters"))
+    differences = [row for row in rows if row["estimator"] == "finite_difference"]
+    assert all(row["cosine_parameters"] > 0.99 for row in differences)
+    draw_fidelity(rows, tmp_path / "fidelity.png")
+    assert (tmp_path / "fidelity.png").stat().st_size > 10000
+
+
+def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times():
+    rows = speed(TUBE_AMP, ["frame"], [2], repeats=2)
+    assert [row["workers"] for row in rows] == sorted({1, cores()})
+    for row in rows:
+        assert all(math.isfinite(row[f"{of}_ms"]) for of in ("layer", "bare", "original", "step"))
+        assert math.isclose(row["original_over_layer"], row["original_ms"] / row["layer_ms"])
+        assert math.isclose(row["layer_over_limit"], row["layer_ms"] * row["workers"] / row["bare_ms"])

@@ -1,9 +1,8 @@
 """Trains a task from a config.
 
     python train.py fit --config configs/tube_amp.yaml
-    python train.py fit --config configs/tube_amp.yaml --run.name mine --model.gradient.draws 2
+    python train.py fit --config configs/tube_amp.yaml --run.name mine --model.init_args.gradient.draws 2
     python train.py fit --config configs/tube_amp.yaml --run.name mine --run.resume true
-    torchrun --nproc-per-node 4 train.py fit --config configs/tube_amp.yaml --trainer.strategy ddp
     python train.py test --config configs/tube_amp.yaml --ckpt_path runs/tube_amp/checkpoints/best.ckpt
 
 Every option of a config can be given on the command line; ``python train.py fit --help`` lists them. A run

@@ -17,16 +17,21 @@ def draw_fidelity(rows: List[Dict[str, Any]], path: Path) -> None:
     """
     panels = list(dict.fromkeys((row["chain"], row["when"], row["batch"]) for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
+    lowest = min(0.0, *(row["cosine_encoder"] for row in rows))
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns + 3, 2.8 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axis, panel in zip(axes, panels):
-        for index, name in enumerate(names):
-            for row in rows:
-                if (row["chain"], row["when"], row["batch"]) == panel and row["name"] == name:
-                    axis.plot(row["renderings"], row["cosine_encoder"], "osD^vP*Xh"[index], color=f"C{index}", label=name)
-        axis.set(xscale="log", ylim=(-0.05, 1.05), xlabel="renderings an example")
+        shown = [row for row in rows if (row["chain"], row["when"], row["batch"]) == panel]
+        for row in shown:
+            index = names.index(row["name"])
+            marker, color = "osD^vP*Xh"[index], f"C{index}"
+            axis.plot(row["renderings"], row["cosine_encoder"], marker, color=color, label=row["name"])
+        axis.set(xscale="log", ylim=(lowest - 0.05, 1.05), xlabel="renderings an example")
+        axis.set_xticks(sorted({row["renderings"] for row in shown}))
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.minorticks_off()
         axis.set_title("{}, {}, batch {}".format(*panel), fontsize=9)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("cosine with the exact gradient")

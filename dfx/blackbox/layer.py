@@ -15,7 +15,6 @@ from dfx.blackbox.lanes import Lanes, RenderingOptions
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import dead_parameters
 
-
 _PROBE_SECONDS = 300.0
 """How long a probe may take in a process of its own; for the largest chains it takes a few."""
 

@@ -74,7 +74,7 @@ class DfxCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={
                 "default_root_dir": "runs",
-                # Data modules deal out the lanes of each rank themselves.
+                # A batch is a row of lanes, in an order of its own: Lightning must not replace its sampler.
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,

@@ -54,6 +54,21 @@ def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tu
     return [(PedalboardEffect(recipes, sample_rate, channels), sum(len(recipe.parameters) for recipe in recipes))]
 
 
+class Pending:
+    """Output that is still to come: silence stands in for what a look-ahead swallows of a stream's start."""
+
+    def __init__(self, channels: int, latency_samples: int) -> None:
+        self._latency_samples = latency_samples
+        self._audio = np.zeros((channels, latency_samples), dtype=np.float32)
+
+    def fill(self, output: np.ndarray, samples: int) -> np.ndarray:
+        """The next ``samples`` of the stream, when ``output``, which may be shorter, is added to its end."""
+        if not self._latency_samples:
+            return output
+        output, self._audio = np.split(np.concatenate([self._audio, output], axis=1), [samples], axis=1)
+        return output
+
+
 class PedalboardEffect(Effect):
     """Built-in effects in series, in one board."""
 
@@ -80,17 +95,13 @@ class PedalboardEffect(Effect):
             self._board.reset()
             self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
         output = self._board.process(audio, self._sample_rate, buffer_size=self._block_samples, reset=False)
-        if not self.latency_samples:
-            return output
-        self._pending = np.concatenate([self._pending, output], axis=1)
-        output, self._pending = np.split(self._pending, [audio.shape[1]], axis=1)
-        return output
+        return self._pending.fill(output, audio.shape[1])
 
     def restart(self) -> None:
         if not self._reset_is_exact:
             self._make_board()
         self._block_samples = 0
-        self._pending = np.zeros((self._channels, self.latency_samples), dtype=np.float32)
+        self._pending = Pending(self._channels, self.latency_samples)
 
     def _make_board(self) -> None:
         plugins = []

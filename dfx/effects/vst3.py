@@ -37,6 +37,7 @@ from pedalboard import ExternalPluginReloadType as ReloadType
 from pedalboard._pedalboard import to_python_parameter_name
 
 from dfx.effects.effect import Control, Effect, EffectError, Recipe, nearest
+from dfx.effects.pedalboard import Pending
 
 BLOCK_SAMPLES = 256
 """What a plugin renders at once. Frames of a multiple of it sound exactly like the whole."""
@@ -147,11 +148,7 @@ class PluginEffect(Effect):
                 plugin.reset()
             self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
         output = self._process(audio, self._block_samples)
-        if not self.latency_samples:
-            return output
-        self._pending = np.concatenate([self._pending, output], axis=1)
-        output, self._pending = np.split(self._pending, [audio.shape[1]], axis=1)
-        return output
+        return self._pending.fill(output, audio.shape[1])
 
     def restart(self) -> None:
         if not self.restart_is_exact and _on_main_thread():
@@ -163,7 +160,7 @@ class PluginEffect(Effect):
         self._targets = [[of_plugin[index] for of_plugin in parameters] for index in self._indices]
         self._raws = [float("nan")] * len(self._indices)
         self._block_samples = 0
-        self._pending = np.zeros((self._channels, self.latency_samples), dtype=np.float32)
+        self._pending = Pending(self._channels, self.latency_samples)
 
     def _process(self, audio: np.ndarray, block_samples: int) -> np.ndarray:
         if self._plugin_channels > self._channels:

@@ -199,7 +199,7 @@ class Task(pl.LightningModule):
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {type(self).__name__}")
         # Ranges and fixed values may change, for instance after an effect has failed at the end of a range.
         theirs = dict(saved["arguments"], effects=self._parameter_names(saved["arguments"]))
-        ours = dict(self.arguments, effects=self._parameter_names(self.arguments))
+        ours = dict(self.arguments, effects=self.chain.space.names)
         free = {"loss", "gradient", "optimizer"}
         other = [name for name in ours.keys() - free if theirs[name] != ours[name]]
         if other:

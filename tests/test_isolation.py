@@ -50,9 +50,9 @@ def lanes_with(effect: EffectSpec) -> IsolatedLanes:
 
 
 def render(lanes: IsolatedLanes, value: float, restart: bool = False) -> np.ndarray:
-    """A frame of three lanes; in one of them, the effect is rendered at ``value``."""
-    values = np.full((3, 1, 3), 0.25)
-    values[1, 0, 1] = value
+    """Two frames of three lanes; in the second frame of one of them, the effect is rendered at ``value``."""
+    values = np.full((3, 1, 2, 3), 0.25)
+    values[1, 0, 1, 1] = value
     return lanes.render(np.ones((3, 1, 64), np.float32), values, np.full(3, restart))
 
 
@@ -202,7 +202,7 @@ def test_an_effect_that_crashes_before_it_renders_is_named(effect, restart):
 
 
 def test_an_effect_that_crashes_while_a_checkpoint_is_loaded_is_named():
-    heard = [(torch.ones(1, 64), torch.full((1, 3), value)) for value in (0.25, 0.75)]
+    heard = [(torch.ones(1, 64), torch.full((1, 1, 3), value)) for value in (0.25, 0.75)]
     with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {CRASHED}$"):
         lanes_with(misbehaving("Crashing")).load_state_dict({"history": [[], heard]})
 
@@ -248,7 +248,7 @@ if __name__ == "__main__":
     spec = ChainSpec([EffectSpec("python:tests.misbehaving.Hanging")], 22050)
     lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=2, isolate=True))
     for value in (0.25, VALUE):
-        lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[0.25]], [[value]]]), np.zeros(2, bool))
+        lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[[0.25]]], [[[value]]]]), np.zeros(2, bool))
         print(lanes._memory[0].name, flush=True)
 """
 

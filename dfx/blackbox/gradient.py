@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from dfx.blackbox.perturbation import Perturbation, Redraw
 from dfx.errors import UserError
@@ -95,19 +95,22 @@ class Points(NamedTuple):
     """Where to render for one step, and what the differences then mean.
 
     Args:
-        where: ``(batch, renderings, P)`` in [0, 1]: nominal, ``p+`` of every direction, and with two sides
-            ``p-`` of every direction.
-        steps: ``(batch, directions, P)``, what lies between the two points of a difference.
-        weights: ``(batch, directions, P)``, with which the slopes add up to the gradient.
+        where: ``(batch, renderings, frames, P)`` in [0, 1]: nominal, ``p+`` of every direction, and with two
+            sides ``p-`` of every direction.
+        steps: ``(batch, directions, frames, P)``, what lies between the two points of a difference.
+        weights: ``(batch, directions, frames, P)``, with which the slopes add up to the gradient.
     """
 
-    where: Tensor
-    steps: Tensor
-    weights: Tensor
+    where: np.ndarray
+    steps: np.ndarray
+    weights: np.ndarray
 
 
 class Estimator:
-    """Estimates gradients as :class:`GradientOptions` say.
+    """Estimates gradients as :class:`GradientOptions` say. All arrays are float64 unless said otherwise.
+
+    In NumPy and not in torch: these are many small operations, and torch would wake its own threads for the
+    large ones, on the cores that the workers have.
 
     Args:
         options: how.
@@ -122,78 +125,89 @@ class Estimator:
         if unknown:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
-        self._relative = torch.tensor(
-            [options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names],
-            dtype=torch.float64,
-        )
-        self._mean = torch.zeros(len(names), dtype=torch.float64)
+        self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
+        self._mean = np.zeros(len(names))
         self._mean_weight = 0.0
 
-    def epsilon(self, progress: float) -> Tensor:
+    def epsilon(self, progress: float) -> np.ndarray:
         """The step of every parameter, ``(P,)``, when a share ``progress`` of the run is over."""
         first = self.options.epsilon
         return self._relative * first * ((self.options.epsilon_end or first) / first) ** progress
 
-    def points(self, parameters: Tensor, directions: Tensor, progress: float = 0.0) -> Points:
+    def points(self, parameters: np.ndarray, directions: np.ndarray, progress: float = 0.0) -> Points:
         """Where to render.
 
         Args:
-            parameters: float64 ``(batch, P)`` in [0, 1].
-            directions: float64 ``(batch, directions, P)``.
+            parameters: ``(batch, frames, P)`` in [0, 1].
+            directions: ``(batch, directions, frames, P)``, or with 1 for frames where all of them share one.
             progress: the share of the run that is over, in [0, 1].
         """
         sides, epsilon, nominal = self.options.sides, self.epsilon(progress), parameters[:, None]
-        possible = (nominal + epsilon).clamp(max=1.0) - (nominal - epsilon).clamp(min=0.0)
+        possible = np.minimum(nominal + epsilon, 1.0) - np.maximum(nominal - epsilon, 0.0)
         if self.options.estimator == "spsa":
             weights = directions * (2 / sides) / (possible * directions.shape[1])
         elif sides == 2:
             weights = directions / possible
         else:
             # Inwards, where there always is room.
-            directions = torch.where(nominal > 0.5, -directions, directions)
+            directions = np.where(nominal > 0.5, -directions, directions)
             weights = directions / epsilon
-        plus = (nominal + epsilon * directions).clamp(0.0, 1.0)
+        move = epsilon * directions
+        plus = np.clip(nominal + move, 0.0, 1.0)
         if sides == 1:
-            return Points(torch.cat([nominal, plus], dim=1), plus - nominal, weights)
-        minus = (nominal - epsilon * directions).clamp(0.0, 1.0)
-        return Points(torch.cat([nominal, plus, minus], dim=1), plus - minus, weights)
+            return Points(np.concatenate([nominal, plus], axis=1), plus - nominal, weights)
+        minus = np.clip(nominal - move, 0.0, 1.0)
+        return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
-    def differences(self, rendered: Tensor) -> Tensor:
-        """``f(p+) - f(p-)`` or ``f(p+) - f(p)`` of every direction.
+    def slopes(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> np.ndarray:
+        """How the loss changes along every direction, from ``p-`` or ``p`` to ``p+``.
 
         Args:
-            rendered: ``(batch, renderings, channels, samples)``, in the order of ``Points.where``.
+            grad_output: float32 ``(batch, channels, frames * samples)``, the gradient of the loss.
+            rendered: float32 ``(batch, renderings, channels, frames * samples)``, in the order of
+                ``Points.where``.
 
         Returns:
-            ``(batch, directions, channels, samples)``.
+            ``(batch, directions, frames)``.
         """
         if self.options.sides == 1:
-            return rendered[:, 1:] - rendered[:, :1]
-        plus, minus = rendered[:, 1:].chunk(2, dim=1)
-        return plus - minus
+            plus, minus = rendered[:, 1:], rendered[:, :1]
+        else:
+            plus, minus = np.split(rendered[:, 1:], 2, axis=1)
+        grad = grad_output.reshape(*grad_output.shape[:2], frames, -1)
+        slopes = np.empty((len(grad), plus.shape[1], frames))
+        # A few rows at a time: their differences stay in the processor's cache.
+        rows = max(1, _CACHED_SAMPLES // plus[0].size)
+        for first in range(0, len(grad), rows):
+            block = slice(first, first + rows)
+            difference = plus[block] - minus[block]
+            difference = difference.reshape(*difference.shape[:3], frames, -1)
+            slopes[block] = np.einsum("bdcfs,bcfs->bdf", difference, grad[block])
+        return slopes
 
-    def estimate(self, grad_output: Tensor, differences: Tensor, points: Points) -> Tensor:
-        """The vector-Jacobian product, ``(batch, P)``, float64.
+    def estimate(self, slopes: np.ndarray, points: Points) -> np.ndarray:
+        """The vector-Jacobian product, ``(batch, frames, P)``.
 
         Args:
-            grad_output: ``(batch, channels, samples)``, the gradient of the loss.
-            differences: ``(batch, directions, channels, samples)``, from :meth:`differences`.
-            points: where these were rendered.
+            slopes: ``(batch, directions, frames)``, from :meth:`slopes`.
+            points: where was rendered.
         """
-        slopes = torch.einsum("bdcs,bcs->bd", differences, grad_output).double()
         keep = self.options.running_mean
         if keep is None:
-            return torch.einsum("bd,bdp->bp", slopes, points.weights)
+            return np.einsum("bdf,bdfp->bfp", slopes, points.weights)
         # What the mean predicts of a slope is taken off, and the mean itself put in its place.
         mean = self._mean / self._mean_weight if self._mean_weight else self._mean
         rest = slopes - points.steps @ mean
-        deviation = torch.einsum("bd,bdp->bp", rest, points.weights)
-        self._mean = keep * self._mean + (1 - keep) * (mean + deviation.mean(dim=0))
+        deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)
+        self._mean = keep * self._mean + (1 - keep) * (mean + deviation.mean(axis=(0, 1)))
         self._mean_weight = keep * self._mean_weight + (1 - keep)
         return mean + self.options.deviation * deviation
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"mean": self._mean, "mean_weight": self._mean_weight}
+        return {"mean": torch.from_numpy(self._mean.copy()), "mean_weight": self._mean_weight}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._mean, self._mean_weight = state["mean"].cpu(), state["mean_weight"]
+        self._mean, self._mean_weight = state["mean"].cpu().numpy(), state["mean_weight"]
+
+
+_CACHED_SAMPLES = 1 << 16

@@ -24,14 +24,14 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions
+from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, frames_of
 from dfx.effects import ChainSpec, RenderError
 from dfx.errors import UserError
 
 START_SECONDS = 120.0
 """How long a worker process may take until it builds its first effect."""
 
-_DEADLINE, _ROW, _RENDERING, _FIRST, _LAST = range(5)
+_DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST = range(6)
 """A worker's note: when its effect is late, in time.monotonic(), and the place of its values in a step's."""
 
 _NO_EFFECT = -1.0
@@ -95,7 +95,7 @@ class IsolatedLanes(Lanes):
             memory.values[:] = values
             jobs: Dict[int, _Rows] = {}
             for row, lane in enumerate(lanes):
-                jobs.setdefault(lane % self._workers, []).append((row, lane, bool(restart[row])))
+                jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
             # All are started before the first is given anything to do.
             busy = {number: self._process(number) for number in jobs}
             for number, worker in busy.items():
@@ -147,12 +147,12 @@ class IsolatedLanes(Lanes):
                     raise failure
 
     def _error(self, worker: _Worker, fault: str) -> RenderError:
-        row, rendering, first, last = map(int, worker.note[_ROW:])
+        row, frame, rendering, first, last = map(int, worker.note[_ROW:])
         if first == _NO_EFFECT:
             names = " + ".join(recipe.name for recipe in self._spec.recipes)
             return RenderError(f"a worker for {names} {fault} while it was at none of them")
         place = slice(first, last)
-        values = self._memory[0].values[row, rendering, place]
+        values = self._memory[0].values[row, rendering, frame, place]
         return RenderError.at(self._spec.parameters[place], values, fault)
 
 
@@ -164,8 +164,8 @@ def _stop(processes: Dict[int, _Worker], memory: List[_Memory]) -> None:
         memory.pop().remove()
 
 
-_Shape = Tuple[int, int, int, int, int]
-"""Rows, renderings, parameters, channels, samples."""
+_Shape = Tuple[int, int, int, int, int, int]
+"""Rows, renderings, frames, parameters, channels, samples of all frames."""
 
 _Rows = List[Tuple[int, int, bool]]
 """The place of a frame in the memory, its lane, and whether the lane restarts."""
@@ -182,12 +182,12 @@ class _Memory:
     """
 
     def __init__(self, shape: _Shape, name: Optional[str] = None) -> None:
-        rows, renderings, parameters, channels, samples = self.shape = shape
-        values, audio = 8 * rows * renderings * parameters, 4 * rows * channels * samples
+        rows, renderings, frames, parameters, channels, samples = self.shape = shape
+        values, audio = 8 * rows * renderings * frames * parameters, 4 * rows * channels * samples
         self._shared = SharedMemory(name, create=name is None, size=values + (1 + renderings) * audio)
         self.name = self._shared.name
         buffer = self._shared.buf
-        self.values = np.ndarray((rows, renderings, parameters), np.float64, buffer)
+        self.values = np.ndarray((rows, renderings, frames, parameters), np.float64, buffer)
         self.audio = np.ndarray((rows, channels, samples), np.float32, buffer, values)
         self.output = np.ndarray((rows, renderings, channels, samples), np.float32, buffer, values + audio)
 
@@ -209,7 +209,7 @@ class _Worker:
     def __init__(self, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
         # A fork would inherit the locks of plugins, and of threads that do not live on in it.
         context = multiprocessing.get_context("spawn")
-        self.note = context.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, _NO_EFFECT, 0])
+        self.note = context.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
         self.connection, theirs = context.Pipe()
         arguments = (theirs, self.note, spec, renderings, timeout_seconds)
         self._process = context.Process(target=_work, args=arguments, name="lanes", daemon=True)
@@ -257,13 +257,17 @@ def _work(
                     memory.close()
                 memory = _Memory(shape, name)
             for row, lane, restart in rows:
-                note[_ROW] = row
+                note[_ROW], note[_FRAME] = row, 0
                 if lane not in lanes:
                     lanes[lane] = Lane(spec, renderings, watch)
                 if restart:
                     lanes[lane].restart()
-                # A copy, because an effect may keep what it was given.
-                lanes[lane].render(memory.audio[row].copy(), memory.values[row].copy(), memory.output[row])
+                # Copies, because an effect may keep what it was given.
+                points = memory.values[row].copy()
+                parts = frames_of(memory.audio[row].copy(), memory.output[row], frames=shape[2])
+                for frame, (heard, rendered) in enumerate(parts):
+                    note[_FRAME] = frame
+                    lanes[lane].render(heard, points[:, frame], rendered)
             failure = None
         except UserError as error:
             failure = error

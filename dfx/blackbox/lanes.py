@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class RenderingOptions:
     """Who renders.
 
     Args:
-        workers: threads or processes; by default as many as there are cores.
+        workers: threads, that of the caller included, or processes; by default as many as there are cores.
         isolate: render in processes of their own, for plugins that crash or hang: the run then ends with
             an error that names the plugin and its values. What is rendered is the same.
         timeout_seconds: how long an effect may take over one frame, or to be built, before it counts as
@@ -44,6 +45,73 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Workers:
+    """Threads that share rows among them, the calling thread as one of them: it is awake already.
+
+    Args:
+        count: how many there are at most. Fewer are woken for rows that took so little time before that
+            waking more would take longer.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._executor: Optional[ThreadPoolExecutor] = None
+        self._seconds_a_row = _LEAST_SECONDS
+
+    def share(self, work: Callable[[range], None], rows: int) -> None:
+        """Calls ``work`` with contiguous blocks that make up ``range(rows)``; a worker takes several in turn.
+
+        Raises:
+            Exception: what a call raises; the blocks that are left are not begun.
+        """
+        workers = max(1, min(self.count, rows, round(rows * self._seconds_a_row / _LEAST_SECONDS)))
+        size = -(-rows // (workers * _BLOCKS if workers > 1 else 1))
+        blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+        def take() -> None:
+            try:
+                # Taking from the end of a list is safe between threads.
+                while blocks:
+                    work(blocks.pop())
+            except IndexError:
+                pass
+            except BaseException:
+                blocks.clear()
+                raise
+
+        if workers > 1 and self._executor is None:
+            self._executor = ThreadPoolExecutor(self.count - 1, thread_name_prefix="workers")
+        futures = [self._executor.submit(take) for _ in range(workers - 1)]
+        start = time.perf_counter()
+        try:
+            take()
+        finally:
+            wait(futures)
+        self._seconds_a_row = (time.perf_counter() - start) * workers / rows
+        for future in futures:
+            future.result()
+
+    def close(self) -> None:
+        """Ends the threads; those that are needed again are started again."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+
+_BLOCKS = 4
+"""How many blocks there are for each worker: one that woke late, or was kept from its core, leaves more to others."""
+
+_LEAST_SECONDS = 1e-4
+"""What a worker is woken for; to be woken takes it about half of that."""
+
+
+def frames_of(*arrays: np.ndarray, frames: int) -> Iterator[Tuple[np.ndarray, ...]]:
+    """Arrays ``(..., frames * samples)`` frame by frame: ``(..., samples)`` each, as views."""
+    samples = arrays[0].shape[-1] // frames
+    for frame in range(frames):
+        yield tuple(array[..., frame * samples : (frame + 1) * samples] for array in arrays)
+
+
 class Lane:
     """The live chains of one example, one for each rendering of a step. It is made on the main thread.
 
@@ -63,6 +131,7 @@ class Lane:
 
     def render(self, audio: np.ndarray, values: np.ndarray, output: np.ndarray) -> None:
         """Renders the next frame, ``(channels, samples)``, at every row of ``values`` into ``output``."""
+        audio = np.ascontiguousarray(audio)
         for rendering, chain in enumerate(self._chains):
             output[rendering] = chain.render(audio, values[rendering])
 
@@ -87,33 +156,32 @@ class Lanes:
     ) -> None:
         self._spec = spec
         self._renderings = renderings
-        self._workers = options.workers or cores()
+        self.workers = Workers(options.workers or cores())
         self._keep_history = keep_history
-        self._history: List[List[Tuple[np.ndarray, np.ndarray]]] = []
+        self._history: List[List[_Heard]] = []
         self._lanes: List[Lane] = []
-        self._executor: Optional[ThreadPoolExecutor] = None
 
     def render(self, audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
-        """Renders the next frame of every lane, at every point.
+        """Renders the next frames of every lane, at every point.
 
         Args:
-            audio: float32 ``(batch, channels, samples)``.
-            values: float64 ``(batch, renderings, P)``, in the parameters' units.
-            restart: bool ``(batch,)``, the lanes that begin a new excerpt with this frame.
+            audio: float32 ``(batch, channels, frames * samples)``.
+            values: float64 ``(batch, renderings, frames, P)``, in the parameters' units.
+            restart: bool ``(batch,)``, the lanes that begin a new excerpt with the first of these frames.
 
         Returns:
-            float32 ``(batch, renderings, channels, samples)``.
+            float32 ``(batch, renderings, channels, frames * samples)``.
 
         Raises:
             RenderError: as soon as one effect fails; what the other lanes still have to do is dropped.
         """
         batch = len(audio)
         self._history += [[] for _ in range(batch - len(self._history))]
-        for lane in range(batch):
-            if restart[lane]:
-                self._history[lane] = []
-            if self._keep_history:
-                self._history[lane].append((audio[lane], values[lane]))
+        for lane in np.flatnonzero(restart).tolist():
+            self._history[lane] = []
+        if self._keep_history:
+            for lane in range(batch):
+                self._history[lane].append((audio, values, lane))
         return self._render(range(batch), audio, values, restart)
 
     def end_excerpts(self) -> None:
@@ -127,8 +195,8 @@ class Lanes:
 
         return {
             "history": [
-                [(torch.from_numpy(audio), torch.from_numpy(values)) for audio, values in lane]
-                for lane in self._history
+                [(torch.from_numpy(audio[row].copy()), torch.from_numpy(values[row].copy())) for audio, values, row in heard]
+                for heard in self._history
             ]
         }
 
@@ -136,18 +204,16 @@ class Lanes:
         """Brings every lane to where it was, by rendering again what it had heard."""
         self.close()
         self._history = [
-            [(audio.numpy(), values.numpy()) for audio, values in lane] for lane in state["history"]
+            [(audio.numpy()[None], values.numpy()[None], 0) for audio, values in heard] for heard in state["history"]
         ]
         for lane, heard in enumerate(self._history):
-            for frame, (audio, values) in enumerate(heard):
-                self._render([lane], audio[None], values[None], np.array([frame == 0]))
+            for step, (audio, values, _) in enumerate(heard):
+                self._render([lane], audio, values, np.array([step == 0]))
 
     def close(self) -> None:
         """Lets go of all that is live; what is rendered next is rendered by new instances."""
         self._lanes = []
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+        self.workers.close()
 
     def _render(
         self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray
@@ -166,20 +232,17 @@ class Lanes:
                 for row in rows:
                     if failed.is_set():
                         return
-                    self._lanes[lanes[row]].render(audio[row], values[row], output[row])
+                    lane, points = self._lanes[lanes[row]], values[row]
+                    parts = frames_of(audio[row], output[row], frames=values.shape[2])
+                    for frame, (heard, rendered) in enumerate(parts):
+                        lane.render(heard, points[:, frame], rendered)
             except BaseException:
                 failed.set()
                 raise
 
-        bounds = np.linspace(0, len(lanes), min(self._workers, len(lanes)) + 1).round().astype(int)
-        blocks = [range(first, last) for first, last in zip(bounds, bounds[1:])]
-        if len(blocks) == 1:
-            work(blocks[0])
-            return output
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="lanes")
-        futures = [self._executor.submit(work, block) for block in blocks]
-        wait(futures)
-        for future in futures:
-            future.result()
+        self.workers.share(work, len(lanes))
         return output
+
+
+_Heard = Tuple[np.ndarray, np.ndarray, int]
+"""The audio and values of a step, and which of their rows a lane heard."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx.blackbox.gradient import Estimator, GradientOptions, Points
 from dfx.blackbox.isolation import in_process, make_lanes
-from dfx.blackbox.lanes import Lanes, RenderingOptions
+from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers, cores
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import dead_parameters
 
@@ -58,16 +59,18 @@ class EffectLayer(nn.Module):
         self._perturbation = self.gradient.perturbation()
         self._estimator = Estimator(self.gradient, chain.space.names)
         self._rendering = rendering or RenderingOptions()
+        self._workers = Workers(self._rendering.workers or cores())
         self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True)
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
-        """The next frame of every example.
+        """The next frame of every example, or several consecutive frames.
 
         Args:
             input: ``(batch, samples)`` or ``(batch, channels, samples)``, in [-1, 1] where the effects
                 expect it.
-            parameters: ``(batch, P)`` in [0, 1], constant over the frame.
+            parameters: ``(batch, P)`` in [0, 1], constant over all samples; or ``(batch, frames, P)``, where
+                each frame takes an equal part of them. A frame's gradient is that of its own samples.
             restart: bool ``(batch,)``, true where an example does not continue that of the last call.
 
         Returns:
@@ -79,20 +82,22 @@ class EffectLayer(nn.Module):
             RenderError: if parameters are not in [0, 1], or if an effect fails; the message names it and
                 its values.
         """
-        self._check(input, parameters, restart)
-        audio = input.detach().to("cpu", torch.float32)
-        audio = (audio if input.dim() == 3 else audio[:, None]).contiguous()
-        nominal = parameters.detach().to("cpu", torch.float64)
+        if parameters.dim() == 2:
+            parameters = parameters[:, None]
+        audio = input.detach().to("cpu", torch.float32).contiguous().numpy()
+        audio = audio if input.dim() == 3 else audio[:, None]
+        nominal = parameters.detach().to("cpu", torch.float64).numpy()
         restart = restart.to("cpu", torch.bool)
+        self._check(input, audio, nominal, restart)
         if not (torch.is_grad_enabled() and parameters.requires_grad):
             rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restart)
-            return rendered[:, 0].reshape(input.shape).to(input)
+            return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
-        directions = self._perturbation.next(restart, nominal.shape[1])
-        points = self._estimator.points(nominal, directions, self.progress)
+        directions = self._perturbation.next(restart, *nominal.shape[1:])
+        points = self._estimator.points(nominal, directions.numpy(), self.progress)
         rendered = self._render(self._training_lanes, audio, points.where, restart)
-        output = _BlackBox.apply(parameters, rendered[:, 0].to(input.device), rendered, points, self._estimator)
-        return output.reshape(input.shape).to(input.dtype)
+        output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
+        return _BlackBox.apply(parameters, output, rendered, points, self)
 
     def dead_parameters(self) -> List[str]:
         """The names of the parameters that do nothing to the sound; see :mod:`dfx.effects.probe`.
@@ -122,24 +127,40 @@ class EffectLayer(nn.Module):
         self._estimator.load_state_dict(state["estimator"])
         self._training_lanes.load_state_dict(state["lanes"])
 
-    def _render(self, lanes: Lanes, audio: Tensor, where: Tensor, restart: Tensor) -> Tensor:
-        values = self.chain.space.denormalize(where.numpy())
-        return torch.from_numpy(lanes.render(audio.numpy(), values, restart.numpy()))
+    def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
+        """The gradient of the parameters, ``(batch, frames, P)``; see :meth:`Estimator.slopes`."""
+        frames = points.where.shape[2]
+        slopes = np.empty((len(rendered), points.weights.shape[1], frames))
 
-    def _check(self, input: Tensor, parameters: Tensor, restart: Tensor) -> None:
+        def work(rows: range) -> None:
+            block = slice(rows.start, rows.stop)
+            slopes[block] = self._estimator.slopes(grad_output[block], rendered[block], frames)
+
+        self._workers.share(work, len(rendered))
+        return self._estimator.estimate(slopes, points)
+
+    def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:
+        return lanes.render(audio, self.chain.space.denormalize(where), restart.numpy())
+
+    def _check(self, input: Tensor, audio: np.ndarray, parameters: np.ndarray, restart: Tensor) -> None:
         expected = len(self.chain.parameters)
-        if input.dim() not in (2, 3) or input.shape[-1] == 0:
+        batch, channels, samples = audio.shape if audio.ndim == 3 else (0, 0, 0)
+        if input.dim() not in (2, 3) or samples == 0:
             raise ValueError(f"input is {tuple(input.shape)}; expected (batch, samples) or (batch, channels, samples)")
-        channels = input.shape[1] if input.dim() == 3 else 1
         if channels != self.chain.channels:
             raise ValueError(f"input has {channels} channels; the effects were built for {self.chain.channels}")
-        if parameters.shape != (len(input), expected):
-            raise ValueError(f"parameters are {tuple(parameters.shape)}; expected {(len(input), expected)}")
-        if restart.shape != (len(input),):
-            raise ValueError(f"restart is {tuple(restart.shape)}; expected {(len(input),)}")
+        if parameters.ndim != 3 or parameters.shape[::2] != (batch, expected):
+            raise ValueError(
+                f"parameters are {tuple(parameters.shape)}; expected {(batch, expected)} or (batch, frames, P)"
+            )
+        if samples % parameters.shape[1]:
+            raise ValueError(f"{samples} samples are no whole number of {parameters.shape[1]} equal frames")
+        if restart.shape != (batch,):
+            raise ValueError(f"restart is {tuple(restart.shape)}; expected {(batch,)}")
         if input.requires_grad:
             raise ValueError("the effect layer has no gradient with respect to its input: detach it")
-        if not bool(((parameters >= 0) & (parameters <= 1)).all()):
+        # NaN fails too.
+        if not (parameters.min() >= 0.0 and parameters.max() <= 1.0):
             raise RenderError(
                 "parameters are not finite or not in [0, 1]: the network that predicts them has failed; "
                 "lower the learning rate"
@@ -151,16 +172,17 @@ class _BlackBox(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parameters: Tensor, output: Tensor, rendered: Tensor, points: Points, estimator: Estimator
+        ctx: Any, parameters: Tensor, output: Tensor, rendered: np.ndarray, points: Points, layer: EffectLayer
     ) -> Tensor:
-        ctx.save_for_backward(parameters, rendered)
-        ctx.points, ctx.estimator = points, estimator
+        ctx.save_for_backward(parameters)
+        ctx.rendered, ctx.points, ctx.layer = rendered, points, layer
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
-        parameters, rendered = ctx.saved_tensors
-        difference = ctx.estimator.differences(rendered)
-        grad = ctx.estimator.estimate(grad_output.to(difference), difference, ctx.points)
-        return grad.to(parameters), None, None, None, None
+        (parameters,) = ctx.saved_tensors
+        shape = ctx.rendered[:, 0].shape
+        grad_output = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(shape)
+        grad = ctx.layer.gradient_of(grad_output, ctx.rendered, ctx.points)
+        return torch.from_numpy(grad).to(parameters), None, None, None, None

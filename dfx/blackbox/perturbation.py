@@ -39,26 +39,32 @@ class Perturbation:
         self._generator = torch.Generator().manual_seed(seed)
         self._held: Optional[Tensor] = None
 
-    def next(self, restart: Tensor, parameters: int) -> Tensor:
+    def next(self, restart: Tensor, frames: int, parameters: int) -> Tensor:
         """The directions of one step.
 
         Args:
             restart: bool ``(batch,)``, which lanes begin a new excerpt.
+            frames: how many there are in the step.
             parameters: how many there are.
 
         Returns:
-            float64 ``(batch, draws, parameters)`` of -1 and +1.
+            float64 ``(batch, draws, frames, parameters)`` of -1 and +1, or with 1 for ``frames`` where
+            all of them share one.
         """
-        drawn = self._draw(len(restart), self._draws, parameters, self._generator)
-        if self._redraw == "excerpt" and self._held is not None:
-            if len(self._held) != len(restart):
-                raise ValueError(
-                    f"{len(restart)} lanes follow {len(self._held)}: directions held for an excerpt "
-                    "need batches of one size"
-                )
-            drawn = torch.where(restart[:, None, None], drawn, self._held)
-        self._held = drawn
-        return drawn
+        batch = len(restart)
+        if self._redraw == "frame":
+            drawn = self._draw(batch * frames, self._draws, parameters, self._generator)
+            return drawn.reshape(batch, frames, -1, parameters).transpose(1, 2)
+        if self._held is not None and len(self._held) != batch:
+            raise ValueError(
+                f"{batch} lanes follow {len(self._held)}: directions held for an excerpt need batches of one size"
+            )
+        if self._held is None or bool(restart.any()):
+            drawn = self._draw(batch, self._draws, parameters, self._generator)
+            if self._held is not None:
+                drawn = torch.where(restart[:, None, None], drawn, self._held)
+            self._held = drawn
+        return self._held[:, :, None]
 
     def state_dict(self) -> Dict[str, Any]:
         """What the next directions depend on, as tensors."""

@@ -61,7 +61,8 @@ ESTIMATORS = {
     "rademacher": {"directions": "rademacher"},
     "shared": {"directions": "shared"},
     "draws": {"draws": 3},
-    "running_mean": {"running_mean": 0.9},
+    "mean": {"control_variate": "mean"},
+    "response": {"control_variate": "response"},
     "finite_difference": {"estimator": "finite_difference"},
 }
 EVERY_ESTIMATOR = pytest.mark.parametrize("options", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -120,15 +121,16 @@ def test_finite_differences_are_exact_for_every_example_and_coordinate(sides, at
     torch.testing.assert_close(gradient.double(), quadratic_gradient(audio, at), rtol=1e-3, atol=1e-3)
 
 
-def test_a_running_mean_takes_the_noise_off_what_examples_share():
-    audio, at = frames(8, 64), parameters(8, 3)
+def test_a_control_variate_takes_off_the_noise_of_what_is_known():
+    audio, at = frames(8, 8192), parameters(8, 3)
     exact = quadratic_gradient(audio, at)
     errors = {}
-    for running_mean in (None, 0.9):
-        options = GradientOptions(directions="rademacher", running_mean=running_mean, epsilon=1e-3)
-        gradients = estimates(EffectLayer(chain(known("Quadratic")), options), audio, at, 200)[100:]
-        errors[running_mean] = (gradients - exact).norm()
-    assert errors[0.9] < 0.7 * errors[None]
+    for control_variate in ("none", "mean", "response"):
+        options = GradientOptions(directions="rademacher", control_variate=control_variate, epsilon=1e-3)
+        gradients = estimates(EffectLayer(chain(known("Quadratic")), options), audio, at, 60)[30:]
+        errors[control_variate] = (gradients - exact).norm()
+    assert errors["mean"] < 0.7 * errors["none"]
+    assert errors["response"] < 0.1 * errors["none"]
 
 
 def test_steps_can_differ_between_parameters_and_change_over_the_run():
@@ -290,7 +292,7 @@ def test_what_does_not_fit_is_refused():
         layer(torch.zeros(2, 0), parameters(2, 1), flags(2))
     for wrong in (
         {"epsilon": 0.0}, {"epsilon": 0.6}, {"epsilon_of": {"gain.gain": 0.7}}, {"epsilon_end": -1.0}, {"draws": 0},
-        {"sides": 3}, {"running_mean": 1.0}, {"deviation": 0.0}, {"draws": 2, "estimator": "finite_difference"},
+        {"sides": 3}, {"memory": 1.0}, {"deviation": -0.1}, {"draws": 2, "estimator": "finite_difference"},
     ):  # fmt: skip
         with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):
             GradientOptions(**wrong)

@@ -22,8 +22,10 @@ ESTIMATORS: Dict[str, GradientOptions] = {
     "hadamard": GradientOptions(sides=2),
     "hadamard, one-sided": GradientOptions(),
     "hadamard, one-sided, 2 draws": GradientOptions(draws=2),
-    "hadamard, one-sided, running mean": GradientOptions(running_mean=0.95, deviation=0.5),
-    "the same, unbiased": GradientOptions(running_mean=0.95),
+    "hadamard, one-sided, mean": GradientOptions(control_variate="mean", memory=0.95),
+    "hadamard, one-sided, mean, pulled": GradientOptions(control_variate="mean", memory=0.95, deviation=0.5),
+    "hadamard, one-sided, response": GradientOptions(control_variate="response"),
+    "hadamard, one-sided, response, pulled": GradientOptions(control_variate="response", deviation=0.2),
     "finite differences, one-sided": GradientOptions("finite_difference"),
 }
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
@@ -57,9 +59,9 @@ class _Bench:
         return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
 
     def estimated(self, options: GradientOptions) -> List[Gradients]:
-        """One estimate for each batch; a running mean has the steps before to settle."""
+        """One estimate for each batch; a control variate has the steps before to settle."""
         layer = EffectLayer(self.spec, options)
-        settle = round(2 / (1 - options.running_mean)) if options.running_mean else 0
+        settle = 0 if options.control_variate == "none" else round(2 / (1 - options.memory))
         for chosen in self._choose(settle, seed=1):
             self.gradients(layer, chosen)
         return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]

@@ -16,12 +16,13 @@ direction for each coordinate, summed instead of averaged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
 
 from dfx.blackbox.perturbation import Perturbation, Redraw
+from dfx.blackbox.response import Cells, Response
 from dfx.errors import UserError
 
 
@@ -41,11 +42,13 @@ class GradientOptions:
         epsilon: the length of a step, in units of the parameters' range, in (0, 0.5].
         epsilon_of: the steps of parameters that need another, by name.
         epsilon_end: what epsilon becomes by the end of the run, geometrically; by default it stays.
-        running_mean: of ``spsa``: the share, in (0, 1), that a running mean of the gradient over examples and
-            steps keeps of itself. Each example's estimate then measures only how it deviates from the mean
-            (a control variate): what all examples have in common is no longer noise. None does without.
-        deviation: with ``running_mean``, how much of that measured deviation counts, in (0, 1]. 1 leaves the
-            estimate unbiased; less trades its noise for a pull towards the mean.
+        control_variate: of ``spsa``: a guess of the gradient, from earlier steps, so that an estimate measures only
+            how it deviates from it, and what is known already is no longer noise. ``mean`` guesses the
+            running mean over all examples; ``response`` guesses for each example, see
+            :mod:`dfx.blackbox.response`; ``none`` does without.
+        memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
+        deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
+            estimate unbiased; less trades its noise for a pull towards the guess.
         seed: of the directions.
 
     Raises:
@@ -60,7 +63,8 @@ class GradientOptions:
     epsilon: float = 0.01
     epsilon_of: Dict[str, float] = field(default_factory=dict)
     epsilon_end: Optional[float] = None
-    running_mean: Optional[float] = None
+    control_variate: Literal["none", "mean", "response"] = "none"
+    memory: float = 0.9
     deviation: float = 1.0
     seed: int = 0
 
@@ -73,12 +77,12 @@ class GradientOptions:
             raise UserError(f"draws is {self.draws}; every example needs at least one direction")
         if self.sides not in (1, 2):
             raise UserError(f"sides is {self.sides}; a difference has 1 or 2")
-        if self.running_mean is not None and not 0.0 < self.running_mean < 1.0:
-            raise UserError(f"running_mean is {self.running_mean:g}; it must be above 0 and below 1")
-        if not 0.0 < self.deviation <= 1.0:
-            raise UserError(f"deviation is {self.deviation:g}; it must be above 0 and at most 1")
-        if self.estimator == "finite_difference" and (self.draws > 1 or self.running_mean is not None):
-            raise UserError("finite_difference takes no draws and no running_mean: it has nothing random")
+        if not 0.0 < self.memory < 1.0:
+            raise UserError(f"memory is {self.memory:g}; it must be above 0 and below 1")
+        if not 0.0 <= self.deviation <= 1.0:
+            raise UserError(f"deviation is {self.deviation:g}; it must be from 0 to 1")
+        if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
+            raise UserError("finite_difference takes no draws and no control_variate: it has nothing random")
 
     def perturbation(self) -> Perturbation:
         """What draws the directions."""
@@ -115,19 +119,23 @@ class Estimator:
     Args:
         options: how.
         names: of the parameters.
+        sample_rate: of the audio, in Hz.
 
     Raises:
         UserError: if ``epsilon_of`` names a parameter that is not there.
     """
 
-    def __init__(self, options: GradientOptions, names: Sequence[str]) -> None:
+    def __init__(self, options: GradientOptions, names: Sequence[str], sample_rate: int) -> None:
         unknown = set(options.epsilon_of) - set(names)
         if unknown:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
-        self._mean = np.zeros(len(names))
-        self._mean_weight = 0.0
+        self._guess: Union[Mean, Response, None] = None
+        if options.control_variate == "mean":
+            self._guess = Mean(len(names), options.memory)
+        elif options.control_variate == "response":
+            self._guess = Response(len(names), sample_rate, options.memory)
 
     def epsilon(self, progress: float) -> np.ndarray:
         """The step of every parameter, ``(P,)``, when a share ``progress`` of the run is over."""
@@ -159,55 +167,102 @@ class Estimator:
         minus = np.clip(nominal - move, 0.0, 1.0)
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
-    def slopes(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> np.ndarray:
-        """How the loss changes along every direction, from ``p-`` or ``p`` to ``p+``.
+    def measure(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> Measured:
+        """What the renderings say of some examples; it may be called from several threads.
 
         Args:
             grad_output: float32 ``(batch, channels, frames * samples)``, the gradient of the loss.
             rendered: float32 ``(batch, renderings, channels, frames * samples)``, in the order of
                 ``Points.where``.
-
-        Returns:
-            ``(batch, directions, frames)``.
         """
         if self.options.sides == 1:
             plus, minus = rendered[:, 1:], rendered[:, :1]
         else:
             plus, minus = np.split(rendered[:, 1:], 2, axis=1)
-        grad = grad_output.reshape(*grad_output.shape[:2], frames, -1)
-        slopes = np.empty((len(grad), plus.shape[1], frames))
+        measured = []
         # A few rows at a time: their differences stay in the processor's cache.
         rows = max(1, _CACHED_SAMPLES // plus[0].size)
-        for first in range(0, len(grad), rows):
+        for first in range(0, len(rendered), rows):
             block = slice(first, first + rows)
             difference = plus[block] - minus[block]
-            difference = difference.reshape(*difference.shape[:3], frames, -1)
-            slopes[block] = np.einsum("bdcfs,bcfs->bdf", difference, grad[block])
-        return slopes
+            by_frame = difference.reshape(*difference.shape[:3], frames, -1)
+            grad = grad_output[block].reshape(*grad_output[block].shape[:2], frames, -1)
+            slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
+            cells = None
+            if isinstance(self._guess, Response):
+                cells = self._guess.measure(rendered[block, 0], grad_output[block], difference, frames)
+            measured.append(Measured(slopes, cells))
+        return Measured.joined(measured)
 
-    def estimate(self, slopes: np.ndarray, points: Points) -> np.ndarray:
+    def estimate(self, measured: Measured, points: Points) -> np.ndarray:
         """The vector-Jacobian product, ``(batch, frames, P)``.
 
         Args:
-            slopes: ``(batch, directions, frames)``, from :meth:`slopes`.
+            measured: from :meth:`measure`, of the whole batch.
             points: where was rendered.
         """
-        keep = self.options.running_mean
-        if keep is None:
-            return np.einsum("bdf,bdfp->bfp", slopes, points.weights)
-        # What the mean predicts of a slope is taken off, and the mean itself put in its place.
-        mean = self._mean / self._mean_weight if self._mean_weight else self._mean
-        rest = slopes - points.steps @ mean
+        if self._guess is None:
+            return np.einsum("bdf,bdfp->bfp", measured.slopes, points.weights)
+        # What the guess expects of a slope is taken off, and the guess itself put in its place. It comes from
+        # earlier steps alone: of these directions it knows nothing, and so it cannot bias the estimate.
+        guess = self._guess.predict(measured.cells)
+        rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, np.broadcast_to(guess, points.steps[:, 0].shape))
         deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)
-        self._mean = keep * self._mean + (1 - keep) * (mean + deviation.mean(axis=(0, 1)))
-        self._mean_weight = keep * self._mean_weight + (1 - keep)
-        return mean + self.options.deviation * deviation
+        if isinstance(self._guess, Mean):
+            self._guess.learn(guess + deviation)
+        else:
+            self._guess.learn(measured.cells, points.steps)
+        return guess + self.options.deviation * deviation
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"mean": torch.from_numpy(self._mean.copy()), "mean_weight": self._mean_weight}
+        return {} if self._guess is None else self._guess.state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._mean, self._mean_weight = state["mean"].cpu().numpy(), state["mean_weight"]
+        if self._guess is not None:
+            self._guess.load_state_dict(state)
+
+
+class Measured(NamedTuple):
+    """What the renderings of a step say.
+
+    Args:
+        slopes: ``(batch, directions, frames)``, how the loss changes from ``p-`` or ``p`` to ``p+``.
+        cells: the same audio sorted into cells, where a :class:`Response` is learnt.
+    """
+
+    slopes: np.ndarray
+    cells: Optional[Cells]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Of parts of a batch, in their order."""
+        cells = [part.cells for part in parts if part.cells]
+        slopes = np.concatenate([part.slopes for part in parts])
+        return cls(slopes, Cells(*map(np.concatenate, zip(*cells))) if cells else None)
+
+
+class Mean:
+    """A running mean of the gradient over examples and steps."""
+
+    def __init__(self, parameters: int, memory: float) -> None:
+        self._memory = memory
+        self._mean = np.zeros(parameters)
+        self._weight = 0.0
+
+    def predict(self, cells: None) -> np.ndarray:
+        """``(P,)``, the same for all."""
+        return self._mean / self._weight if self._weight else self._mean
+
+    def learn(self, gradients: np.ndarray) -> None:
+        """Takes in estimates ``(batch, frames, P)``."""
+        self._mean = self._memory * self._mean + (1 - self._memory) * gradients.mean(axis=(0, 1))
+        self._weight = self._memory * self._weight + (1 - self._memory)
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"mean": torch.from_numpy(self._mean.copy()), "weight": self._weight}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._mean, self._weight = state["mean"].cpu().numpy(), state["weight"]
 
 
 _CACHED_SAMPLES = 1 << 16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dfx.blackbox.gradient import Estimator, GradientOptions, Points
+from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
 from dfx.blackbox.isolation import in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers, cores
 from dfx.effects import ChainSpec, RenderError
@@ -57,7 +57,7 @@ class EffectLayer(nn.Module):
         self.renderings = self.gradient.renderings(len(chain.parameters))
         self.progress = 0.0
         self._perturbation = self.gradient.perturbation()
-        self._estimator = Estimator(self.gradient, chain.space.names)
+        self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate)
         self._rendering = rendering or RenderingOptions()
         self._workers = Workers(self._rendering.workers or cores())
         self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True)
@@ -128,16 +128,15 @@ class EffectLayer(nn.Module):
         self._training_lanes.load_state_dict(state["lanes"])
 
     def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
-        """The gradient of the parameters, ``(batch, frames, P)``; see :meth:`Estimator.slopes`."""
-        frames = points.where.shape[2]
-        slopes = np.empty((len(rendered), points.weights.shape[1], frames))
+        """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
+        parts: Dict[int, Measured] = {}
 
         def work(rows: range) -> None:
             block = slice(rows.start, rows.stop)
-            slopes[block] = self._estimator.slopes(grad_output[block], rendered[block], frames)
+            parts[rows.start] = self._estimator.measure(grad_output[block], rendered[block], points.where.shape[2])
 
         self._workers.share(work, len(rendered))
-        return self._estimator.estimate(slopes, points)
+        return self._estimator.estimate(Measured.joined([parts[first] for first in sorted(parts)]), points)
 
     def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:
         return lanes.render(audio, self.chain.space.denormalize(where), restart.numpy())

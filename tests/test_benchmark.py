@@ -31,8 +31,8 @@ def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_pat
 
 
 def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times():
-    rows = speed(TUBE_AMP, ["frame"], [2], repeats=2)
-    assert [row["workers"] for row in rows] == sorted({1, cores()})
+    rows = speed(TUBE_AMP, ["frame", "frames"], [2], repeats=2)
+    assert [row["workers"] for row in rows] == 2 * sorted({1, cores()})
     for row in rows:
         assert all(math.isfinite(row[f"{of}_ms"]) for of in ("layer", "bare", "original", "step"))
         assert math.isclose(row["original_over_layer"], row["original_ms"] / row["layer_ms"])

@@ -230,6 +230,27 @@ def test_validation_leaves_no_trace_in_training():
     assert torch.equal(*outputs) and torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("redraw", ["frame", "excerpt"])
+def test_several_frames_in_one_call_equal_as_many_calls(channels, redraw):
+    whole, one_by_one = (EffectLayer(chain(*TUBE, channels=channels), GradientOptions(redraw=redraw)) for _ in range(2))
+    at = torch.rand(3, 4, len(whole.chain.parameters), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    audio = 0.1 * torch.randn(3, channels, 4 * 512, generator=torch.Generator().manual_seed(1))
+    output = whole(audio, at, flags(3))
+    output.square().sum().backward()
+    gradient, at.grad = at.grad, None
+    # The directions of a frame differ where they are drawn for each of them, and so do the estimates, but not the output.
+    outputs = [
+        one_by_one(part, at[:, frame], flags(3, frame == 0)) for frame, part in enumerate(audio.split(512, dim=-1))
+    ]
+    together = torch.cat(outputs, dim=-1)
+    together.square().sum().backward()
+    assert torch.equal(output, together)
+    assert gradient.isfinite().all() and gradient.abs().sum(dim=(0, 2)).min() > 0
+    if redraw == "excerpt":
+        torch.testing.assert_close(gradient, at.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("redraw", ["frame", "excerpt"])
 def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
     options = GradientOptions(redraw=redraw, sides=2)
@@ -280,6 +301,8 @@ def test_what_does_not_fit_is_refused():
         layer(frames(2).requires_grad_(), parameters(2, 1), flags(2))
     with pytest.raises(ValueError, match=r"expected \(2, 1\)"):
         layer(frames(2), parameters(2, 3), flags(2))
+    with pytest.raises(ValueError, match="512 samples are no whole number of 3 equal frames"):
+        layer(frames(2), torch.full((2, 3, 1), 0.5), flags(2))
     with pytest.raises(RenderError, match="network that predicts them has failed"):
         layer(frames(2), parameters(2, 1, float("nan")), flags(2))
     with pytest.raises(RenderError, match="not in"):

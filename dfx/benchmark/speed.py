@@ -21,7 +21,9 @@ from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
 
-MODES = {"frame": 1024, "excerpt": 2 * SAMPLE_RATE}
+MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RATE)}
+"""How many frames a step has, and of how many samples."""
+
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
 
@@ -33,7 +35,8 @@ def speed(
 
     Args:
         chains: to render.
-        modes: ``frame``, 1024 samples a step, or ``excerpt``, two seconds.
+        modes: ``frame``, 1024 samples a step; ``frames``, 16 such frames, each with parameters of its own; or
+            ``excerpt``, two seconds.
         batches: examples in a step.
         repeats: of which the median counts; the contenders take turns.
 
@@ -55,9 +58,10 @@ def speed(
 
 
 def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats: int) -> Dict[str, Any]:
-    input, target = notes(batch, MODES[mode])
+    frames, samples = MODES[mode]
+    input, target = notes(batch, frames * samples)
     count = len(chain.spec.parameters)
-    parameters = torch.rand(batch, count, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    parameters = torch.rand(batch, frames, count, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     parameters.requires_grad_()
     before = _memory_mb()
     layer = EffectLayer(chain.spec, GradientOptions(), RenderingOptions(workers=workers))
@@ -76,7 +80,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats
         "layer": through_layer,
         "bare": _plain_loop(chain.spec, input, parameters, layer.renderings),
         "original": lambda: original.step(input, parameters, grad),
-        "step": _training_step(chain.spec, layer, input, target, mode),
+        "step": _training_step(chain.spec, layer, input, target, frames),
     }
     try:
         seconds = {name: [_timed(run) for _ in range(2)][-1:] for name, run in contenders.items()}
@@ -107,19 +111,24 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats
 def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[], None]:
     """The layer's renderings, effect by effect on one thread, without lanes, checks and gradients."""
     chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
-    audio = input.numpy()
+    audio = _frame_by_frame(input, parameters)
     nominal = parameters.detach().double().numpy()
-    # Values as they come in training: other ones for every example and rendering.
+    # Values as they come in training: other ones for every example, rendering and frame.
     values = [[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in nominal]
 
     def run() -> None:
         for lane, chains_of_lane in enumerate(chains):
-            for chain, value in zip(chains_of_lane, values[lane]):
-                heard = audio[lane]
-                for effect, part in chain:
-                    heard = effect.render(heard, value[part])
+            for chain, of_frames in zip(chains_of_lane, values[lane]):
+                for heard, value in zip(audio[lane], of_frames):
+                    for effect, part in chain:
+                        heard = effect.render(heard, value[part])
 
     return run
+
+
+def _frame_by_frame(input: Tensor, parameters: Tensor) -> List[List[np.ndarray]]:
+    """The frames of every example, ``(channels, samples)`` each."""
+    return [[frame.contiguous().numpy() for frame in one.chunk(parameters.shape[1], dim=-1)] for one in input]
 
 
 def _parts(spec: ChainSpec) -> List[Tuple[Effect, slice]]:
@@ -128,18 +137,19 @@ def _parts(spec: ChainSpec) -> List[Tuple[Effect, slice]]:
 
 
 def _training_step(
-    spec: ChainSpec, layer: EffectLayer, input: Tensor, target: Tensor, mode: str
+    spec: ChainSpec, layer: EffectLayer, input: Tensor, target: Tensor, frames: int
 ) -> Callable[[], None]:
     encoder = Encoder(spec.space.defaults, SAMPLE_RATE, EncoderOptions(width=0.35))
     optimizer = torch.optim.Adam(encoder.parameters())
-    sizes = [1024, 512, 256] if mode == "frame" else [1024, 2048, 512]
+    sizes = [1024, 512, 256] if input.shape[-1] < 2048 else [1024, 2048, 512]
     loss = make_loss(LossOptions(fft_sizes=sizes))
     context, _ = notes(len(input), CONTEXT_SAMPLES)
     going_on = torch.zeros(len(input), dtype=torch.bool)
 
     def run() -> None:
         optimizer.zero_grad()
-        loss(layer(input, encoder(context), going_on), target).backward()
+        parameters = encoder(context)[:, None].expand(-1, frames, -1)
+        loss(layer(input, parameters, going_on), target).backward()
         optimizer.step()
         layer.end_excerpts()
 
@@ -168,15 +178,17 @@ class _Original:
             pipe.recv()
 
     def step(self, input: Tensor, parameters: Tensor, grad: Tensor) -> None:
-        audio, where, grads = input.numpy(), parameters.detach().numpy(), grad.numpy()
-        for i, pipe in enumerate(self._pipes):
-            pipe.send((audio[i], where[i]))
-        for pipe in self._pipes:
-            pipe.recv()
-        for i, pipe in enumerate(self._pipes):
-            pipe.send((grads[i], audio[i], where[i]))
-        for pipe in self._pipes:
-            pipe.recv()
+        where = parameters.detach().numpy()
+        audio, grads = (_frame_by_frame(of, parameters) for of in (input, grad))
+        for frame in range(where.shape[1]):
+            for i, pipe in enumerate(self._pipes):
+                pipe.send((audio[i][frame], where[i, frame]))
+            for pipe in self._pipes:
+                pipe.recv()
+            for i, pipe in enumerate(self._pipes):
+                pipe.send((grads[i][frame], audio[i][frame], where[i, frame]))
+            for pipe in self._pipes:
+                pipe.recv()
 
     def memory_mb(self) -> float:
         return sum(_memory_mb(process.pid) for process in self._processes)

@@ -137,8 +137,8 @@ _STATE = ("squares", "products", "response")
 
 @functools.lru_cache(maxsize=None)
 def _window(samples: int) -> np.ndarray:
-    """A periodic Hann window that leaves the power of what it sees as it is."""
-    window = np.hanning(samples + 1)[:-1]
+    """A Hann window that leaves the power of what it sees as it is."""
+    window = np.hanning(samples + 2)[1:-1]
     return (window / np.sqrt(np.square(window).mean())).astype(np.float32)
 
 

@@ -216,6 +216,8 @@ def main(args: Any = None) -> None:
     """Runs the command line; an error in what the user gave ends it with one line."""
     # The data module resumes the loader: see PairedAudio.state_dict.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
+    # All stages of a run write to one folder.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     try:
         DfxCLI(args)
     except UserError as error:

@@ -136,3 +136,30 @@ def test_other_rates_are_resampled_and_test_pairs_come_whole(make_pairs):
     (pair,) = list(module.test_dataloader())
     assert pair["input"].shape == pair["target"].shape == (1, 11025)
     assert pair["name"].startswith("note_")
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_window_of_several_frames_holds_those_of_each(frames):
+    for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110)]:
+        one, several = Window(context, frame, latency), Window(context, frame, latency, frames)
+        n = torch.arange(several.samples)
+        assert several.samples == one.samples + (frames - 1) * frame
+        for i in range(frames):
+            of_frame = n[i * frame :][: one.samples]
+            assert torch.equal(several.context(n)[i * frame :][:context], one.context(of_frame))
+            for part in ("step", "delayed_step"):
+                assert torch.equal(getattr(several, part)(n)[i * frame :][:frame], getattr(one, part)(of_frame))
+
+
+def test_steps_of_several_frames_join_without_a_seam_and_what_is_shorter_than_one_is_padded(make_pairs):
+    module = PairedAudio(str(make_pairs(12)), 22050, 1, Window(4096, 1024, 100, 3), batch_size=2, excerpt_seconds=0.3)
+    module.setup("fit")
+    batches, window = list(module.train_dataloader()), module.window
+    for before, after in zip(batches, batches[1:]):
+        for lane in (0, 1):
+            if not after["restart"][lane]:
+                old, new = before["input"][lane], after["input"][lane]
+                assert torch.equal(old[..., window.step_samples :], new[..., : -window.step_samples])
+    assert sum(int(batch["restart"].sum()) for batch in batches) == 10
+    module.window = Window(4096, 1024, 100, 15)
+    assert all(batch["restart"].all() for batch in module.val_dataloader())

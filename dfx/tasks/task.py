@@ -226,6 +226,7 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._loss_of(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input"]))
+        self.log("stage", float(self.stages.index(self.stage)), batch_size=1)
         return loss
 
     def setup(self, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 import warnings
@@ -19,7 +20,7 @@ from dfx.callbacks import RunFolder
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
 from dfx.evaluation import as_table, evaluate
-from dfx.tasks import Task, load_task
+from dfx.tasks import Task, load_task, read_checkpoint
 
 RESOLVED_CONFIG = "resolved_config.yaml"
 
@@ -49,7 +50,7 @@ class RunOptions:
     Args:
         name: of the folder in ``folder``, and in Weights & Biases. A name that is taken gets a number.
         folder: where runs are kept.
-        resume: continue the run of this name from its last checkpoint.
+        resume: continue the run of this name from its last checkpoint, in the stage that it was in.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
     """
@@ -59,6 +60,18 @@ class RunOptions:
     resume: bool = False
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
+
+
+class MidEpochCheckpoint(ModelCheckpoint):
+    """Leaves the last batch of an epoch to the checkpoint at its end.
+
+    From one between that batch and the epoch's validation Lightning resumes with the next epoch: the validation
+    would be missing from what decides on the best weights and on the end of a stage.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
 
 
 class DfxCLI(LightningCLI):
@@ -89,6 +102,8 @@ class DfxCLI(LightningCLI):
             "sample_rate": lambda model: model.chain.sample_rate,
             "channels": lambda model: model.chain.channels,
             "window": lambda model: model.window,
+            "treatment": lambda model: model.treatment,
+            "augmentation": lambda model: model.augmentation,
         }.items():
             parser.link_arguments("model", f"data.{argument}", compute_fn=of, apply_on="instantiate")
 
@@ -109,24 +124,56 @@ class DfxCLI(LightningCLI):
             raised = re.findall(r"^  - (.*)$", str(error), flags=re.MULTILINE)
             raise UserError(raised[-1] if raised else error) from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> Optional[Trainer]:
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, **kwargs)
         folder = self.run_folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         config = self._parser("fit").dump(self.config.fit, skip_none=False)
         (folder / RESOLVED_CONFIG).write_text(config, encoding="utf-8")
-        logger = self._logger()
+        self.logger = self._logger()
+        return self._trainer_of_stage()
+
+    def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: Optional[str] = None, **options: Any) -> None:
+        """Every stage of the task, from the first or that of a checkpoint, each with a trainer of its own."""
+        first = 0
+        if ckpt_path is not None:
+            first = model.check_checkpoint(read_checkpoint(ckpt_path))["stage"]
+        for stage in range(first, len(model.stages)):
+            model.enter_stage(stage)
+            datamodule.window = model.window
+            self.trainer = self._trainer_of_stage()
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
+            ckpt_path = None
+            best = self._best_of_stage()
+            # Without validation there is none, and the last weights go on.
+            if stage + 1 < len(model.stages) and best.exists():
+                model.load_state_dict(read_checkpoint(str(best))["state_dict"])
+
+    def _trainer_of_stage(self) -> Trainer:
+        minutes = timedelta(minutes=self.config.fit.run.checkpoint_minutes)
+        checkpoints = self.run_folder / "checkpoints"
+        best = self._best_of_stage()
         self.trainer_defaults["callbacks"] = [
-            self._checkpoint("best", monitor="validation/loss"),
-            self._checkpoint("last", every_n_epochs=1, save_on_train_epoch_end=True),
-            self._checkpoint(
-                "last", train_time_interval=timedelta(minutes=self.config.fit.run.checkpoint_minutes)
+            ModelCheckpoint(best.parent, best.stem, monitor="validation/loss", enable_version_counter=False),
+            ModelCheckpoint(
+                checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
             ),
-            RunFolder(folder),
-            *([LearningRateMonitor()] if logger else []),
+            MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
+            RunFolder(self.run_folder),
+            *([LearningRateMonitor()] if self.logger else []),
         ]
-        return super().instantiate_trainer(default_root_dir=str(folder), logger=logger, **kwargs)
+        options = {} if self.model.stage.renders else {"max_epochs": self.model.stage_options.pretraining_epochs}
+        # Copies, since callbacks remember the stage that they have been through.
+        given = copy.deepcopy(self._get(self.config_init, "trainer").get("callbacks"))
+        return super().instantiate_trainer(
+            default_root_dir=str(self.run_folder), logger=self.logger, callbacks=given, **options
+        )
+
+    def _best_of_stage(self) -> Path:
+        """Of the last stage in ``checkpoints`` itself, of those before in a folder of the stage's name."""
+        stage, checkpoints = self.model.stage, self.run_folder / "checkpoints"
+        return (checkpoints if stage == self.model.stages[-1] else checkpoints / stage.name) / "best.ckpt"
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
@@ -136,9 +183,6 @@ class DfxCLI(LightningCLI):
         results = evaluate(load_task(str(best)), self.datamodule.test_dataloader().dataset, folder)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means; less is better:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
-
-    def _checkpoint(self, name: str, **when: Any) -> ModelCheckpoint:
-        return ModelCheckpoint(self.run_folder / "checkpoints", name, enable_version_counter=False, **when)
 
     def _logger(self) -> Any:
         options = self.config.fit.wandb
@@ -172,6 +216,8 @@ def main(args: Any = None) -> None:
     """Runs the command line; an error in what the user gave ends it with one line."""
     # The data module resumes the loader: see PairedAudio.state_dict.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
+    # All stages of a run write to one folder.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     try:
         DfxCLI(args)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What hears the context and moves the controls: log-mel front end, backbone, head."""
+"""What hears the context and moves the controls: log-mel front end, backbones, head."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 import torchaudio
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
+
+from dfx.errors import UserError
 
 FFT_SAMPLES = 1024
 HOP_SAMPLES = 256
 MEL_BANDS = 128
 
-Backbone = Literal["mobilenet_v2"]
+Backbone = Literal["inception", "mobilenet_v2", "conv"]
 
 
 @dataclass
@@ -22,22 +25,34 @@ class EncoderOptions:
     """Which network hears the context.
 
     Args:
-        backbone: ``mobilenet_v2`` (Sandler et al. 2018), one of the paper's two (its section 3.2).
-        width: of MobileNetV2, in (0, 1] as a rule: 1.0 is the paper's 2.2 million parameters, 0.35 trains
-            on a CPU.
+        backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
+            (its section 3), and hear every context on its own. ``conv`` is ours: small, and it hears the
+            contexts of consecutive frames in one pass.
+        width: how many channels, as a share of the full network's; ``inception`` has one size. At 1.0,
+            ``inception`` has 2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3
+            million; ``mobilenet_v2`` at 0.35 and ``conv`` train on a CPU.
         start_at_defaults: begin with every parameter at its effect's default.
+
+    Raises:
+        UserError: for a width that the backbone cannot have.
     """
 
     backbone: Backbone = "mobilenet_v2"
     width: float = 1.0
     start_at_defaults: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise UserError(f"the encoder's width is {self.width:g}; it must be above 0")
+        if self.backbone == "inception" and self.width != 1:
+            raise UserError(f"inception has one size: leave its width at 1, and not {self.width:g}")
+
 
 class LogMel(nn.Module):
     """The paper's front end: ``log10(power + 1e-6)`` in 128 mel bands (HTK) from 0 Hz to Nyquist.
 
     Periodic Hann windows of 1024 samples, 256 apart, without padding: a context of 40 960 samples becomes
-    157 frames. Nothing in it is trained.
+    157 mel frames. Nothing in it is trained.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -54,38 +69,79 @@ class LogMel(nn.Module):
         )
 
     def forward(self, context: Tensor) -> Tensor:
-        """``(batch, samples)`` in [-1, 1] to ``(batch, 1, frames, 128)``."""
+        """``(batch, samples)`` in [-1, 1] to ``(batch, 1, mel frames, 128)``."""
         return torch.log10(self.mel(context) + 1e-6).transpose(1, 2)[:, None]
 
 
 class Encoder(nn.Module):
-    """Predicts the parameters of a chain from the context of a frame (the paper, section 2.1).
+    """Predicts the parameters of a chain, frame by frame, from the context of each (the paper, section 2.1).
 
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
         sample_rate: of the context, in Hz.
         options: which network.
+        context_samples: what is heard for one frame; at least two mel frames, 1280.
+        frame_samples: how far the contexts of consecutive frames are apart.
+
+    Raises:
+        UserError: if the context is too short, or if frames do not begin where ``conv`` hears: every 256
+            samples.
     """
 
-    def __init__(self, defaults: Sequence[float], sample_rate: int, options: EncoderOptions) -> None:
+    def __init__(
+        self,
+        defaults: Sequence[float],
+        sample_rate: int,
+        options: EncoderOptions,
+        context_samples: int = 40960,
+        frame_samples: int = 1024,
+    ) -> None:
         super().__init__()
+        if context_samples < FFT_SAMPLES + HOP_SAMPLES:
+            raise UserError(
+                f"a context of {context_samples} samples is too short: the encoder hears windows of {FFT_SAMPLES}, "
+                f"{HOP_SAMPLES} apart, and at least two"
+            )
+        self.context_samples = context_samples
+        self.frame_samples = frame_samples
         self.log_mel = LogMel(sample_rate)
         # One mean and one variance for the whole map, as the paper has it, and not one for each band.
         self.input_norm = nn.BatchNorm2d(1)
-        self.backbone = _mobilenet_v2(options.width)
+        self._in_one_pass = options.backbone == "conv"
+        if options.backbone == "inception":
+            self.backbone: nn.Module = Inception()
+        elif options.backbone == "mobilenet_v2":
+            self.backbone = _mobilenet_v2(options.width)
+        else:
+            self.backbone = Conv(options.width, context_samples, frame_samples)
         self.head = nn.Linear(self.backbone.out_features, len(defaults))
         if options.start_at_defaults:
             self._start_at(torch.as_tensor(defaults, dtype=torch.float32))
 
     def forward(self, context: Tensor) -> Tensor:
-        """``(batch, channels, samples)`` to parameters ``(batch, P)`` in (0, 1); channels are averaged.
+        """Parameters in (0, 1), ``(batch, frames, P)``.
+
+        Args:
+            context: of ``frames`` consecutive frames, ``(batch, channels, context_samples + (frames - 1) *
+                frame_samples)``; channels are averaged. A frame's parameters depend on its own
+                ``context_samples`` alone.
 
         Raises:
-            ValueError: if the context is shorter than one analysis window.
+            ValueError: for any other length.
         """
-        if context.shape[-1] < FFT_SAMPLES:
-            raise ValueError(f"a context of {context.shape[-1]} samples is shorter than one window, {FFT_SAMPLES}")
-        features = self.backbone(self.input_norm(self.log_mel(context.mean(dim=1))))
+        later = context.shape[-1] - self.context_samples
+        if later < 0 or later % self.frame_samples:
+            raise ValueError(
+                f"{context.shape[-1]} samples are no context of {self.context_samples} and whole frames of "
+                f"{self.frame_samples} more"
+            )
+        audio = context.mean(dim=1)
+        if self._in_one_pass:
+            features = self.backbone(self.input_norm(self.log_mel(audio)))
+        else:
+            contexts = audio.unfold(1, self.context_samples, self.frame_samples)
+            features = self.backbone(self.input_norm(self.log_mel(contexts.flatten(0, 1))))
+            features = features.unflatten(0, contexts.shape[:2])
         return torch.sigmoid(self.head(features))
 
     @torch.no_grad()
@@ -96,8 +152,93 @@ class Encoder(nn.Module):
         self.head.bias.copy_(torch.logit(defaults.clamp(0.02, 0.98)))
 
 
+# --- backbones: ``(batch, 1, mel frames, 128)`` to features ``(batch, out_features)`` -----------------
+
+
+class Inception(nn.Module):
+    """The paper's first encoder (its section 3.1), after Lee et al. 2020: 2.8 million parameters.
+
+    A 5x5 convolution, and six pairs of an inception module that halves the map and one that keeps it. There
+    is no normalization inside; the embedding of 256 has a length of 1.
+    """
+
+    out_features = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = []
+        channels = 64
+        for _ in range(6):
+            blocks += [_Halving(channels), _Keeping(channels + 144)]
+            channels = 256
+        self.network = nn.Sequential(
+            _conv(1, 64, 5), nn.MaxPool2d(2), *blocks, _conv(256, 256, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        return functional.normalize(self.network(log_mel))
+
+
+def _conv(channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Module:
+    """Keras' ``same`` convolution and a ReLU."""
+    if stride == 1 or kernel == 1:
+        return nn.Sequential(nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2), nn.ReLU())
+    return nn.Sequential(_SamePadding(0.0), nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU())
+
+
+class _SamePadding(nn.Module):
+    """Keras' ``same`` for kernels of 3 and strides of 2, which puts one more after an even length than before."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width) = (size % 2 for size in x.shape[-2:])
+        return functional.pad(x, (width, 1, height, 1), value=self.value)
+
+
+class _Halving(nn.Module):
+    """The inception module that halves the map, and adds 144 channels to its input's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                _conv(channels, 48, 1, stride=2),
+                nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3, stride=2)),
+                nn.Sequential(_SamePadding(-torch.inf), nn.MaxPool2d(3, 2)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class _Keeping(nn.Module):
+    """The inception module that keeps the map, and makes 256 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                _conv(channels, 64, 1),
+                nn.Sequential(_conv(channels, 48, 1), _conv(48, 64, 5)),
+                nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3)),
+                nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(channels, 32, 1)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
 def _mobilenet_v2(width: float) -> nn.Module:
-    """torchvision's MobileNetV2 up to the pooled features, for one input channel."""
+    """torchvision's MobileNetV2 up to the pooled features, for one input channel (the paper, section 3.2)."""
     network = torchvision.models.mobilenet_v2(width_mult=width)
     first = network.features[0][0]
     network.features[0][0] = nn.Conv2d(
@@ -106,3 +247,58 @@ def _mobilenet_v2(width: float) -> nn.Module:
     backbone = nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone.out_features = network.last_channel
     return backbone
+
+
+class Conv(nn.Module):
+    """Hears the contexts of consecutive frames in one pass: ``(batch, frames, out_features)``.
+
+    Convolutions halve the bands five times. Over time they pad nothing, and halve only as often as frames
+    stay whole steps apart, so that what a frame gets is what its context alone would give it. Of a
+    frame's context two means are taken: over all of it, and over its middle, where the frame is.
+
+    Args:
+        width: times 24, 48, 64, 96 and 128 channels.
+        context_samples, frame_samples: as of the encoder.
+
+    Raises:
+        UserError: if ``frame_samples`` is no multiple of 256.
+    """
+
+    def __init__(self, width: float, context_samples: int, frame_samples: int) -> None:
+        super().__init__()
+        if frame_samples % HOP_SAMPLES:
+            raise UserError(
+                f"conv hears every {HOP_SAMPLES} samples: make frame_samples a multiple of them, and not {frame_samples}"
+            )
+        # Both in steps of the map, which begin as mel frames.
+        context = 1 + (context_samples - FFT_SAMPLES) // HOP_SAMPLES
+        hop = frame_samples // HOP_SAMPLES
+        layers = []
+        channels = 1
+        for full in (24, 48, 64, 96, 128):
+            out_channels = max(4, round(width * full))
+            kernel = 3 if context >= 3 else 1
+            stride = 2 if hop % 2 == 0 and context >= 4 else 1
+            layers += [
+                nn.Conv2d(channels, out_channels, (kernel, 3), (stride, 2), (0, 1), bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            channels = out_channels
+            context = (context - kernel) // stride + 1
+            hop //= stride
+        # What is left of the bands is one more layer's.
+        layers += [nn.Conv2d(channels, channels, (1, MEL_BANDS // 32)), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out_features = 2 * channels
+        self._context = context
+        self._hop = hop
+        self._middle = min(context, max(1, hop))
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        features = self.layers(log_mel)[..., 0]
+        around = functional.avg_pool1d(features, self._context, self._hop)
+        edge = self._context - self._middle
+        last = features.shape[-1] - (edge - edge // 2)
+        here = functional.avg_pool1d(features[..., edge // 2 : last], self._middle, self._hop)
+        return torch.cat([around, here], dim=1).transpose(1, 2)

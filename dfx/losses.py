@@ -74,7 +74,7 @@ class MultiResolutionSTFT(nn.Module):
         if output.shape[-1] < self.least_samples:
             raise UserError(
                 f"{output.shape[-1]} samples are too few for an FFT of {2 * self.least_samples - 2}: "
-                "lengthen the frame or choose smaller `fft_sizes`"
+                "lengthen the frame, take more `frames_per_step` or choose smaller `fft_sizes`"
             )
         return self.loss(output, target)
 

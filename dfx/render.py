@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, List, NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dfx.tasks.task import Task
 
-_BATCH = 16
+_CHUNK = 64
+"""How many frames the encoder hears at once."""
 
 
 class Rendering(NamedTuple):
@@ -32,7 +34,7 @@ def render(task: Task, audio: Tensor) -> Rendering:
 
     Args:
         task: the model; it is set to evaluation for the while.
-        audio: float32 ``(channels, samples)`` at the task's sample rate, with its channels.
+        audio: float32 ``(channels, samples)`` at the task's sample rate, with its channels, treated.
     """
     was_training = task.training
     task.eval()
@@ -46,17 +48,20 @@ def _render(task: Task, audio: Tensor) -> Rendering:
     window, latency = task.window, task.window.latency_samples
     frame = window.frame_samples
     frames = max(1, -(-(audio.shape[1] + latency) // frame))
-    after = frames * frame + window.samples - window.before - frame - audio.shape[1]
+    after = dataclasses.replace(window, frames=frames).samples - window.before - audio.shape[1]
     padded = torch.nn.functional.pad(audio, (window.before, after))
-    windows = padded.unfold(1, window.samples, frame).transpose(0, 1)
 
-    parameters: List[Tensor] = [
-        task.encoder(window.context(some).to(task.device)).cpu() for some in windows.split(_BATCH)
-    ]
+    parameters: List[Tensor] = []
+    for first in range(0, frames, _CHUNK):
+        chunk = dataclasses.replace(window, frames=min(_CHUNK, frames - first))
+        context = chunk.context(padded[:, first * frame :])
+        parameters.append(task.encode(context[None].to(task.device))[0].cpu())
     automation = task.chain.space.denormalize(torch.cat(parameters).numpy())
     chain = task.chain.build()
+    heard = padded[:, window.before :].numpy()
     outputs = [
-        chain.render(window.frame(one).contiguous().numpy(), values) for one, values in zip(windows, automation)
+        chain.render(np.ascontiguousarray(heard[:, i * frame : (i + 1) * frame]), values)
+        for i, values in enumerate(automation)
     ]
     output = torch.from_numpy(np.concatenate(outputs, axis=1))
     return Rendering(output[:, latency : latency + audio.shape[1]], automation)

@@ -8,6 +8,7 @@ import torch
 from dfx.cli import DfxCLI
 from dfx.effects import EffectError
 from dfx.effects.probe import load_chain
+from dfx.tasks import Task
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
@@ -22,19 +23,28 @@ def installed(config: Path) -> bool:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_config_resolves_and_takes_a_step(config, tmp_path, monkeypatch):
+def test_a_config_resolves_and_takes_two_steps_in_each_of_its_stages(config, tmp_path, monkeypatch):
     if config.parent.name in ("paper", "vst3") and not installed(config):
         pytest.skip("apt-get install calf-plugins lsp-plugins-lv2 liblilv-0-0 zam-plugins")
     monkeypatch.chdir(Path(__file__).parent.parent)
+    trained = []
+    monkeypatch.setattr(Task, "on_train_end", lambda self: trained.append(self.stage.name), raising=False)
     cli = DfxCLI(
         ["fit", "--config", str(config), "--run.folder", str(tmp_path), "--run.evaluate", "false",
-         "--wandb.mode", "disabled", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0",
+         "--wandb.mode", "disabled", "--trainer.max_steps", "2", "--trainer.limit_train_batches", "2",
+         "--trainer.limit_val_batches", "2", "--trainer.check_val_every_n_epoch", "1",
          "--trainer.enable_progress_bar", "false", "--data.batch_size", "2", "--data.check_audio", "false",
          "--data.root", "data/tube_amp"]
     )  # fmt: skip
-    assert cli.trainer.global_step == 1
+    assert cli.trainer.global_step == 2
+    effects = {"paper/mastering": 3}.get(f"{config.parent.name}/{config.stem}", 1)
+    stages = [f"stage_{i + 1}" for i in range(effects)]
+    assert trained == (["pretraining", *stages] if config.parent.name == "paper" else stages)
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    folder = tmp_path / cli.config.fit.run.name / "checkpoints"
+    assert all((folder / stage / "best.ckpt").exists() for stage in trained[:-1])
+    assert (folder / "best.ckpt").exists()
 
 
 def test_parameters_that_do_nothing_are_refused_by_name(tmp_path, monkeypatch):

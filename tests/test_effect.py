@@ -128,3 +128,10 @@ def test_audio_that_is_not_finite_is_blamed_on_who_made_it(noise):
     noise[0, 7] = np.nan
     with pytest.raises(RenderError, match="was given audio that is not finite"):
         chain.render(noise, np.array([1.0, 1.0]))
+
+
+def test_a_scale_of_an_effect_is_that_of_every_parameter_without_one_of_its_own():
+    train = {"ratio": None, "attack_ms": (1, 100), "release_ms": {"scale": "log"}}
+    chain = ChainSpec([EffectSpec(COMPRESSOR, train=train, scale="linear"), EffectSpec("pedalboard:LowpassFilter")], 22050)
+    assert [p.scale for p in chain.parameters] == ["linear", "linear", "log", "log"]
+    refused("must be positive for a log scale", EffectSpec(COMPRESSOR, train={"threshold_db": None}, scale="log"))

@@ -1,9 +1,25 @@
 import pytest
 import torch
+from torch import nn
 
-from dfx.encoder import Encoder, EncoderOptions, LogMel
+from dfx.encoder import Conv, Encoder, EncoderOptions, Inception, LogMel
+from dfx.errors import UserError
 
 DEFAULTS = [0.1, 0.5, 0.9, 1.0]
+BACKBONES = ["inception", "mobilenet_v2", "conv"]
+
+
+def encoder(backbone="mobilenet_v2", context_samples=20480, **options) -> Encoder:
+    width = {"inception": 1.0, "mobilenet_v2": 0.35, "conv": 0.5}[backbone]
+    return Encoder(DEFAULTS, 22050, EncoderOptions(backbone, width, **options), context_samples)
+
+
+def keras_count(*parts: nn.Module) -> int:
+    """As Keras counts: the moving mean and variance of a normalization are (untrained) parameters."""
+    trained = sum(p.numel() for part in parts for p in part.parameters())
+    return trained + sum(
+        b.numel() for part in parts for name, b in part.named_buffers() if name.split(".")[-1].startswith("running_")
+    )
 
 
 def test_log_mel_has_157_frames_of_128_bands_for_the_papers_context():
@@ -27,37 +43,126 @@ def test_silence_is_minus_six():
     torch.testing.assert_close(LogMel(22050)(torch.zeros(1, 2048)), torch.full((1, 1, 5, 128), -6.0))
 
 
-@pytest.mark.parametrize("outputs, trained", [(17, 2_245_073), (21, 2_250_197), (50, 2_287_346)])
-def test_mobilenet_v2_has_as_many_parameters_as_the_papers(outputs, trained):
-    encoder = Encoder([0.5] * outputs, 22050, EncoderOptions())
-    assert sum(p.numel() for part in (encoder.backbone, encoder.head) for p in part.parameters()) == trained
+@pytest.mark.parametrize("outputs, trained, counted", [(17, 2_245_073, 2_279_185), (21, 2_250_197, 2_284_309),
+                                                       (50, 2_287_346, 2_321_458)])  # fmt: skip
+def test_mobilenet_v2_has_as_many_parameters_as_the_papers(outputs, trained, counted):
+    network = Encoder([0.5] * outputs, 22050, EncoderOptions())
+    assert sum(p.numel() for part in (network.backbone, network.head) for p in part.parameters()) == trained
+    # The scalar normalization of the input is not part of Keras' network, and has 4.
+    assert keras_count(network.backbone, network.head) == counted
+    assert keras_count(network.input_norm) == 4
 
 
+@pytest.mark.parametrize("outputs, counted", [(17, 2_805_909), (21, 2_806_937), (50, 2_814_390)])
+def test_inception_has_as_many_parameters_as_the_papers(outputs, counted):
+    # Here, Keras' network has the normalization of the input inside.
+    network = Encoder([0.5] * outputs, 22050, EncoderOptions("inception"))
+    assert keras_count(network) == counted
+
+
+def test_inception_halves_its_map_as_keras_does():
+    sizes = []
+    network = Inception().eval()
+    for layer in network.network:
+        layer.register_forward_hook(lambda layer, input, output: sizes.append(tuple(output.shape[1:])))
+    embedding = network(torch.randn(2, 1, 157, 128))
+    assert sizes[1] == (64, 78, 64)
+    assert sizes[2:14] == [
+        (208, 39, 32), (256, 39, 32), (400, 20, 16), (256, 20, 16), (400, 10, 8), (256, 10, 8),
+        (400, 5, 4), (256, 5, 4), (400, 3, 2), (256, 3, 2), (400, 2, 1), (256, 2, 1),
+    ]  # fmt: skip
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    # Biases at 0 and He's uniform weights: the bound is the root of 6 over what one output hears.
+    convolution = network.network[0][0]
+    assert not convolution.bias.any()
+    assert convolution.weight.abs().max().item() == pytest.approx((6 / 25) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("length, first", [(7, 0), (8, 1)])
+def test_a_stride_of_two_begins_where_keras_lets_it(length, first):
+    # tf.nn.conv2d pads one more at the end: of 8, a kernel of 3 is centred on 1, 3, 5 and 7; of 7, on 0, 2, 4, 6.
+    from dfx.encoder import _conv
+
+    layer = _conv(1, 1, 3, stride=2)
+    with torch.no_grad():
+        layer[1].weight.zero_()[0, 0, 1, 1] = 1
+        layer[1].bias.zero_()
+    n = torch.arange(float(length)).expand(length, length)[None, None]
+    assert layer(n)[0, 0, 0].tolist() == list(range(first, length, 2))
+
+
+@pytest.mark.parametrize("width, low, high", [(0.4, 40_000, 70_000), (1.0, 250_000, 300_000)])
+def test_conv_is_small(width, low, high):
+    assert low < sum(p.numel() for p in Conv(width, 40960, 1024).parameters()) < high
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "context_samples, frame_samples",
+    # An even and an odd number of mel frames apart, contexts that end between mel frames, and short ones.
+    [(20480, 1024), (20480, 2048), (20479, 768), (4096, 256), (1280, 1024), (8192, 22528)],
+)
+def test_frames_heard_together_are_as_those_heard_alone(backbone, context_samples, frame_samples):
+    torch.manual_seed(0)
+    width = 1.0 if backbone == "inception" else 0.35
+    network = Encoder(
+        DEFAULTS, 22050, EncoderOptions(backbone, width, start_at_defaults=False), context_samples, frame_samples
+    )
+    samples = context_samples + 4 * frame_samples
+    audio = torch.randn(2, 1, samples) * torch.logspace(-3, 0, samples)
+    # Statistics of normalizations that are those of the audio, so that it is heard at all.
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(audio)
+    network.eval()
+    together = network(audio)
+    assert together.shape == (2, 5, len(DEFAULTS))
+    for frame in range(5):
+        alone = network(audio[..., frame * frame_samples :][..., :context_samples])
+        torch.testing.assert_close(together[:, frame : frame + 1], alone, atol=1e-4, rtol=0)
+    assert (together[:, 0] - together[:, -1]).abs().max() > 1e-3
+
+
+def test_conv_refuses_frames_that_begin_between_mel_frames():
+    with pytest.raises(UserError, match="multiple of them, and not 1000"):
+        Encoder(DEFAULTS, 22050, EncoderOptions("conv"), 20480, 1000)
+
+
+def test_inception_has_one_size():
+    with pytest.raises(UserError, match="one size"):
+        EncoderOptions("inception", width=0.5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("training", [True, False])
-def test_it_starts_at_the_defaults_and_inside_where_they_lie_on_a_bound(training):
-    encoder = Encoder(DEFAULTS, 22050, EncoderOptions(width=0.35)).train(training)
-    parameters = encoder(0.1 * torch.randn(4, 1, 20480))
-    torch.testing.assert_close(parameters, torch.tensor([0.1, 0.5, 0.9, 0.98]).expand(4, 4), atol=0.05, rtol=0)
+def test_it_starts_at_the_defaults_and_inside_where_they_lie_on_a_bound(backbone, training):
+    parameters = encoder(backbone).train(training)(0.1 * torch.randn(4, 1, 20480))
+    expected = torch.tensor([0.1, 0.5, 0.9, 0.98]).expand(4, 1, 4)
+    torch.testing.assert_close(parameters, expected, atol=0.06, rtol=0)
     assert ((parameters > 0) & (parameters < 1)).all()
 
 
 def test_it_need_not_start_at_the_defaults():
-    encoder = Encoder(DEFAULTS, 22050, EncoderOptions(width=0.35, start_at_defaults=False)).eval()
-    assert (encoder(torch.zeros(1, 1, 20480)) - 0.5).abs().max() < 0.2
+    assert (encoder(start_at_defaults=False).eval()(torch.zeros(1, 1, 20480)) - 0.5).abs().max() < 0.2
 
 
 def test_channels_are_averaged():
-    encoder = Encoder(DEFAULTS, 22050, EncoderOptions(width=0.35)).eval()
+    network = encoder().eval()
     stereo = 0.1 * torch.randn(2, 2, 20480)
-    torch.testing.assert_close(encoder(stereo), encoder(stereo.mean(dim=1, keepdim=True)))
+    torch.testing.assert_close(network(stereo), network(stereo.mean(dim=1, keepdim=True)))
 
 
-def test_every_weight_gets_a_gradient():
-    encoder = Encoder(DEFAULTS, 22050, EncoderOptions(width=0.35))
-    encoder(0.1 * torch.randn(4, 1, 20480)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_weight_gets_a_gradient(backbone):
+    network = encoder(backbone)
+    network(0.1 * torch.randn(4, 1, 20480 + 1024)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_a_context_shorter_than_a_window_is_refused():
-    with pytest.raises(ValueError, match="shorter than one window"):
-        Encoder(DEFAULTS, 22050, EncoderOptions(width=0.35))(torch.zeros(1, 1, 1000))
+def test_contexts_of_other_lengths_are_refused():
+    with pytest.raises(UserError, match="too short"):
+        encoder(context_samples=1000)
+    for samples in (20479, 20480 + 512):
+        with pytest.raises(ValueError, match="no context of 20480"):
+            encoder()(torch.zeros(1, 1, samples))

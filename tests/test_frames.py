@@ -5,18 +5,18 @@ from dfx.datasets import PairedAudio, Window
 from dfx.datasets.frames import EvaluationLanes, Excerpts, TrainingLanes
 
 LENGTHS = [5000, 1000, 12345, 300, 8000, 2600]
-FRAME = 500
+STEP = 500
 
 
 def excerpts(**options) -> Excerpts:
-    return Excerpts(LENGTHS, FRAME, **{"excerpt_samples": 2000, "shuffle": True, "seed": 0, **options})
+    return Excerpts(LENGTHS, STEP, **{"excerpt_samples": 2000, "shuffle": True, "seed": 0, **options})
 
 
 def test_the_window_holds_the_context_around_the_frame_and_the_late_target_before_it():
     for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110), (1, 1, 0)]:
         window = Window(context, frame, latency)
         n = torch.arange(window.samples)
-        heard, rendered, target = window.context(n), window.frame(n), window.delayed_frame(n)
+        heard, rendered, target = window.context(n), window.step(n), window.delayed_step(n)
         assert len(heard) == context and len(rendered) == len(target) == frame
         assert abs((heard[0] + heard[-1]) - (rendered[0] + rendered[-1])) <= 1
         assert rendered[0] - target[0] == latency
@@ -24,10 +24,10 @@ def test_the_window_holds_the_context_around_the_frame_and_the_late_target_befor
 
 def test_an_excerpt_is_a_whole_number_of_frames_inside_its_file_or_one_that_is_padded():
     for excerpt in excerpts():
-        assert excerpt.frames == max(1, min(LENGTHS[excerpt.pair], 2000) // FRAME)
+        assert excerpt.steps == max(1, min(LENGTHS[excerpt.pair], 2000) // STEP)
         assert excerpt.start >= 0
-        if LENGTHS[excerpt.pair] >= FRAME:
-            assert excerpt.start + excerpt.frames * FRAME <= LENGTHS[excerpt.pair]
+        if LENGTHS[excerpt.pair] >= STEP:
+            assert excerpt.start + excerpt.steps * STEP <= LENGTHS[excerpt.pair]
 
 
 def test_excerpts_of_a_file_do_not_overlap_and_cover_most_of_it():
@@ -53,12 +53,12 @@ def test_lanes_go_on_with_their_excerpt_until_the_next_begins_at_its_first_frame
     for before, after in zip(batches, batches[1:]):
         assert len(after) == batch_size
         for old, new in zip(before, after):
-            ended = old.index == old.excerpt.frames - 1
+            ended = old.index == old.excerpt.steps - 1
             assert new.index == 0 if ended else new == (old.excerpt, old.index + 1)
 
 
 def test_an_epoch_has_as_many_batches_as_its_frames_fill():
-    assert len(TrainingLanes(excerpts(), 4)) == sum(e.frames for e in excerpts()) // 4
+    assert len(TrainingLanes(excerpts(), 4)) == sum(e.steps for e in excerpts()) // 4
 
 
 def test_a_first_batch_leaves_out_what_comes_before_it_once():
@@ -74,7 +74,7 @@ def test_evaluation_hears_every_frame_once_in_lanes_that_only_end(batch_size):
     batches = list(lanes)
     assert len(batches) == len(lanes)
     seen = [frame for batch in batches for frame in batch]
-    assert len(seen) == len(set(seen)) == excerpts().total_frames
+    assert len(seen) == len(set(seen)) == excerpts().total_steps
     for before, after in zip(batches, batches[1:]):
         for old, new in zip(before, after):
             assert new.index == 0 or new == (old.excerpt, old.index + 1)
@@ -97,7 +97,7 @@ def test_frames_of_a_lane_join_without_a_seam(data):
             if not after["restart"][lane]:
                 for side in ("input", "target"):
                     old, new = before[side][lane], after[side][lane]
-                    assert torch.equal(old[..., window.frame_samples :], new[..., : -window.frame_samples])
+                    assert torch.equal(old[..., window.step_samples :], new[..., : -window.step_samples])
 
 
 def test_a_batch_holds_the_samples_of_the_files(data):
@@ -105,12 +105,12 @@ def test_a_batch_holds_the_samples_of_the_files(data):
     assert batch["input"].shape == batch["target"].shape == (4, 1, data.window.samples)
     pair = data.splits["validation"][0]
     expected = pair.input.read(0, 1024, 22050, 1)
-    assert any(torch.equal(data.window.frame(lane), expected) for lane in batch["input"])
+    assert any(torch.equal(data.window.step(lane), expected) for lane in batch["input"])
 
 
 def test_the_target_comes_as_late_as_the_output_of_the_chain(data):
     batch = next(iter(data.val_dataloader()))
-    late, on_time = data.window.delayed_frame(batch["target"]), data.window.frame(batch["target"])
+    late, on_time = data.window.delayed_step(batch["target"]), data.window.step(batch["target"])
     assert torch.equal(late[..., 100:], on_time[..., :-100])
 
 
@@ -136,3 +136,30 @@ def test_other_rates_are_resampled_and_test_pairs_come_whole(make_pairs):
     (pair,) = list(module.test_dataloader())
     assert pair["input"].shape == pair["target"].shape == (1, 11025)
     assert pair["name"].startswith("note_")
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_window_of_several_frames_holds_those_of_each(frames):
+    for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110)]:
+        one, several = Window(context, frame, latency), Window(context, frame, latency, frames)
+        n = torch.arange(several.samples)
+        assert several.samples == one.samples + (frames - 1) * frame
+        for i in range(frames):
+            of_frame = n[i * frame :][: one.samples]
+            assert torch.equal(several.context(n)[i * frame :][:context], one.context(of_frame))
+            for part in ("step", "delayed_step"):
+                assert torch.equal(getattr(several, part)(n)[i * frame :][:frame], getattr(one, part)(of_frame))
+
+
+def test_steps_of_several_frames_join_without_a_seam_and_what_is_shorter_than_one_is_padded(make_pairs):
+    module = PairedAudio(str(make_pairs(12)), 22050, 1, Window(4096, 1024, 100, 3), batch_size=2, excerpt_seconds=0.3)
+    module.setup("fit")
+    batches, window = list(module.train_dataloader()), module.window
+    for before, after in zip(batches, batches[1:]):
+        for lane in (0, 1):
+            if not after["restart"][lane]:
+                old, new = before["input"][lane], after["input"][lane]
+                assert torch.equal(old[..., window.step_samples :], new[..., : -window.step_samples])
+    assert sum(int(batch["restart"].sum()) for batch in batches) == 10
+    module.window = Window(4096, 1024, 100, 15)
+    assert all(batch["restart"].all() for batch in module.val_dataloader())

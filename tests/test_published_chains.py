@@ -124,9 +124,18 @@ def test_how_it_is_trained_is_what_was_published(task):
         "directions": "rademacher", "sides": 2, "draws": 1, "redraw": "frame", "epsilon": 0.01,
     }  # fmt: skip
     assert arguments["loss"] == {"kind": "paper", "max_delay_samples": 300 if task == "mastering" else 100}
-    assert arguments["optimizer"] == {"learning_rate": 1e-4, "schedule": "constant"}
-    assert arguments["encoder"] == {"backbone": "mobilenet_v2", "width": 1.0}
+    assert arguments["stages"] == {
+        "pretraining_epochs": 100, "pretraining_learning_rate": 1e-3, "pretraining_patience": 4, "progressive": True,
+    }  # fmt: skip
+    assert arguments["optimizer"] == {"learning_rate": 1e-4, "schedule": "plateau", "patience": 25}
+    backbone = "mobilenet_v2" if task == "nonspeech" else "inception"
+    assert arguments["encoder"] == {"backbone": backbone, "start_at_defaults": False}
+    treated = {"nonspeech": {"highpass_hz": 100}, "mastering": {"input_lufs": -25}}
+    augmented = {"nonspeech": {"noise_db": [30, 50], "gain": [0.1, 1]}}
+    assert arguments.get("treatment") == treated.get(task)
+    assert arguments.get("augmentation") == augmented.get(task)
     assert config["data"]["batch_size"] == 100
+    assert config["trainer"] == {"max_epochs": 1000, "limit_train_batches": 1000, "limit_val_batches": 100}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -114,8 +114,8 @@ def test_the_target_is_compared_as_late_as_the_chain_is():
     output, _ = model(audio, torch.tensor([True, True]))
     heard = slice(50, None)
     torch.testing.assert_close(
-        output[..., heard] / output[0, 0, -1] * model.window.delayed_frame(audio)[0, 0, -1],
-        model.window.delayed_frame(audio)[..., heard], rtol=0.1, atol=0.2,
+        output[..., heard] / output[0, 0, -1] * model.window.delayed_step(audio)[0, 0, -1],
+        model.window.delayed_step(audio)[..., heard], rtol=0.1, atol=0.2,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""Paired audio as lanes of consecutive frames."""
+"""Paired audio as lanes of consecutive steps."""
 
 from dfx.datasets.audio import AudioFile, DataError
 from dfx.datasets.frames import Window
 from dfx.datasets.paired_audio import PairedAudio
+from dfx.datasets.treatment import Augmentation, Treatment
 
-__all__ = ["AudioFile", "DataError", "PairedAudio", "Window"]
+__all__ = ["Augmentation", "AudioFile", "DataError", "PairedAudio", "Treatment", "Window"]

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Sequence
 
 import pytorch_lightning as pl
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dfx.datasets.frames import EvaluationLanes, Excerpts, Frames, TrainingLanes, TrainingLoader, Window
+from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
+from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 
 
 class PairedAudio(pl.LightningDataModule):
-    """Pairs of input and target files, as lanes of consecutive frames.
+    """Pairs of input and target files, as lanes of consecutive steps.
 
     Args:
         root: a folder with ``manifest.csv``, or with the folders ``input`` and ``target``; see
             :func:`dfx.datasets.pairs.find_pairs`.
         sample_rate: in Hz; files of other rates are resampled as they are read.
         channels: 1 folds files to the mean of their channels.
-        window: what is read for one frame.
+        window: what is read for one step; it may change between two fits.
+        treatment: what is done to all audio as it is read.
+        augmentation: what is done to the excerpts of training, and with a fixed seed of validation.
         batch_size: lanes.
         excerpt_seconds: how long a lane stays with one part of a file; none for whole files.
         check_audio: decode every file before training, to find silent and broken ones.
@@ -37,6 +39,8 @@ class PairedAudio(pl.LightningDataModule):
         sample_rate: int,
         channels: int,
         window: Window,
+        treatment: Treatment = Treatment(),
+        augmentation: Augmentation = Augmentation(),
         batch_size: int = 16,
         excerpt_seconds: Optional[float] = 10.0,
         check_audio: bool = True,
@@ -48,6 +52,8 @@ class PairedAudio(pl.LightningDataModule):
         self.sample_rate = sample_rate
         self.channels = channels
         self.window = window
+        self.treatment = treatment
+        self.augmentation = augmentation
         self.batch_size = batch_size
         self.excerpt_seconds = excerpt_seconds
         self.check_audio = check_audio
@@ -78,8 +84,9 @@ class PairedAudio(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         lanes = TrainingLanes(self._excerpts("train", shuffle=True), self.batch_size)
-        lanes.first_batch = self._first_batch
-        self._train_loader = TrainingLoader(self._frames("train"), batch_sampler=lanes, num_workers=self.num_workers)
+        # Only the epoch that is resumed begins later.
+        lanes.first_batch, self._first_batch = self._first_batch, 0
+        self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)
         return self._train_loader
 
     def state_dict(self) -> Dict[str, int]:
@@ -93,39 +100,35 @@ class PairedAudio(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         lanes = EvaluationLanes(self._excerpts("validation", shuffle=False), self.batch_size)
-        return DataLoader(self._frames("validation"), batch_sampler=lanes, num_workers=self.num_workers)
+        return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        """Whole pairs: ``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
-        return DataLoader(WholePairs(self.splits["test"], self.sample_rate, self.channels), batch_size=None)
+        """Whole pairs, treated: ``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
+        return DataLoader(WholePairs(self._treated("test")), batch_size=None)
 
     predict_dataloader = test_dataloader
 
-    def _frames(self, split: str) -> Frames:
-        return Frames(self.splits[split], self.window, self.sample_rate, self.channels, 2 * self.batch_size)
+    def _treated(self, split: str) -> TreatedPairs:
+        return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)
+
+    def _steps(self, split: str) -> Steps:
+        return Steps(self._treated(split), self.window, self.augmentation, 2 * self.batch_size)
 
     def _excerpts(self, split: str, shuffle: bool) -> Excerpts:
         lengths = [pair.input.samples_at(self.sample_rate) for pair in self.splits[split]]
         samples = int(self.excerpt_seconds * self.sample_rate) if self.excerpt_seconds else None
-        return Excerpts(lengths, self.window.frame_samples, samples, shuffle, self.seed)
+        return Excerpts(lengths, self.window.step_samples, samples, shuffle, self.seed)
 
 
 class WholePairs(Dataset):
-    """Pairs from their first sample to their last."""
+    """Treated pairs from their first sample to their last."""
 
-    def __init__(self, pairs: Sequence[Pair], sample_rate: int, channels: int) -> None:
+    def __init__(self, pairs: TreatedPairs) -> None:
         self._pairs = pairs
-        self._sample_rate = sample_rate
-        self._channels = channels
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        pair = self._pairs[index]
-        samples = pair.input.samples_at(self._sample_rate)
-
-        def whole(side: Any) -> Tensor:
-            return side.read(0, samples, self._sample_rate, self._channels)
-
-        return {"input": whole(pair.input), "target": whole(pair.target), "name": pair.name}
+        input, target = self._pairs.read(index, 0, self._pairs.samples(index))
+        return {"input": input, "target": target, "name": self._pairs.pairs[index].name}

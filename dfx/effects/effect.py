@@ -127,12 +127,15 @@ class EffectSpec:
             ``scale`` and ``default``, or nothing for what the host says. Without ``train``, every
             parameter that can be trained and is not fixed is trained.
         fixed: values that are set once and stay.
+        scale: ``linear`` or ``log``, of every trained parameter that is not given its own; by default the
+            host's.
     """
 
     effect: str
     name: Optional[str] = None
     train: Optional[Dict[str, Union[Trained, Tuple[float, float], None]]] = None
     fixed: Dict[str, Union[bool, float, str]] = field(default_factory=dict)
+    scale: Optional[Scale] = None
 
     @classmethod
     def of(cls, given: Union[EffectSpec, Mapping[str, Any]]) -> EffectSpec:
@@ -331,7 +334,7 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
     if train is None:
         train = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
     parameters = tuple(
-        _parameter(controls[name], how, spec.effect, sample_rate) for name, how in train.items()
+        _parameter(controls[name], how, spec.effect, spec.scale, sample_rate) for name, how in train.items()
     )
     fixed = {
         name: _fixed_value(controls[name], value, spec.effect, sample_rate)
@@ -341,7 +344,11 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
 
 
 def _parameter(
-    control: Control, how: Union[Trained, Tuple[float, float], None], effect: str, sample_rate: int
+    control: Control,
+    how: Union[Trained, Tuple[float, float], None],
+    effect: str,
+    scale: Optional[Scale],
+    sample_rate: int,
 ) -> Parameter:
     name = f"{effect}: {control.name}"
     if not control.trainable:
@@ -367,7 +374,7 @@ def _parameter(
         default = min(max(control.default, low), high)
     try:
         return Parameter(
-            control.name, control.unit, low, high, default, how.scale or control.scale, control.smoothing_ms
+            control.name, control.unit, low, high, default, how.scale or scale or control.scale, control.smoothing_ms
         )
     except ValueError as error:
         raise EffectError(f"{effect}: {error}") from None

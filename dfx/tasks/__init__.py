@@ -8,20 +8,31 @@ from typing import Any, Dict
 import torch
 
 from dfx.blackbox import GradientOptions
+from dfx.datasets import Augmentation, Treatment
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
 from dfx.tasks.mastering import Mastering
 from dfx.tasks.nonspeech import NonSpeech
-from dfx.tasks.task import CheckpointError, OptimizerOptions, Task
+from dfx.tasks.task import CheckpointError, OptimizerOptions, StageOptions, Task
 from dfx.tasks.tube_amp import TubeAmp
 
 TASKS = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
+
+_OPTIONS = {
+    "treatment": Treatment,
+    "augmentation": Augmentation,
+    "stages": StageOptions,
+    "encoder": EncoderOptions,
+    "loss": LossOptions,
+    "gradient": GradientOptions,
+    "optimizer": OptimizerOptions,
+}
 
 __all__ = ["TASKS", "CheckpointError", "Mastering", "NonSpeech", "Task", "TubeAmp", "load_task", "read_checkpoint"]
 
 
 def load_task(path: str) -> Task:
-    """The trained task of a checkpoint, set to evaluation.
+    """The trained task of a checkpoint, set to evaluation, with the chain of the stage that it was in.
 
     Raises:
         CheckpointError: if the file is not a checkpoint of dfx, or of a task that this version lacks.
@@ -34,16 +45,9 @@ def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
         raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
-    arguments = dict(saved["arguments"])
-    task = TASKS[saved["task"]](
-        **{
-            **arguments,
-            "encoder": EncoderOptions(**arguments["encoder"]),
-            "loss": LossOptions(**arguments["loss"]),
-            "gradient": GradientOptions(**arguments["gradient"]),
-            "optimizer": OptimizerOptions(**arguments["optimizer"]),
-        }
-    )
+    arguments = {name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()}
+    task = TASKS[saved["task"]](**arguments)
+    task.enter_stage(saved["stage"])
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 

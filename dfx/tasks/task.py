@@ -1,17 +1,20 @@
-"""What all tasks share: an encoder that moves the controls of a chain of effects."""
+"""What all tasks share: an encoder that moves the controls of a chain of effects, trained in stages."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Dict, List, Literal, Tuple
+from typing import Any, Dict, List, Literal, NamedTuple, Optional, Tuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
+from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
@@ -22,23 +25,58 @@ from dfx.render import Rendering, render
 
 @dataclasses.dataclass
 class OptimizerOptions:
-    """How the encoder is trained.
+    """How the encoder is trained, in every stage but pretraining.
 
     Args:
         learning_rate: of Adam; the paper's is 1e-4.
-        schedule: ``cosine`` rises to the learning rate over the first twentieth of the run and falls to zero
-            by its end, along half a cosine (Loshchilov and Hutter 2017); ``constant`` stays.
+        schedule: ``cosine`` rises to the learning rate over the first twentieth of the stage and falls to zero
+            by its end, along half a cosine (Loshchilov and Hutter 2017); ``plateau`` is the paper's, which
+            takes a fifth after 20 validations that did not improve, down to 1.6e-6; ``constant`` stays.
+        patience: after how many validations that did not improve a stage ends (the paper: 25); by default it
+            lasts for all of the trainer's epochs.
     """
 
     learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    patience: Optional[int] = None
+
+
+@dataclasses.dataclass
+class StageOptions:
+    """In which stages a task is trained (the paper, section 2.5); by default in one, with the whole chain.
+
+    Every stage has an optimizer, a schedule and epochs of its own, and begins with the best weights of the one
+    before, by validation loss.
+
+    Args:
+        pretraining_epochs: the first stage fits the encoder to the effects' defaults, in the mean square and
+            without rendering, for so many epochs at most (the paper: 100); 0 leaves it out.
+        pretraining_learning_rate: of Adam, in that stage.
+        pretraining_patience: after how many validations that did not improve it ends.
+        progressive: render the first effect of the chain only, and in each stage one more. The encoder
+            predicts the parameters of all from the beginning; those of later effects get no gradient.
+    """
+
+    pretraining_epochs: int = 0
+    pretraining_learning_rate: float = 1e-3
+    pretraining_patience: int = 4
+    progressive: bool = False
+
+
+class Stage(NamedTuple):
+    """One stage: its name, how many effects of the chain it has, and whether they are rendered."""
+
+    name: str
+    effects: int
+    renders: bool
 
 
 class Task(pl.LightningModule):
     """An encoder, the effects that it operates, and a loss (the paper, section 2).
 
     A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
-    window.samples)``, and ``restart``, bool ``(batch,)``.
+    window.samples)``, and ``restart``, bool ``(batch,)``. A task is in one of its stages, the last to begin
+    with: ``chain`` and ``window`` are that stage's.
 
     Args:
         effects: the chain, in the order of the signal: for each effect the arguments of
@@ -46,13 +84,18 @@ class Task(pl.LightningModule):
         sample_rate: in Hz, of all audio.
         channels: of all audio.
         context_samples: what the encoder hears around a frame.
-        frame_samples: what is rendered with one set of parameters, and what the loss compares.
+        frame_samples: what is rendered with one set of parameters.
+        frames_per_step: how many consecutive frames a step renders and the loss compares as one.
+        treatment: what is done to all audio before anything hears it.
+        augmentation: what is done to excerpts in training and validation.
+        stages: in which stages to train.
         encoder, loss, gradient, optimizer: options of the parts.
         rendering: who renders; it may differ between a checkpoint and the run that loads it.
         keep_dead_parameters: train although some parameters do nothing to the sound.
 
     Raises:
         EffectError: if the chain cannot be built.
+        UserError: if a step is too short for the loss, or if frames do not fit the encoder.
     """
 
     def __init__(
@@ -62,6 +105,10 @@ class Task(pl.LightningModule):
         channels: int = 1,
         context_samples: int = 40960,
         frame_samples: int = 1024,
+        frames_per_step: int = 1,
+        treatment: Treatment = Treatment(),
+        augmentation: Augmentation = Augmentation(),
+        stages: StageOptions = StageOptions(),
         encoder: EncoderOptions = EncoderOptions(),
         loss: LossOptions = LossOptions(),
         gradient: GradientOptions = GradientOptions(),
@@ -70,19 +117,27 @@ class Task(pl.LightningModule):
         keep_dead_parameters: bool = False,
     ) -> None:
         super().__init__()
-        self.options = optimizer
-        self.keep_dead_parameters = keep_dead_parameters
         # Mappings and not EffectSpecs in the signature: jsonargparse would fill what an effect on the command
         # line leaves out with what stands at its place in the config.
         specs = [EffectSpec.of(effect) for effect in effects]
-        self.chain = ChainSpec(specs, sample_rate, channels)
-        # Built once here: a chain that cannot be built fails before the data are read.
-        self.window = Window(context_samples, frame_samples, self.chain.build().latency_samples)
-        self.encoder = Encoder(self.chain.space.defaults, sample_rate, encoder)
-        self.effect_layer = EffectLayer(self.chain, gradient, rendering)
+        self.whole_chain = ChainSpec(specs, sample_rate, channels)
+        self.treatment = treatment
+        self.augmentation = augmentation
+        self.options = optimizer
+        self.stage_options = stages
+        self.keep_dead_parameters = keep_dead_parameters
+        self._gradient = gradient
+        self._rendering = rendering
+        self._window = Window(context_samples, frame_samples, frames=frames_per_step)
+        self.stages = self._make_stages()
+        # Here first, with the whole chain: one that cannot be built fails before the data are read.
+        self.enter_stage(len(self.stages) - 1)
+        self.encoder = Encoder(self.whole_chain.space.defaults, sample_rate, encoder, context_samples, frame_samples)
+        defaults = torch.as_tensor(self.whole_chain.space.defaults, dtype=torch.float32)
+        self.register_buffer("defaults", defaults, persistent=False)
         self.loss = make_loss(loss)
-        # A frame that is too short for the loss fails here as well.
-        silence = torch.zeros(1, channels, frame_samples)
+        # A step that is too short for the loss fails here as well.
+        silence = torch.zeros(1, channels, self.window.step_samples)
         self.loss(silence, silence)
         # Plain types only, so that checkpoints load without running code from them.
         self.arguments = {
@@ -91,29 +146,87 @@ class Task(pl.LightningModule):
             "channels": channels,
             "context_samples": context_samples,
             "frame_samples": frame_samples,
+            "frames_per_step": frames_per_step,
+            "treatment": dataclasses.asdict(treatment),
+            "augmentation": dataclasses.asdict(augmentation),
+            "stages": dataclasses.asdict(stages),
             "encoder": dataclasses.asdict(encoder),
             "loss": dataclasses.asdict(loss),
             "gradient": dataclasses.asdict(gradient),
             "optimizer": dataclasses.asdict(optimizer),
         }
 
+    # --- stages --------------------------------------------------------------------------------------
+
+    def _make_stages(self) -> List[Stage]:
+        """The stages, in order; an effect that trains nothing joins the stage of the next that does."""
+        recipes = self.whole_chain.recipes
+        training = [i + 1 for i, recipe in enumerate(recipes) if recipe.parameters]
+        lengths = [*training[:-1], len(recipes)] if self.stage_options.progressive else [len(recipes)]
+        stages = [Stage(f"stage_{i + 1}", length, True) for i, length in enumerate(lengths)]
+        if self.stage_options.pretraining_epochs:
+            stages.insert(0, Stage("pretraining", len(recipes), False))
+        return stages
+
+    def enter_stage(self, index: int) -> None:
+        """Goes on with another stage: its chain, its latency, and an effect layer that has heard nothing.
+
+        Args:
+            index: of the stage in ``stages``.
+        """
+        self.stage = self.stages[index]
+        # With the names that they have in the whole chain.
+        effects = [
+            dataclasses.replace(spec, name=recipe.name)
+            for spec, recipe in zip(self.whole_chain.effects, self.whole_chain.recipes)
+        ]
+        self.chain = ChainSpec(effects[: self.stage.effects], self.whole_chain.sample_rate, self.whole_chain.channels)
+        self.window = dataclasses.replace(self._window, latency_samples=self.chain.build().latency_samples)
+        self.effect_layer = self._make_effect_layer(self.chain)
+
+    def _make_effect_layer(self, chain: ChainSpec) -> EffectLayer:
+        later = set(self.whole_chain.space.names) - set(chain.space.names)
+        epsilon_of = {name: epsilon for name, epsilon in self._gradient.epsilon_of.items() if name not in later}
+        return EffectLayer(chain, dataclasses.replace(self._gradient, epsilon_of=epsilon_of), self._rendering)
+
+    # --- a step --------------------------------------------------------------------------------------
+
     def forward(self, input: Tensor, restart: Tensor) -> Tuple[Tensor, Tensor]:
-        """The next frame of every lane.
+        """The next step of every lane.
 
         Args:
             input: ``(batch, channels, window.samples)``.
             restart: bool ``(batch,)``, the lanes that begin a new excerpt.
 
         Returns:
-            The output, ``(batch, channels, frame_samples)``, and the parameters, ``(batch, P)`` in (0, 1).
+            The output, ``(batch, channels, window.step_samples)``, and the parameters of its frames, ``(batch,
+            frames, P)`` in (0, 1), ``P`` those of the stage's chain.
         """
-        parameters = self.encoder(self.window.context(input))
-        return self.effect_layer(self.window.frame(input), parameters, restart), parameters
+        parameters = self.encode(self.window.context(input))
+        return self._apply_effects(self.window.step(input), parameters, restart), parameters
+
+    def encode(self, context: Tensor) -> Tensor:
+        """The parameters of the stage's chain for consecutive frames, as :class:`~dfx.encoder.Encoder`."""
+        return self.encoder(context)[..., : len(self.chain.parameters)]
+
+    def _apply_effects(self, audio: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
+        outputs = []
+        for frame, of_frame in zip(audio.split(self.window.frame_samples, dim=-1), parameters.unbind(dim=1)):
+            outputs.append(self.effect_layer(frame, of_frame, restart))
+            restart = torch.zeros_like(restart)
+        return torch.cat(outputs, dim=-1)
+
+    def _loss_of(self, batch: Dict[str, Tensor]) -> Tensor:
+        if not self.stage.renders:
+            parameters = self.encoder(self.window.context(batch["input"]))
+            return (parameters - self.defaults).square().mean()
+        output, _ = self(batch["input"], batch["restart"])
+        return self.loss(output, self.window.delayed_step(batch["target"]))
 
     def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
-        output, _ = self(batch["input"], batch["restart"])
-        loss = self.loss(output, self.window.delayed_frame(batch["target"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(output))
+        loss = self._loss_of(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input"]))
+        self.log("stage", float(self.stages.index(self.stage)), batch_size=1)
         return loss
 
     def setup(self, stage: str) -> None:
@@ -124,18 +237,27 @@ class Task(pl.LightningModule):
         """
         if stage != "fit" or self.keep_dead_parameters:
             return
-        dead = self.effect_layer.dead_parameters()
+        # All of them, whatever the stage: not after days of training the first.
+        dead = self._make_effect_layer(self.whole_chain).dead_parameters()
         if dead:
             raise EffectError(
                 f"{', '.join(dead)} would be trained but do nothing to the sound (see python -m dfx.effects.probe): "
                 "leave them out of `train`, or set `keep_dead_parameters: true`"
             )
 
+    def configure_callbacks(self) -> List[pl.Callback]:
+        patience = self.options.patience if self.stage.renders else self.stage_options.pretraining_patience
+        if patience is None:
+            return []
+        # Not strict: without validation there is nothing to wait for.
+        return [EarlyStopping("validation/loss", patience=patience, strict=False)]
+
     def on_fit_start(self) -> None:
-        per_step = self.effect_layer.renderings
-        print(f"{len(self.chain.parameters)} trained parameters; {per_step} renderings an example and step")
+        per_frame = self.effect_layer.renderings if self.stage.renders else 0
+        where = f"{self.stage.name}: " if len(self.stages) > 1 else ""
+        print(f"{where}{len(self.chain.parameters)} trained parameters; {per_frame} renderings an example and frame")
         for logger in self.loggers:
-            logger.log_hyperparams({"renderings_per_example": per_step})
+            logger.log_hyperparams({"renderings_per_example": per_frame})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.effect_layer.progress = min(1.0, self.global_step / self._total_steps)
@@ -145,12 +267,20 @@ class Task(pl.LightningModule):
             self.effect_layer.end_excerpts()
 
     def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
-        output, _ = self(batch["input"], batch["restart"])
-        target = self.window.delayed_frame(batch["target"])
-        size = len(output)
-        self.log("validation/loss", self.loss(output, target), prog_bar=True, batch_size=size)
-        untouched = self.loss(self.window.delayed_frame(batch["input"]), target)
-        self.log("validation/loss_of_input", untouched, batch_size=size)
+        size = len(batch["input"])
+        self.log("validation/loss", self._loss_of(batch), prog_bar=True, batch_size=size)
+        if self.stage.renders:
+            input, target = (self.window.delayed_step(batch[side]) for side in ("input", "target"))
+            self.log("validation/loss_of_input", self.loss(input, target), batch_size=size)
+
+    def on_validation_end(self) -> None:
+        # Not left to Lightning, which steps after the checkpoint of the epoch: it would resume without.
+        if self.trainer.state.fn == "fit" and isinstance(self.lr_schedulers(), ReduceLROnPlateau):
+            self.lr_schedulers().step(self.trainer.callback_metrics["validation/loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Optional[Any]) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
         for method, audio in {"input": batch["input"], "output": self.render(batch["input"]).output}.items():
@@ -160,22 +290,35 @@ class Task(pl.LightningModule):
     def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> Rendering:
         return self.render(batch["input"])
 
+    def treat(self, audio: Tensor) -> Tensor:
+        """A whole recording from outside, ``(channels, samples)`` at the task's sample rate, as the task hears it."""
+        return self.treatment(audio.cpu(), self.chain.sample_rate)
+
     def render(self, audio: Tensor) -> Rendering:
-        """A whole recording, ``(channels, samples)`` at the task's sample rate; see :mod:`dfx.render`."""
+        """A whole recording that is treated already; see :mod:`dfx.render`.
+
+        Args:
+            audio: ``(channels, samples)`` at the task's sample rate, from :meth:`treat` or a data module.
+        """
         return render(self, audio.cpu())
 
     def configure_optimizers(self) -> Any:
         self._total_steps = max(1.0, float(self.trainer.estimated_stepping_batches))
+        if not self.stage.renders:
+            return torch.optim.Adam(self.parameters(), lr=self.stage_options.pretraining_learning_rate)
         optimizer = torch.optim.Adam(self.parameters(), lr=self.options.learning_rate)
         if self.options.schedule == "constant":
             return optimizer
+        if self.options.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, factor=0.2, patience=20, cooldown=1, min_lr=1.6e-6)
+            monitored = {"scheduler": plateau, "monitor": "validation/loss", "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": monitored}
 
         def factor(step: int) -> float:
             rise = min(1.0, 20 * (step + 1) / self._total_steps)
             return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._total_steps)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -184,14 +327,26 @@ class Task(pl.LightningModule):
             "arguments": self.arguments,
             "data": getattr(data, "arguments", {}),
             "streaming": self.effect_layer.streaming_state(),
+            "stage": self.stages.index(self.stage),
+            "stage_has_ended": self.trainer.should_stop,
         }
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        self._check_checkpoint(checkpoint)
+        saved = self.check_checkpoint(checkpoint)
+        self.enter_stage(saved["stage"])
+        if self.trainer.datamodule is not None:
+            self.trainer.datamodule.window = self.window
         if self.trainer.state.fn == "fit":
-            self.effect_layer.load_streaming_state(checkpoint["dfx"]["streaming"])
+            self.effect_layer.load_streaming_state(saved["streaming"])
+            # Lightning forgets that a run was stopped early, and would train for another epoch.
+            self.trainer.should_stop = saved["stage_has_ended"]
 
-    def _check_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+    def check_checkpoint(self, checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+        """What dfx has saved in a checkpoint of this task.
+
+        Raises:
+            CheckpointError: if it is not of this task, or was trained with other options.
+        """
         saved = checkpoint.get("dfx")
         if saved is None:
             raise CheckpointError("the checkpoint was not written by dfx")
@@ -199,12 +354,12 @@ class Task(pl.LightningModule):
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {type(self).__name__}")
         # Ranges and fixed values may change, for instance after an effect has failed at the end of a range.
         theirs = dict(saved["arguments"], effects=self._parameter_names(saved["arguments"]))
-        ours = dict(self.arguments, effects=self.chain.space.names)
+        ours = dict(self.arguments, effects=self.whole_chain.space.names)
         free = {"loss", "gradient", "optimizer"}
-        other = [name for name in ours.keys() - free if theirs[name] != ours[name]]
+        other = [name for name in ours.keys() - free if theirs.get(name) != ours[name]]
         if other:
             raise CheckpointError(f"the checkpoint was trained with other {' and '.join(sorted(other))}")
-
+        return saved
 
     @staticmethod
     def _parameter_names(arguments: Dict[str, Any]) -> List[str]:

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+
+from dfx.datasets import Augmentation, AudioFile, PairedAudio, Treatment, Window
+from dfx.errors import UserError
+from dfx.metrics import lufs
+from dfx.tasks import Mastering, NonSpeech, TubeAmp
+from tests.conftest import SAMPLE_RATE
+
+HIGHPASS = Treatment(highpass_hz=100)
+LOUDNESS = Treatment(input_lufs=-25)
+
+
+@pytest.fixture
+def file(tmp_path) -> AudioFile:
+    """Three seconds of loud noise on an offset, so that both ends ring."""
+    noise = 0.3 + 0.2 * np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "noise.wav", noise.clip(-1, 1), SAMPLE_RATE, subtype="FLOAT")
+    return AudioFile.open(str(tmp_path / "noise.wav"))
+
+
+def whole(file: AudioFile, treatment: Treatment = Treatment(), side: str = "input") -> torch.Tensor:
+    return treatment.read(file, 0, file.samples, SAMPLE_RATE, 1, side)
+
+
+def test_the_high_pass_is_butterworths_of_4th_order_without_phase():
+    impulse = torch.zeros(1, 2 * SAMPLE_RATE)
+    impulse[0, SAMPLE_RATE] = 1
+    response = HIGHPASS(impulse, SAMPLE_RATE)
+    torch.testing.assert_close(response.flip(1)[:, :-1], response[:, 1:], atol=1e-6, rtol=0)
+    decibels = 20 * torch.log10(torch.fft.rfft(response[0].double()).abs())
+    hz = torch.fft.rfftfreq(2 * SAMPLE_RATE, 1 / SAMPLE_RATE)
+    for frequency, expected in [(100, -6.02), (50, -48.2), (1000, 0)]:
+        assert float(decibels[hz == frequency]) == pytest.approx(expected, abs=0.1)
+
+
+def test_it_is_the_papers_filtfilt_away_from_the_ends(file):
+    sections = scipy.signal.butter(4, 100, "highpass", fs=SAMPLE_RATE, output="sos")
+    expected = scipy.signal.sosfiltfilt(sections, whole(file).double().numpy())
+    middle = slice(SAMPLE_RATE // 2, -SAMPLE_RATE // 2)
+    np.testing.assert_allclose(whole(file, HIGHPASS)[:, middle], expected[:, middle], atol=1e-6)
+
+
+@pytest.mark.parametrize("treatment", [HIGHPASS, LOUDNESS, Treatment(80, -20)])
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_an_excerpt_is_treated_as_the_whole_file_is(file, treatment, side):
+    audio = treatment(whole(file), SAMPLE_RATE, side)
+    torch.testing.assert_close(whole(file, treatment, side), audio, atol=1e-6, rtol=0)
+    padded = torch.nn.functional.pad(audio, (5000, 5000))
+    for start, samples in [(0, 1), (-5000, 7000), (30_000, 1024), (file.samples - 100, 3000)]:
+        read = treatment.read(file, start, samples, SAMPLE_RATE, 1, side)
+        torch.testing.assert_close(read, padded[:, start + 5000 :][:, :samples], atol=1e-6, rtol=0)
+
+
+def test_the_whole_input_is_brought_to_a_loudness_and_the_target_is_left(file):
+    assert lufs(whole(file, LOUDNESS), SAMPLE_RATE) == pytest.approx(-25, abs=0.01)
+    assert torch.equal(whole(file, LOUDNESS, "target"), whole(file))
+
+
+@pytest.mark.parametrize("samples", [1, 100, 30_000])
+def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence_followed(samples):
+    silence = torch.zeros(1, samples)
+    assert torch.equal(Treatment(100, -25)(silence, SAMPLE_RATE), silence)
+    tone = 0.5 * torch.sin(torch.arange(samples + 1.0) * 0.3)[None, 1:]
+    treated = LOUDNESS(tone, SAMPLE_RATE)
+    assert treated.isfinite().all()
+    assert lufs(treated, SAMPLE_RATE) == pytest.approx(-25, abs=0.01) or torch.equal(treated, tone)
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: Treatment(highpass_hz=0), "above 0"),
+    (lambda: Treatment(highpass_hz=20000)(torch.zeros(1, 100), SAMPLE_RATE), "below half"),
+    (lambda: Augmentation(noise_db=(50, 30)), "the lower first"),
+    (lambda: Augmentation(gain=(0, 1)), "above 0"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+# --- augmentation ------------------------------------------------------------------------------------
+
+
+def test_noise_is_in_the_input_only_and_as_far_below_it_as_was_asked():
+    audio = torch.randn(1, 50_000)
+    input, target = Augmentation(noise_db=(30, 50))(audio, audio, seed=3)
+    assert torch.equal(target, audio)
+    ratios = []
+    for seed in range(20):
+        noise = Augmentation(noise_db=(30, 50))(audio, audio, seed)[0] - audio
+        ratios.append(-20 * float(torch.log10(noise.std() / audio.std())))
+    assert 29.9 < min(ratios) < 35 and 45 < max(ratios) < 50.1
+
+
+def test_one_gain_is_on_both():
+    audio = torch.randn(2, 1, 1000)
+    gains = []
+    for seed in range(20):
+        input, target = Augmentation(gain=(0.1, 1))(*audio, seed)
+        gains.append(float(target[0, 0] / audio[1, 0, 0]))
+        torch.testing.assert_close(input, gains[-1] * audio[0])
+    assert 0.1 <= min(gains) < 0.3 and 0.8 < max(gains) <= 1
+
+
+def data(root, **options) -> PairedAudio:
+    module = PairedAudio(str(root), SAMPLE_RATE, 1, Window(4096, 1024, frames=2), batch_size=2, excerpt_seconds=0.2,
+                         check_audio=False, **options)  # fmt: skip
+    module.setup("fit")
+    return module
+
+
+def test_augmentation_is_new_each_epoch_in_training_and_always_alike_in_validation(make_pairs):
+    module = data(make_pairs(12), augmentation=Augmentation(noise_db=(30, 50), gain=(0.1, 1)))
+    plain = data(module.root)
+
+    def inputs(loader, epoch):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return torch.cat([batch["input"].flatten() for batch in loader])
+
+    assert not torch.equal(inputs(module.val_dataloader(), 0), inputs(plain.val_dataloader(), 0))
+    assert torch.equal(inputs(module.val_dataloader(), 0), inputs(module.val_dataloader(), 5))
+    assert torch.equal(inputs(module.train_dataloader(), 2), inputs(module.train_dataloader(), 2))
+    assert not torch.equal(inputs(module.train_dataloader(), 2), inputs(module.train_dataloader(), 3))
+
+
+def test_test_pairs_are_treated_and_not_augmented(make_pairs):
+    root = make_pairs(12)
+    module = data(root, treatment=LOUDNESS, augmentation=Augmentation(noise_db=(30, 50), gain=(0.1, 1)))
+    pair, plain = module.test_dataloader().dataset[0], data(root).test_dataloader().dataset[0]
+    assert torch.equal(pair["target"], plain["target"])
+    torch.testing.assert_close(pair["input"], LOUDNESS(plain["input"], SAMPLE_RATE))
+
+
+def test_tasks_treat_their_audio_as_the_paper_does():
+    def make(kind):
+        return kind([{"effect": "pedalboard:Gain"}], frame_samples=2048)
+
+    assert (make(TubeAmp).treatment, make(TubeAmp).augmentation) == (Treatment(), Augmentation())
+    noise_and_gain = Augmentation(noise_db=(30, 50), gain=(0.1, 1))
+    assert (make(NonSpeech).treatment, make(NonSpeech).augmentation) == (HIGHPASS, noise_and_gain)
+    assert (make(Mastering).treatment, make(Mastering).augmentation) == (LOUDNESS, Augmentation())
+    tone = torch.sin(torch.arange(SAMPLE_RATE) * 0.1)[None]
+    assert torch.equal(make(Mastering).treat(tone), LOUDNESS(tone, SAMPLE_RATE))

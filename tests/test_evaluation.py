@@ -47,7 +47,7 @@ def test_every_file_has_a_row_for_every_method_and_audio_for_all(folder):
     ]
     heard = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in (*BASELINES, "output", "target")}
     assert all(len(audio) == 8000 for audio in heard.values())
-    assert abs(heard["per_file"] - heard["target"]).max() < 0.02 * abs(heard["target"]).max()
+    assert abs(heard["per_file"] - heard["target"]).max() < 0.05 * abs(heard["target"]).max()
 
 
 def test_what_a_file_removes_has_columns_where_it_is_known(folder):

@@ -1,13 +1,11 @@
 """What a trained model has to beat.
 
-===============  ====================================================================================
-``input``        no processing
-``defaults``     the chain as its effects come
-``fixed``        the chain at the one setting that is best for the training pairs
-``per_file``     the chain at the setting that is best for a file, found on that very file and its target
-``per_file_warm``  the same, begun where the model's automation lies on average
-``network``      a convolutional network in place of the chain, trained on the training pairs
-===============  ====================================================================================
+- ``input``: no processing
+- ``defaults``: the chain as its effects come
+- ``fixed``: the chain at the one setting that is best for the training pairs
+- ``per_file``: the chain at the setting that is best for a file, found on that very file and its target
+- ``per_file_warm``: the same, begun where the model's automation lies on average
+- ``network``: a convolutional network in place of the chain, trained on the training pairs
 
 A best setting is the one of least training loss that CMA-ES finds (Hansen and Ostermeier 2001), in the
 parameters' [0, 1]. ``per_file`` hears the target, which a model does not: it is no rival, it says what the chain
@@ -35,14 +33,17 @@ from dfx.errors import UserError
 from dfx.losses import loss_of_recordings
 
 BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "network")
-_BATCH = 8
-"""Recordings that the loss compares at once; 32 are slower, and in one alone silence outweighs everything."""
-
 LEARNED = ("fixed", "network")
 """Those that need the training pairs."""
 
 Pair = Mapping[str, Any]
 """``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
+
+_BATCH = 8
+"""Recordings that the loss compares at once; 32 are slower, and in one alone silence outweighs everything."""
+
+_MOST_WORKERS = 8
+"""A generation has 4 + 3 ln(P) settings, some ten."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Found(NamedTuple):
 class Search:
     """CMA-ES over the settings of a chain, several of which are rendered at once.
 
-    Live chains are built here, one for each thread that torch uses; so call this on the main thread.
+    Live chains are built here, and more when it searches, up to eight; so call it on the main thread.
 
     Args:
         chain: what is set.
@@ -202,10 +203,9 @@ class Search:
         self.chain = chain
         self._loss = loss
         self._options = options
-        self._workers = torch.get_num_threads()
+        self._workers = min(torch.get_num_threads(), _MOST_WORKERS)
         self._idle: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(self._workers):
-            self._idle.put(chain.build())
+        self._idle.put(chain.build())
 
     def __call__(
         self, input: Tensor, target: Tensor, start: Optional[np.ndarray] = None, spread: float = 0.3
@@ -222,6 +222,8 @@ class Search:
         Raises:
             UserError: if no setting could be rendered.
         """
+        while self._idle.qsize() < self._workers:
+            self._idle.put(self.chain.build())
         start = self.chain.space.defaults if start is None else start
         count = len(start)
         random = np.random.default_rng(self._options.seed)

@@ -45,7 +45,8 @@ def test_every_file_has_a_row_for_every_method_and_audio_for_all(folder):
     assert [(row["file"], row["method"]) for row in rows] == [
         (name, method) for name in ("one", "two") for method in (*BASELINES, "output")
     ]
-    heard = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in (*BASELINES, "output", "target")}
+    sides = (*BASELINES, "output", "target")
+    heard = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in sides}
     assert all(len(audio) == 8000 for audio in heard.values())
     assert abs(heard["per_file"] - heard["target"]).max() < 0.05 * abs(heard["target"]).max()
 

@@ -1,22 +1,37 @@
-"""Compares a trained model with the unprocessed input on a test split.
+"""Compares a trained model with what it has to beat, on a test split.
 
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines all
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines input fixed per_file --evaluations 300
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --output my/results
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --json
 
 Prints a table of means (less is better), or with ``--json`` one object ``{method: {metric: mean}}``; writes
-metrics and audio to a folder.
+metrics, settings and audio to a folder. The baselines are described in dfx/baselines.py: `input` and `defaults`
+cost nothing, `fixed` and `network` are learned from the training pairs, `per_file` and `per_file_warm` are
+searched for on every test pair, which takes as many renderings of it as there are evaluations.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import PairedAudio
+from dfx.datasets.paired_audio import WholePairs
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate
+from dfx.evaluation import as_table, evaluate, find_removed
 from dfx.tasks import read_checkpoint, task_of
+
+BUDGET = {
+    "evaluations": "settings that a search tries",
+    "excerpts": "excerpts of training pairs that `fixed` is searched for on",
+    "excerpt_seconds": "their length",
+    "network_steps": "training steps of `network`",
+    "seed": "of excerpts, searches and the network",
+}
 
 
 def main() -> None:
@@ -25,6 +40,15 @@ def main() -> None:
     parser.add_argument("--data", help="a folder of pairs; by default the one that was trained on")
     parser.add_argument("--output", type=Path, help="where to write; by default beside the checkpoints")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--baselines", nargs="+", choices=[*BASELINES, "all"], default=["input", "defaults"],
+        help="what to compare with (default: input defaults)", metavar="NAME",
+    )  # fmt: skip
+    for option in fields(BaselineOptions):
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default,
+            help=f"{BUDGET[option.name]} (default: {option.default:g})",
+        )  # fmt: skip
     arguments = parser.parse_args()
 
     checkpoint = read_checkpoint(arguments.checkpoint)
@@ -39,7 +63,15 @@ def main() -> None:
     )
     data.setup("test")
     folder = arguments.output or Path(arguments.checkpoint).parent.parent / "evaluation"
-    results = evaluate(task, data.test_dataloader().dataset, folder)
+    results = evaluate(
+        task,
+        data.test_dataloader().dataset,
+        folder,
+        BASELINES if "all" in arguments.baselines else arguments.baselines,
+        WholePairs(data.splits["train"], data.sample_rate, data.channels),
+        BaselineOptions(**{option.name: getattr(arguments, option.name) for option in fields(BaselineOptions)}),
+        find_removed(data.splits["test"]),
+    )
     if arguments.json:
         print(json.dumps(results))
     else:

@@ -35,8 +35,21 @@ class LossOptions:
 
 
 def make_loss(options: LossOptions) -> nn.Module:
-    """The loss that the options name: a module ``(output, target) -> scalar``."""
+    """The loss that the options name: a module ``(output, target) -> scalar``.
+
+    Its ``least_samples`` are the fewest that it can compare.
+    """
     return MultiResolutionSTFT(options.fft_sizes) if options.kind == "mrstft" else PaperLoss(options)
+
+
+@torch.no_grad()
+def loss_of_recordings(loss: nn.Module, output: Tensor, target: Tensor) -> float:
+    """The loss of whole recordings, ``(batch, channels, samples)``, of any length.
+
+    What is too short for the loss is followed by silence.
+    """
+    padding = max(0, loss.least_samples - output.shape[-1])
+    return float(loss(*(nn.functional.pad(audio, (0, padding)).contiguous() for audio in (output, target))))
 
 
 # FFT size: hop and window, in samples. Those of 512, 1024 and 2048 are auraloss' defaults.
@@ -91,6 +104,7 @@ class PaperLoss(nn.Module):
     def __init__(self, options: LossOptions) -> None:
         super().__init__()
         self.options = options
+        self.least_samples = 1
         self.register_buffer("window", torch.hann_window(_FFT_SAMPLES), persistent=False)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,19 +1,24 @@
 """What evaluation reports: how far an output is from its target, one number a metric.
 
-Every metric takes two signals of one length, ``(channels, samples)`` float tensors at ``sample_rate``, and
-returns a finite number for any finite signals, silent and very short ones included.
+Every metric of :data:`METRICS` takes two signals of one length, ``(channels, samples)`` float tensors at 22.05
+kHz, and returns a finite number for any finite signals, silent and very short ones included.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 import warnings
-from typing import Callable, Dict
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import auraloss
 import pyloudnorm
 import torch
 import torchaudio
 from torch import Tensor
+
+Span = Tuple[float, float]
+"""From when to when, in seconds."""
 
 METRIC_SAMPLE_RATE = 22050
 """The paper's rate: metrics that depend on the rate are taken at it."""
@@ -54,6 +59,12 @@ def mrstft(output: Tensor, target: Tensor) -> float:
     return float(_MRSTFT(output, target))
 
 
+def mrstft_level_matched(output: Tensor, target: Tensor) -> float:
+    """:func:`mrstft` after the output has been brought to the target's root mean square."""
+    level, wanted = (audio.square().mean().sqrt() for audio in (output, target))
+    return mrstft(output * (wanted / level if level > 0 else 1.0), target)
+
+
 def mfcc_cosine(output: Tensor, target: Tensor) -> float:
     """Cosine distance between MFCCs as the paper's code computes it, in [0, 2].
 
@@ -87,8 +98,40 @@ def lufs(audio: Tensor, sample_rate: int) -> float:
     return max(float(loudness), SILENCE_LUFS)
 
 
+def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
+    """How much louder some parts of the output are than of the input: the median over the parts, in dB.
+
+    Args:
+        input, output: ``(channels, samples)``.
+        spans: where the parts begin and end, in seconds; what lies outside of the signals is left out.
+        sample_rate: of both, in Hz.
+
+    Returns:
+        Negative where the output is quieter; no level counts as less than -100 dBFS. 0 without any part.
+    """
+    changes = []
+    for start, end in spans:
+        part = slice(max(0, round(start * sample_rate)), max(0, round(end * sample_rate)))
+        before, after = (audio[:, part].square().mean().sqrt().clamp(min=1e-5) for audio in (input, output))
+        if input[:, part].numel():
+            changes.append(20 * math.log10(after / before))
+    return statistics.median(changes) if changes else 0.0
+
+
+def outside(spans: Sequence[Span], seconds: float) -> List[Span]:
+    """The parts of a recording that lie between the spans, which may overlap and come in any order."""
+    gaps: List[Span] = []
+    position = 0.0
+    for start, end in sorted(spans):
+        if start > position:
+            gaps.append((position, min(start, seconds)))
+        position = max(position, end)
+    return [*gaps, (position, seconds)] if position < seconds else gaps
+
+
 METRICS: Dict[str, Callable[[Tensor, Tensor], float]] = {
     "mrstft": mrstft,
+    "mrstft_level_matched": mrstft_level_matched,
     "mfcc_cosine": mfcc_cosine,
     "lufs_difference": lufs_difference,
 }

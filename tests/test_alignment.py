@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dfx.alignment import align, find_delay
+from tests.recordings import KINDS, planted
 
 
 def delayed(audio: torch.Tensor, by: int) -> torch.Tensor:
@@ -55,3 +56,25 @@ def test_gradients_flow_to_the_samples_that_were_used():
     a, _, _ = align(output, torch.randn(1, 1, 100), torch.tensor([10]))
     a.sum().backward()
     assert output.grad[0, 0].tolist() == [0.0] * 10 + [1.0] * 90
+
+
+@pytest.mark.parametrize("samples", [1024, 4096, 44100])
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_delays_and_polarities_are_found_in_99_of_100(kind, samples):
+    output, target, planted_delay, planted_sign = planted(kind, samples)
+    delay, sign = find_delay(output, target, 300)
+    assert int(((delay == planted_delay) & (sign == planted_sign)).sum()) >= 99
+
+
+def test_a_steady_tone_is_taken_for_no_later_than_its_period():
+    tone = torch.sin(2 * torch.pi * torch.arange(2048) / 64)[None, None]
+    delay, _ = find_delay(tone, tone, 300)
+    assert delay == 0
+
+
+def test_what_follows_a_click_is_no_evidence_for_a_delay():
+    click = torch.zeros(1, 1, 1024)
+    click[..., 10:20] = 1.0
+    quiet = 1e-6 * torch.randn(1, 1, 1024)
+    delay, sign = find_delay(click + quiet, click, 300)
+    assert delay == 0 and sign == 1

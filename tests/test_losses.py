@@ -2,8 +2,10 @@ import auraloss
 import pytest
 import torch
 
+from dfx.alignment import align
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
+from tests.recordings import KINDS, planted
 from tests.test_alignment import delayed
 
 PAPER = LossOptions(kind="paper")
@@ -26,6 +28,17 @@ def test_the_papers_loss_does_not_hear_a_delay(delay):
     apart = loss(0.5 * music(), music())
     assert loss(delayed(music(), delay), music()) == pytest.approx(0, abs=1e-3)
     assert loss(delayed(0.5 * music(), delay), music()) == pytest.approx(float(apart), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_papers_loss_of_a_planted_delay_is_that_of_what_both_share(kind):
+    output, target, delay, _ = planted(kind, 1024)
+    loss = make_loss(PAPER)
+    shifted, shared, lengths = align(output, target, delay)
+    assert loss(output, target) == pytest.approx(0, abs=1e-4)
+    for i, length in enumerate(lengths[:20].tolist()):
+        alone = loss(0.3 * shifted[i : i + 1, :, :length], shared[i : i + 1, :, :length])
+        assert loss(-0.3 * output[i : i + 1], target[i : i + 1]) == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_it_hears_a_delay_that_it_is_told_not_to_take_out():

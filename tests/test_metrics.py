@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import paired_distances
 
-from dfx.metrics import METRICS, compare
+from dfx.metrics import METRICS, compare, level_change, outside
 
 SAMPLE_RATE = 22050
 
@@ -47,6 +47,14 @@ def test_mrstft_is_that_of_auraloss(signals):
     assert METRICS["mrstft"](*signals) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("gain", [0.01, 0.5, 3.0])
+def test_the_level_matched_error_does_not_hear_a_gain(signals, gain):
+    output, target = signals
+    matched = METRICS["mrstft_level_matched"]
+    assert matched(gain * target, target) == pytest.approx(0, abs=1e-4)
+    assert matched(gain * output, target) == pytest.approx(matched(output, target), rel=1e-4)
+
+
 def test_equal_signals_are_at_no_distance(signals):
     assert compare(signals[1], signals[1], SAMPLE_RATE) == pytest.approx(dict.fromkeys(METRICS, 0.0), abs=1e-5)
 
@@ -76,3 +84,34 @@ def test_what_cannot_be_compared_is_refused():
     ]:
         with pytest.raises(ValueError):
             compare(output, target, SAMPLE_RATE)
+
+
+def test_level_change_is_the_median_over_the_spans():
+    input = 0.1 * torch.ones(1, 100)
+    output = input.clone()
+    for place, gain in zip((slice(0, 10), slice(30, 40), slice(60, 70)), (0.01, 0.1, 1.0)):
+        output[:, place] *= gain
+    spans = [(0.0, 1.0), (3.0, 4.0), (6.0, 7.0)]
+    assert level_change(input, output, spans, 10) == pytest.approx(-20, abs=1e-3)
+    assert level_change(input, 2 * input, outside(spans, 10.0), 10) == pytest.approx(6.02, abs=0.01)
+
+
+def test_level_change_of_silence_short_spans_and_none_is_a_number():
+    silence, sound = torch.zeros(2, 100), 0.1 * torch.ones(2, 100)
+    assert level_change(silence, silence, [(0, 10)], 10) == 0
+    assert level_change(sound, silence, [(0, 10)], 10) == pytest.approx(-80, abs=1e-3)
+    assert level_change(sound, silence, [(5, 5), (20, 30), (-2, -1)], 10) == 0
+    assert level_change(sound, silence, [], 10) == 0
+
+
+@pytest.mark.parametrize(
+    "spans, gaps",
+    [
+        ([], [(0.0, 10)]),
+        ([(2, 3), (0, 1)], [(1, 2), (3, 10)]),
+        ([(1, 5), (2, 3), (4, 12)], [(0.0, 1)]),
+        ([(0, 10)], []),
+    ],
+)
+def test_what_lies_outside_of_spans(spans, gaps):
+    assert outside(spans, 10) == gaps

@@ -65,11 +65,12 @@ def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
 
 def test_the_evaluation_holds_metrics_of_every_file_and_audio_to_hear(smoke):
     means = json.loads((smoke / "evaluation" / "metrics.json").read_text())
-    assert {method: set(of) for method, of in means.items()} == {m: set(METRICS) for m in ("input", "output")}
+    methods = ("input", "defaults", "output")
+    assert {method: set(of) for method, of in means.items()} == {m: {"loss", *METRICS} for m in methods}
     rows = list(csv.DictReader((smoke / "evaluation" / "files.csv").open()))
-    assert len(rows) == 2 * 15
+    assert len(rows) == len(methods) * 15
     for name in {row["file"] for row in rows}:
-        for side in ("input", "output", "target"):
+        for side in (*methods, "target"):
             audio, sample_rate = soundfile.read(smoke / "evaluation" / "audio" / f"{name}_{side}.flac")
             assert sample_rate == 22050 and len(audio) == 44100 and np.abs(audio).max() < 1
 

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from dfx.baselines import BASELINES, BaselineOptions, Network, Search, draw_excerpts, make_baselines, train_network
+from dfx.effects import ChainSpec
+from dfx.errors import UserError
+from dfx.losses import LossOptions, make_loss
+from tests.conftest import SAMPLE_RATE, known
+
+LOSS = make_loss(LossOptions(fft_sizes=[512, 256]))
+PAPER = make_loss(LossOptions(kind="paper"))
+QUICK = BaselineOptions(evaluations=60, excerpts=4, excerpt_seconds=0.1, network_steps=3)
+
+
+def pair(gain: float, name: str = "a", samples: int = 4000) -> dict:
+    input = 0.1 * torch.randn(1, samples, generator=torch.Generator().manual_seed(len(name)))
+    return {"input": input, "target": gain * input, "name": name}
+
+
+def chain(*effects) -> ChainSpec:
+    return ChainSpec([known(effect, **options) for effect, options in effects], SAMPLE_RATE)
+
+
+GAIN = ("Gain", {})
+
+
+def test_a_search_finds_the_setting_that_made_the_target():
+    spec = chain(GAIN, ("Quadratic", {}))
+    wanted = np.array([0.9, 0.2, 0.6, 0.4])
+    input = pair(1.0)["input"]
+    target = torch.from_numpy(spec.build().render_whole(input.numpy(), spec.space.denormalize(wanted)))
+    found = Search(spec, PAPER, BaselineOptions(evaluations=150))(input[None], target[None])
+    assert found.loss < 0.01 * PAPER(input[None], target[None])
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.5, 2.0])
+def test_the_best_gain_is_found_also_at_the_end_of_its_range(gain):
+    input = pair(1.0)["input"]
+    search = Search(chain(GAIN), LOSS, QUICK)
+    found = search(input[None], gain * input[None])
+    assert search.named(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
+
+
+def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone():
+    input = pair(1.0)["input"][None]
+    np.random.seed(5)
+    results = [
+        Search(chain(("Quadratic", {})), LOSS, BaselineOptions(evaluations=30, seed=seed))(input, 0.7 * input)
+        for seed in (0, 0, 1)
+    ]
+    after = np.random.random()
+    np.random.seed(5)
+    assert after == np.random.random()
+    assert np.array_equal(results[0].parameters, results[1].parameters)
+    assert not np.array_equal(results[0].parameters, results[2].parameters)
+
+
+def test_settings_that_fail_count_as_the_worst():
+    input = pair(1.0)["input"][None]
+    search = Search(chain(("NotFinite", {})), LOSS, QUICK)
+    assert search.named(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
+    with pytest.raises(UserError, match="no setting"):
+        Search(chain(("NotFinite", {"train": {"gain": (1.6, 2.0)}})), LOSS, QUICK)(input, input)
+
+
+def test_the_latency_of_the_chain_is_taken_out():
+    search = Search(chain(("Late", {})), LOSS)
+    input = pair(1.0)["input"]
+    assert torch.equal(search.render(input, np.array([0.5])), input)
+
+
+@pytest.fixture(scope="module")
+def baselines() -> dict:
+    training = [pair(gain, "t" * i) for i, gain in enumerate([0.4, 0.6])]
+    return make_baselines(BASELINES, chain(GAIN), LOSS, training, QUICK)
+
+
+def test_every_baseline_gives_what_its_name_says(baselines):
+    heard = pair(1.7, "file")
+    automation = np.array([[1.5], [1.7]])
+    output = {name: baseline(heard, automation) for name, baseline in baselines.items()}
+    assert tuple(output) == BASELINES
+    gains = {name: float((audio / heard["input"]).mean()) for name, audio in output.items() if name != "network"}
+    assert gains["input"] == gains["defaults"] == 1.0
+    assert 0.35 < gains["fixed"] < 0.65
+    assert gains["per_file"] == pytest.approx(1.7, abs=0.02)
+    assert gains["per_file_warm"] == pytest.approx(1.7, abs=0.02)
+    assert output["network"].shape == heard["input"].shape
+
+
+def test_settings_are_told_in_units_by_name(baselines):
+    baselines["per_file"](pair(0.3, "quiet"), np.array([[1.0]]))
+    assert baselines["defaults"].settings == {"gain.gain": 1.0}
+    assert baselines["fixed"].settings.keys() == {"gain.gain"}
+    assert baselines["per_file"].settings["quiet"]["gain.gain"] == pytest.approx(0.3, abs=0.02)
+    assert not baselines["input"].settings and not baselines["network"].settings
+
+
+def test_the_warm_search_begins_at_the_mean_of_the_automation():
+    one = BaselineOptions(evaluations=1)
+    warm = make_baselines(["per_file_warm"], chain(GAIN), LOSS, options=one)["per_file_warm"]
+    warm(pair(1.5, "a"), np.array([[1.4], [1.6]]))
+    assert warm.settings["a"]["gain.gain"] == pytest.approx(1.5, abs=1e-6)
+
+
+def test_files_shorter_than_the_loss_needs_can_be_searched():
+    baseline = make_baselines(["per_file"], chain(GAIN), LOSS, options=QUICK)["per_file"]
+    assert baseline(pair(0.5, "short", samples=40), np.array([[1.0]])).shape == (1, 40)
+
+
+def test_the_network_begins_with_the_input_and_learns_the_target():
+    training = [pair(0.3, "t" * i, samples=6000) for i in range(4)]
+    loss = make_loss(LossOptions(fft_sizes=[512]))
+    networks = [
+        train_network(training, 1, loss, BaselineOptions(network_steps=steps)) for steps in (6, 6)
+    ]
+    heard = pair(0.3, "file")
+    with torch.no_grad():
+        assert torch.equal(Network(1)(heard["input"][None])[0], heard["input"])
+        outputs = [network(heard["input"][None]) for network in networks]
+    assert torch.equal(*outputs)
+    assert loss(outputs[0], heard["target"][None]) < loss(heard["input"][None], heard["target"][None])
+
+
+def test_excerpts_are_of_different_pairs_and_padded_with_silence():
+    pairs = [pair(0.5, "t" * i, samples=samples) for i, samples in enumerate([50, 500, 700])]
+    input, target = draw_excerpts(pairs, 3, 100, torch.Generator().manual_seed(0))
+    assert input.shape == (3, 1, 100) and torch.equal(target, 0.5 * input)
+    assert sorted(int((excerpt != 0).sum()) for excerpt in input) == [50, 100, 100]
+    again, _ = draw_excerpts(pairs, 3, 100, torch.Generator().manual_seed(0))
+    assert torch.equal(input, again)
+
+
+@pytest.mark.parametrize(
+    "names, said", [(["per_fil"], "did you mean 'per_file'"), (["fixed"], "needs training pairs")]
+)
+def test_baselines_that_cannot_be_made_are_refused(names, said):
+    with pytest.raises(UserError, match=said):
+        make_baselines(names, chain(GAIN), LOSS)
+
+
+def test_budgets_are_positive():
+    with pytest.raises(UserError, match="evaluations is 0"):
+        BaselineOptions(evaluations=0)

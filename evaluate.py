@@ -20,7 +20,6 @@ from pathlib import Path
 
 from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import PairedAudio
-from dfx.datasets.paired_audio import WholePairs
 from dfx.errors import UserError
 from dfx.evaluation import as_table, evaluate, find_removed
 from dfx.tasks import read_checkpoint, task_of
@@ -59,16 +58,17 @@ def main() -> None:
         sample_rate=task.chain.sample_rate,
         channels=task.chain.channels,
         window=task.window,
+        treatment=task.treatment,
         seed=trained_on["seed"],
     )
     data.setup("test")
     folder = arguments.output or Path(arguments.checkpoint).parent.parent / "evaluation"
     results = evaluate(
         task,
-        data.test_dataloader().dataset,
+        data.whole_pairs("test"),
         folder,
         BASELINES if "all" in arguments.baselines else arguments.baselines,
-        WholePairs(data.splits["train"], data.sample_rate, data.channels),
+        data.whole_pairs("train"),
         BaselineOptions(**{option.name: getattr(arguments, option.name) for option in fields(BaselineOptions)}),
         find_removed(data.splits["test"]),
     )

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import WandbLogger
 from dfx.callbacks import RunFolder
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate
+from dfx.evaluation import as_table, evaluate, find_removed
 from dfx.tasks import Task, load_task, read_checkpoint
 
 RESOLVED_CONFIG = "resolved_config.yaml"
@@ -180,8 +180,10 @@ class DfxCLI(LightningCLI):
         if self.trainer.interrupted or not self.config.fit.run.evaluate or not best.exists():
             return
         folder = self.run_folder / "evaluation"
-        results = evaluate(load_task(str(best)), self.datamodule.test_dataloader().dataset, folder)
-        print(f"\nHeld-out pairs of {self.datamodule.root}, means; less is better:\n\n{as_table(results)}\n")
+        data = self.datamodule
+        removed = find_removed(data.splits["test"])
+        results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
+        print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
 
     def _logger(self) -> Any:

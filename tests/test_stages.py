@@ -14,6 +14,7 @@ from dfx.effects import EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
+from dfx.blackbox import EffectLayer
 from dfx.tasks import CheckpointError, StageOptions, Task, TubeAmp, load_task, read_checkpoint
 from tests.conftest import known
 
@@ -197,7 +198,7 @@ def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config
     def render(*_):
         raise AssertionError("rendered")
 
-    monkeypatch.setattr(Task, "_apply_effects", render)
+    monkeypatch.setattr(EffectLayer, "forward", render)
     change(config, "model.init_args.stages", pretraining_epochs=15, pretraining_learning_rate=0.02)
     with pytest.raises(AssertionError, match="rendered"):
         fit(config)

@@ -103,10 +103,14 @@ class PairedAudio(pl.LightningDataModule):
         return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        """Whole pairs, treated: ``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
-        return DataLoader(WholePairs(self._treated("test")), batch_size=None)
+        """See :class:`WholePairs`."""
+        return DataLoader(self.whole_pairs("test"), batch_size=None)
 
     predict_dataloader = test_dataloader
+
+    def whole_pairs(self, split: str) -> WholePairs:
+        """The pairs of ``train``, ``validation`` or ``test``."""
+        return WholePairs(self._treated(split))
 
     def _treated(self, split: str) -> TreatedPairs:
         return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)
@@ -121,7 +125,8 @@ class PairedAudio(pl.LightningDataModule):
 
 
 class WholePairs(Dataset):
-    """Treated pairs from their first sample to their last."""
+    """Treated pairs from their first sample to their last: ``input`` and ``target``, each ``(channels, samples)``,
+    and ``name``."""
 
     def __init__(self, pairs: TreatedPairs) -> None:
         self._pairs = pairs

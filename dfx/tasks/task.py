@@ -203,18 +203,11 @@ class Task(pl.LightningModule):
             frames, P)`` in (0, 1), ``P`` those of the stage's chain.
         """
         parameters = self.encode(self.window.context(input))
-        return self._apply_effects(self.window.step(input), parameters, restart), parameters
+        return self.effect_layer(self.window.step(input), parameters, restart), parameters
 
     def encode(self, context: Tensor) -> Tensor:
         """The parameters of the stage's chain for consecutive frames, as :class:`~dfx.encoder.Encoder`."""
         return self.encoder(context)[..., : len(self.chain.parameters)]
-
-    def _apply_effects(self, audio: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
-        outputs = []
-        for frame, of_frame in zip(audio.split(self.window.frame_samples, dim=-1), parameters.unbind(dim=1)):
-            outputs.append(self.effect_layer(frame, of_frame, restart))
-            restart = torch.zeros_like(restart)
-        return torch.cat(outputs, dim=-1)
 
     def _loss_of(self, batch: Dict[str, Tensor]) -> Tensor:
         if not self.stage.renders:

@@ -8,13 +8,12 @@ import torch
 import yaml
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dfx.blackbox import GradientOptions
+from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.cli import DfxCLI, main
 from dfx.effects import EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
-from dfx.blackbox import EffectLayer
 from dfx.tasks import CheckpointError, StageOptions, Task, TubeAmp, load_task, read_checkpoint
 from tests.conftest import known
 

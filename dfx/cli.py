@@ -124,7 +124,7 @@ class DfxCLI(LightningCLI):
             raised = re.findall(r"^  - (.*)$", str(error), flags=re.MULTILINE)
             raise UserError(raised[-1] if raised else error) from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> Optional[Trainer]:
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, **kwargs)
         folder = self.run_folder
@@ -132,6 +132,7 @@ class DfxCLI(LightningCLI):
         config = self._parser("fit").dump(self.config.fit, skip_none=False)
         (folder / RESOLVED_CONFIG).write_text(config, encoding="utf-8")
         self.logger = self._logger()
+        # Checks the options of the trainer before anything runs; every stage then makes its own.
         return self._trainer_of_stage()
 
     def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: Optional[str] = None, **options: Any) -> None:

@@ -268,7 +268,8 @@ class Conv(nn.Module):
         super().__init__()
         if frame_samples % HOP_SAMPLES:
             raise UserError(
-                f"conv hears every {HOP_SAMPLES} samples: make frame_samples a multiple of them, and not {frame_samples}"
+                f"conv hears every {HOP_SAMPLES} samples: make frame_samples a multiple of them, and not "
+                f"{frame_samples}"
             )
         # Both in steps of the map, which begin as mel frames.
         context = 1 + (context_samples - FFT_SAMPLES) // HOP_SAMPLES

@@ -132,6 +132,7 @@ def test_audio_that_is_not_finite_is_blamed_on_who_made_it(noise):
 
 def test_a_scale_of_an_effect_is_that_of_every_parameter_without_one_of_its_own():
     train = {"ratio": None, "attack_ms": (1, 100), "release_ms": {"scale": "log"}}
-    chain = ChainSpec([EffectSpec(COMPRESSOR, train=train, scale="linear"), EffectSpec("pedalboard:LowpassFilter")], 22050)
+    effects = [EffectSpec(COMPRESSOR, train=train, scale="linear"), EffectSpec("pedalboard:LowpassFilter")]
+    chain = ChainSpec(effects, SAMPLE_RATE)
     assert [p.scale for p in chain.parameters] == ["linear", "linear", "log", "log"]
     refused("must be positive for a log scale", EffectSpec(COMPRESSOR, train={"threshold_db": None}, scale="log"))

@@ -45,7 +45,9 @@ def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
         raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
-    arguments = {name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()}
+    arguments = {
+        name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()
+    }
     task = TASKS[saved["task"]](**arguments)
     task.enter_stage(saved["stage"])
     task.load_state_dict(checkpoint["state_dict"])

@@ -95,7 +95,7 @@ class Task(pl.LightningModule):
 
     Raises:
         EffectError: if the chain cannot be built.
-        UserError: if a step is too short for the loss, or if frames do not fit the encoder.
+        UserError: if a step has no frame or is too short for the loss, or if frames do not fit the encoder.
     """
 
     def __init__(
@@ -117,6 +117,8 @@ class Task(pl.LightningModule):
         keep_dead_parameters: bool = False,
     ) -> None:
         super().__init__()
+        if frames_per_step < 1:
+            raise UserError(f"frames_per_step is {frames_per_step}; a step has at least one")
         # Mappings and not EffectSpecs in the signature: jsonargparse would fill what an effect on the command
         # line leaves out with what stands at its place in the config.
         specs = [EffectSpec.of(effect) for effect in effects]

@@ -12,15 +12,16 @@ from typing import Dict, List, Optional, Tuple
 class Loopback:
     """Serves ``files`` by name, and ``/api/records/1``, which describes them.
 
-    ``breaks_after`` ends every answer after so many bytes; ``ranges`` says whether parts can be asked for;
-    ``published`` replaces what the record says of a file; ``status`` refuses one; ``requests`` lists the name
-    and the ``Range`` of every file that was asked for.
+    ``breaks_after`` ends every answer after so many bytes; ``ranges`` says whether parts can be asked for, and
+    ``misplaced`` how far from there they begin; ``published`` replaces what the record says of a file;
+    ``status`` refuses one; ``requests`` lists the name and the ``Range`` of every file that was asked for.
     """
 
     def __init__(self) -> None:
         self.files: Dict[str, bytes] = {}
         self.breaks_after: Optional[int] = None
         self.ranges = True
+        self.misplaced = 0
         self.published: Dict[str, dict] = {}
         self.status: Dict[str, List[int]] = {}
         self.requests: List[Tuple[str, Optional[str]]] = []
@@ -57,7 +58,7 @@ class Loopback:
             return
         content, start = self.files[name], 0
         if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + self.misplaced
             if start >= len(content):
                 handler.send_error(416)
                 return
@@ -77,10 +78,14 @@ class Loopback:
 
     @staticmethod
     def _send(
-        handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict = {}, breaks_after: Optional[int] = None
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        body: bytes,
+        headers: Optional[dict] = None,
+        breaks_after: Optional[int] = None,
     ) -> None:
         handler.send_response(status)
-        for key, value in headers.items():
+        for key, value in (headers or {}).items():
             handler.send_header(key, value)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()

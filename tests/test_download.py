@@ -72,6 +72,14 @@ def test_a_server_without_ranges_that_always_breaks_off_is_given_up(server, tmp_
     assert len(server.requests) == module.ATTEMPTS + 1
 
 
+def test_another_part_than_was_asked_for_is_not_added(server, tmp_path):
+    server.misplaced = 100
+    (tmp_path / "a.zip.partial").write_bytes(CONTENT[:5000])
+    with pytest.raises(DownloadError, match="a.zip/content answers with another part of the file"):
+        download(zenodo_file(server.record, "a.zip"), tmp_path / "a.zip")
+    assert (tmp_path / "a.zip.partial").read_bytes() == CONTENT[:5000]
+
+
 def test_without_a_size_or_a_sum_what_the_server_says_is_believed(server, tmp_path):
     server.breaks_after = 6000
     download(RemoteFile(f"{server.url}/a.zip"), tmp_path / "a.zip")
@@ -138,7 +146,9 @@ def test_an_address_that_is_no_record_is_named(server, content):
         zenodo_file(f"{server.url}/page", "a.zip")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://a/b", "a.zip", "", "http://", "http://[", "http://a:b/", "http://a b"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/hostname", "ftp://a/b", "a.zip", "", "http://", "http://[", "http://a:b/", "http://a b"]
+)
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(DownloadError, match="address"):
         zenodo_file(url, "a.zip")
@@ -149,7 +159,7 @@ def test_without_a_network_there_is_one_line(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        with pytest.raises(DownloadError, match=f"{url} cannot be downloaded .*refused.*: check the network") as error:
+        with pytest.raises(DownloadError, match=f"{url} cannot be downloaded .*refused.*: check the net") as error:
             zenodo_file(url, "a.zip")
     assert "\n" not in str(error.value)
 

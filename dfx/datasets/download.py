@@ -176,7 +176,6 @@ def _open(url: str, start: int = 0) -> Any:
     headers = {"User-Agent": "dfx", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         parts = urlsplit(url)
-        parts.port  # raises where it is no number
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError("it should start with http:// or https://")
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)

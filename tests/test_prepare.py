@@ -305,6 +305,15 @@ def test_a_partner_that_is_a_little_longer_is_cut(prepare):
     assert soundfile.info(out / "target" / f"{name}.flac").frames == 2205 and name in manifest(out)
 
 
+def test_a_partner_that_is_too_loud_only_where_it_is_cut_needs_no_float(prepare):
+    files, n = notes(3), np.arange(9000)
+    loud = np.where(n < 6000, 0.1, 1.0) * np.sign(np.sin(2 * np.pi * 5000 * n / RATE))
+    files["AudioMDPI/6176ChannelStrip/preamp/G61-40100-1111-20593.wav"] = wav(loud)
+    out = prepare(AUDIOMDPI, as_zip(files))
+    assert manifest(out)["G61-40100-1111-20593"]["target"].endswith(".flac")
+    assert [path.suffix for path in (out / "target").iterdir()] == [".flac"] * 3
+
+
 def test_folders_without_a_name_in_common_are_paired_in_their_order(prepare, capsys):
     out = prepare(AUDIOMDPI, as_zip(notes(4, target="{}_preamp")))
     assert all(row["target"] == f"target/{name}_preamp.flac" for name, row in manifest(out).items())

@@ -106,21 +106,16 @@ class ZenodoPairs:
         """
         report = Report(output)
         sides = self._unpack(archive, output, sample_rate, report)
-        rows = []
-        for name, (input, target) in _couple(sides, report).items():
+        pairs = {}
+        for name, pair in _couple(sides, report).items():
             try:
-                _cut_to_one_length(input.path, target.path)
+                pairs[name] = _cut_to_one_length(*pair)
             except DataError as error:
                 report.leave_out(name, str(error))
-                continue
-            rows.append({"name": name, "input": input, "target": target})
-        split = self.split([row["name"] for row in rows])
-        for row in rows:
-            input, target = row["input"], row["target"]
-            report.add(
-                row["name"], split[row["name"]], input.path, target.path, input_source=input.source,
-                target_source=target.source,
-            )  # fmt: skip
+        split = self.split(list(pairs))
+        for name, (input, target) in pairs.items():
+            source = {"input_source": input.source, "target_source": target.source}
+            report.add(name, split[name], input.path, target.path, **source)
         report.write()
         report.show()
 
@@ -398,16 +393,21 @@ def _couple(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> Dict
     return {name: (inputs[name], targets[name]) for name in sorted(inputs.keys() & targets.keys())}
 
 
-def _cut_to_one_length(*paths: Path) -> None:
-    files = [AudioFile.open(str(path)) for path in paths]
+def _cut_to_one_length(*pair: Prepared) -> List[Prepared]:
+    files = [AudioFile.open(str(side.path)) for side in pair]
     samples = min(file.samples for file in files)
-    for path, file in zip(paths, files):
-        if file.seconds - samples / file.sample_rate > MAX_TRIM_SECONDS:
-            lengths = " and ".join(f"{file.seconds:.2f} s" for file in files)
-            raise DataError(f"input and target have different lengths, {lengths}")
-        if file.samples > samples:
-            audio = file.read(0, samples, file.sample_rate, file.channels)
-            write_audio(audio, path.with_suffix(""), file.sample_rate)
+    if max(file.seconds for file in files) - samples / files[0].sample_rate > MAX_TRIM_SECONDS:
+        lengths = " and ".join(f"{file.seconds:.2f} s" for file in files)
+        raise DataError(f"input and target have different lengths, {lengths}")
+    return [
+        side if file.samples == samples else side._replace(path=_cut(side.path, file, samples))
+        for side, file in zip(pair, files)
+    ]
+
+
+def _cut(path: Path, file: AudioFile, samples: int) -> Path:
+    audio = file.read(0, samples, file.sample_rate, file.channels)
+    return write_audio(audio, path.with_suffix(""), file.sample_rate)
 
 
 def _with_ending(stem: Path, ending: str) -> Path:

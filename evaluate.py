@@ -60,6 +60,7 @@ def main() -> None:
         window=task.window,
         treatment=task.treatment,
         seed=trained_on["seed"],
+        rows=None if arguments.data else trained_on.get("rows"),
     )
     data.setup("test")
     folder = arguments.output or Path(arguments.checkpoint).parent.parent / "evaluation"

@@ -45,6 +45,21 @@ def test_a_manifest_names_pairs_and_splits(make_pairs):
     }  # fmt: skip
 
 
+def test_rows_of_a_manifest_are_chosen_by_patterns_and_val_is_short_for_validation(make_pairs):
+    root = make_pairs(5)
+    splits = ["train", "val", "test", "train", "train"]
+    manifest(root, *(f"n{i},{split},input/note_0{i}.wav,target/note_0{i}.wav" for i, split in enumerate(splits)))
+    found = find_pairs(str(root), rows={"name": "n[0-3]", "target": "*.wav"})
+    assert [len(found[split]) for split in SPLITS] == [2, 1, 1]
+    with pytest.raises(DataError, match="has no row that is {'name': 'other'}"):
+        find_pairs(str(root), rows={"name": "other"})
+    with pytest.raises(DataError, match="no column speaker"):
+        find_pairs(str(root), rows={"speaker": "anna"})
+    (root / "manifest.csv").unlink()
+    with pytest.raises(DataError, match="no manifest.csv whose rows"):
+        find_pairs(str(root), rows={"name": "n0"})
+
+
 @pytest.mark.parametrize(
     "rows, said",
     [

@@ -23,6 +23,8 @@ class PairedAudio(pl.LightningDataModule):
         window: what is read for one step; it may change between two fits.
         treatment: what is done to all audio as it is read.
         augmentation: what is done to the excerpts of training, and with a fixed seed of validation.
+        rows: which rows of the manifest to take, by patterns for some of its columns, for instance
+            ``{speaker: "anna*"}``.
         batch_size: lanes.
         excerpt_seconds: how long a lane stays with one part of a file; none for whole files.
         check_audio: decode every file before training, to find silent and broken ones.
@@ -41,6 +43,7 @@ class PairedAudio(pl.LightningDataModule):
         window: Window,
         treatment: Treatment = Treatment(),
         augmentation: Augmentation = Augmentation(),
+        rows: Optional[Dict[str, str]] = None,
         batch_size: int = 16,
         excerpt_seconds: Optional[float] = 10.0,
         check_audio: bool = True,
@@ -54,13 +57,14 @@ class PairedAudio(pl.LightningDataModule):
         self.window = window
         self.treatment = treatment
         self.augmentation = augmentation
+        self.rows = rows
         self.batch_size = batch_size
         self.excerpt_seconds = excerpt_seconds
         self.check_audio = check_audio
         self.num_workers = num_workers
         self.seed = seed
         # For checkpoints: what evaluation needs to find the same pairs again.
-        self.arguments = {"root": root, "seed": seed}
+        self.arguments = {"root": root, "seed": seed, "rows": rows}
         self.splits: Dict[str, Sequence[Pair]] = {}
         self._train_loader: Optional[TrainingLoader] = None
         self._first_batch = 0
@@ -69,7 +73,7 @@ class PairedAudio(pl.LightningDataModule):
         """Finds and checks the pairs, once."""
         if self.splits:
             return
-        splits = find_pairs(self.root, self.seed)
+        splits = find_pairs(self.root, self.seed, self.rows)
         if self.check_audio:
             check_audio([pair for split in SPLITS for pair in splits[split]])
         self.splits = splits

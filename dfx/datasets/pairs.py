@@ -6,8 +6,9 @@ import csv
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Mapping, Optional
 
 from tqdm import tqdm
 
@@ -30,26 +31,30 @@ class Pair:
     target: AudioFile
 
 
-def find_pairs(root: str, seed: int = 0) -> Dict[str, List[Pair]]:
+def find_pairs(root: str, seed: int = 0, rows: Optional[Mapping[str, str]] = None) -> Dict[str, List[Pair]]:
     """The pairs of a folder, by split.
 
     The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (paths relative to it)
-    and ``split`` (``train``, ``validation`` or ``test``), or the folders ``input`` and ``target`` with
+    and ``split`` (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with
     files of the same names. Pairs without a split are dealt out at random, 80, 10 and 10 in a hundred.
 
     Args:
         root: the folder.
         seed: of the random split.
+        rows: which rows of the manifest to take: for some columns a pattern with ``*`` and ``?``, all of which
+            must match; all rows by default.
 
     Raises:
-        DataError: if the folder or a file is missing, files have no partner or differ from it in length
+        DataError: if the folder or a file is missing, no row matches, files have no partner or differ from it in length
             or sample rate, or a split would stay empty.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{root}: no such folder; data/README.md tells how to get or make the data")
     if (folder / "manifest.csv").is_file():
-        splits = _from_manifest(folder / "manifest.csv")
+        splits = _from_manifest(folder / "manifest.csv", rows or {})
+    elif rows:
+        raise DataError(f"{root} has no manifest.csv whose rows could be {dict(rows)}")
     else:
         splits = _split_at_random(_from_folders(folder), seed)
     for split in SPLITS:
@@ -99,18 +104,23 @@ def _pair(name: str, input: Path, target: Path) -> Pair:
     return pair
 
 
-def _from_manifest(manifest: Path) -> Dict[str, List[Pair]]:
+def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> Dict[str, List[Pair]]:
     splits: Dict[str, List[Pair]] = {split: [] for split in SPLITS}
     with manifest.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = {"input", "target", "split"} - set(reader.fieldnames or [])
+        missing = {"input", "target", "split", *rows} - set(reader.fieldnames or [])
         if missing:
             raise DataError(f"{manifest} has no column {', '.join(sorted(missing))}")
         for row in reader:
-            if row["split"] not in splits:
-                raise DataError(f"{manifest}, line {reader.line_num}: split '{row['split']}' is none of {SPLITS}")
+            if not all(fnmatchcase(row[column], pattern) for column, pattern in rows.items()):
+                continue
+            split = "validation" if row["split"] == "val" else row["split"]
+            if split not in splits:
+                raise DataError(f"{manifest}, line {reader.line_num}: split '{split}' is none of {SPLITS}")
             input, target = manifest.parent / row["input"], manifest.parent / row["target"]
-            splits[row["split"]].append(_pair(row.get("name") or input.stem, input, target))
+            splits[split].append(_pair(row.get("name") or input.stem, input, target))
+    if rows and not any(splits.values()):
+        raise DataError(f"{manifest} has no row that is {dict(rows)}")
     return splits
 
 

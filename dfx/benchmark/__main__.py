@@ -45,7 +45,8 @@ def main() -> None:
     else:
         rows = speed(chosen, given.modes, given.batches, given.repeats)
         columns = ["chain", "mode", "batch", "workers", "layer_ms", "bare_ms", "original_ms", "step_ms"]
-        columns += ["layer_over_limit", "original_over_layer", "share_of_step", "layer_mb", "original_mb"]
+        columns += ["layer_over_limit", "original_over_layer", "response_over_layer", "share_of_step"]
+        columns += ["layer_mb", "original_mb"]
     print(json.dumps(rows, indent=1) if given.json else _as_table(rows, columns))
 
 

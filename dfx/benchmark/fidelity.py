@@ -25,7 +25,7 @@ ESTIMATORS: Dict[str, GradientOptions] = {
     "hadamard, one-sided, mean": GradientOptions(control_variate="mean", memory=0.95),
     "hadamard, one-sided, mean, pulled": GradientOptions(control_variate="mean", memory=0.95, deviation=0.5),
     "hadamard, one-sided, response": GradientOptions(control_variate="response"),
-    "hadamard, one-sided, response, pulled": GradientOptions(control_variate="response", deviation=0.2),
+    "hadamard, one-sided, response, pulled": GradientOptions(control_variate="response", deviation=0.1),
     "finite differences, one-sided": GradientOptions("finite_difference"),
 }
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
@@ -43,7 +43,8 @@ class _Bench:
         self.input, self.target = notes(max(batch, 111), samples)
         self._loss = make_loss(LossOptions())
         self._batches = batches
-        self.encoder = Encoder(chain.spec.space.defaults, SAMPLE_RATE, EncoderOptions(width=0.35))
+        options = EncoderOptions(width=0.35)
+        self.encoder = Encoder(chain.spec.space.defaults, SAMPLE_RATE, options, samples, samples)
 
     def train(self, steps: int) -> None:
         """Brings the encoder from the start of training to later in it."""

@@ -26,7 +26,7 @@ def draw_fidelity(rows: List[Dict[str, Any]], path: Path) -> None:
         shown = [row for row in rows if (row["chain"], row["when"], row["batch"]) == panel]
         for row in shown:
             index = names.index(row["name"])
-            marker, color = "osD^vP*Xh"[index], f"C{index}"
+            marker, color = "osD^vP*Xh<>dp"[index], f"C{index}"
             axis.plot(row["renderings"], row["cosine_encoder"], marker, color=color, label=row["name"])
         axis.set(xscale="log", ylim=(lowest - 0.05, 1.05), xlabel="renderings an example")
         axis.set_xticks(sorted({row["renderings"] for row in shown}))

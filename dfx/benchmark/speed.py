@@ -44,7 +44,8 @@ def speed(
         A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
         and backward over that of the same renderings in a plain loop on one thread, divided by the workers;
         ``original_over_layer`` the time of the original's design (a process for each example, pickled through
-        pipes, two-sided) over the layer's; ``share_of_step`` the layer's part of a training step with
+        pipes, two-sided) over the layer's; ``response_over_layer`` that of a layer which also learns the chain's
+        response; ``share_of_step`` the layer's part of a training step with
         MobileNetV2 at width 0.35 and the multi-resolution STFT loss; ``*_mb`` the memory of both designs.
     """
     rows = []
@@ -70,14 +71,20 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats
     layer(input, parameters, restart).backward(grad)
     layer_mb = _memory_mb() - before
 
-    def through_layer() -> None:
+    learning = EffectLayer(
+        chain.spec, GradientOptions(control_variate="response"), RenderingOptions(workers=workers)
+    )
+    learning(input, parameters, restart).backward(grad)
+
+    def through(layer: EffectLayer) -> None:
         layer(input, parameters, ~restart).backward(grad)
         # What it remembers for checkpoints would grow with the benchmark.
         layer.end_excerpts()
 
     original = _Original(chain.spec, batch)
     contenders: Dict[str, Callable[[], None]] = {
-        "layer": through_layer,
+        "layer": lambda: through(layer),
+        "response": lambda: through(learning),
         "bare": _plain_loop(chain.spec, input, parameters, layer.renderings),
         "original": lambda: original.step(input, parameters, grad),
         "step": _training_step(chain.spec, layer, input, target, frames),
@@ -102,6 +109,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats
         **{f"{name}_ms": 1e3 * value for name, value in median.items()},
         "layer_over_limit": median["layer"] / (median["bare"] / min(workers, cores())),
         "original_over_layer": median["original"] / median["layer"],
+        "response_over_layer": median["response"] / median["layer"],
         "share_of_step": median["layer"] / median["step"],
         "layer_mb": layer_mb,
         "original_mb": original_mb,
@@ -148,7 +156,7 @@ def _training_step(
 
     def run() -> None:
         optimizer.zero_grad()
-        parameters = encoder(context)[:, None].expand(-1, frames, -1)
+        parameters = encoder(context).expand(-1, frames, -1)
         loss(layer(input, parameters, going_on), target).backward()
         optimizer.step()
         layer.end_excerpts()

@@ -22,8 +22,6 @@ ESTIMATORS: Dict[str, GradientOptions] = {
     "hadamard": GradientOptions(sides=2),
     "hadamard, one-sided": GradientOptions(),
     "hadamard, one-sided, 2 draws": GradientOptions(draws=2),
-    "hadamard, one-sided, mean": GradientOptions(control_variate="mean", memory=0.95),
-    "hadamard, one-sided, mean, pulled": GradientOptions(control_variate="mean", memory=0.95, deviation=0.5),
     "hadamard, one-sided, response": GradientOptions(control_variate="response"),
     "hadamard, one-sided, response, pulled": GradientOptions(control_variate="response", deviation=0.1),
     "finite differences, one-sided": GradientOptions("finite_difference"),

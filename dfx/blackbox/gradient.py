@@ -16,10 +16,9 @@ direction for each coordinate, summed instead of averaged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence
 
 import numpy as np
-import torch
 
 from dfx.blackbox.perturbation import Perturbation, Redraw
 from dfx.blackbox.response import Cells, Response
@@ -42,10 +41,10 @@ class GradientOptions:
         epsilon: the length of a step, in units of the parameters' range, in (0, 0.5].
         epsilon_of: the steps of parameters that need another, by name.
         epsilon_end: what epsilon becomes by the end of the run, geometrically; by default it stays.
-        control_variate: of ``spsa``: a guess of the gradient, from earlier steps, so that an estimate measures only
-            how it deviates from it, and what is known already is no longer noise. ``mean`` guesses the
-            running mean over all examples; ``response`` guesses for each example, see
-            :mod:`dfx.blackbox.response`; ``none`` does without.
+        control_variate: of ``spsa``: a guess of each example's gradient, from earlier steps, so that an estimate
+            measures only how it deviates from it, and what is known already is no longer noise. ``response``
+            learns how the output responds to the parameters, see :mod:`dfx.blackbox.response`; ``none`` does
+            without.
         memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
         deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
             estimate unbiased; less trades its noise for a pull towards the guess.
@@ -63,7 +62,7 @@ class GradientOptions:
     epsilon: float = 0.01
     epsilon_of: Dict[str, float] = field(default_factory=dict)
     epsilon_end: Optional[float] = None
-    control_variate: Literal["none", "mean", "response"] = "none"
+    control_variate: Literal["none", "response"] = "none"
     memory: float = 0.9
     deviation: float = 1.0
     seed: int = 0
@@ -131,11 +130,9 @@ class Estimator:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
-        self._guess: Union[Mean, Response, None] = None
-        if options.control_variate == "mean":
-            self._guess = Mean(len(names), options.memory)
-        elif options.control_variate == "response":
-            self._guess = Response(len(names), sample_rate, options.memory)
+        self._response: Optional[Response] = None
+        if options.control_variate == "response":
+            self._response = Response(len(names), sample_rate, options.memory)
 
     def epsilon(self, progress: float) -> np.ndarray:
         """The step of every parameter, ``(P,)``, when a share ``progress`` of the run is over."""
@@ -189,8 +186,8 @@ class Estimator:
             grad = grad_output[block].reshape(*grad_output[block].shape[:2], frames, -1)
             slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
             cells = None
-            if isinstance(self._guess, Response):
-                cells = self._guess.measure(rendered[block, 0], grad_output[block], difference, frames)
+            if self._response is not None:
+                cells = self._response.measure(rendered[block, 0], grad_output[block], difference, frames)
             measured.append(Measured(slopes, cells))
         return Measured.joined(measured)
 
@@ -201,25 +198,22 @@ class Estimator:
             measured: from :meth:`measure`, of the whole batch.
             points: where was rendered.
         """
-        if self._guess is None:
+        if self._response is None:
             return np.einsum("bdf,bdfp->bfp", measured.slopes, points.weights)
         # What the guess expects of a slope is taken off, and the guess itself put in its place. It comes from
         # earlier steps alone: of these directions it knows nothing, and so it cannot bias the estimate.
-        guess = self._guess.predict(measured.cells)
-        rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, np.broadcast_to(guess, points.steps[:, 0].shape))
+        guess = self._response.predict(measured.cells)
+        rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, guess)
         deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)
-        if isinstance(self._guess, Mean):
-            self._guess.learn(guess + deviation)
-        else:
-            self._guess.learn(measured.cells, points.steps)
+        self._response.learn(measured.cells, points.steps)
         return guess + self.options.deviation * deviation
 
     def state_dict(self) -> Dict[str, Any]:
-        return {} if self._guess is None else self._guess.state_dict()
+        return {} if self._response is None else self._response.state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if self._guess is not None:
-            self._guess.load_state_dict(state)
+        if self._response is not None:
+            self._response.load_state_dict(state)
 
 
 class Measured(NamedTuple):
@@ -239,30 +233,6 @@ class Measured(NamedTuple):
         cells = [part.cells for part in parts if part.cells]
         slopes = np.concatenate([part.slopes for part in parts])
         return cls(slopes, Cells(*map(np.concatenate, zip(*cells))) if cells else None)
-
-
-class Mean:
-    """A running mean of the gradient over examples and steps."""
-
-    def __init__(self, parameters: int, memory: float) -> None:
-        self._memory = memory
-        self._mean = np.zeros(parameters)
-        self._weight = 0.0
-
-    def predict(self, cells: None) -> np.ndarray:
-        """``(P,)``, the same for all."""
-        return self._mean / self._weight if self._weight else self._mean
-
-    def learn(self, gradients: np.ndarray) -> None:
-        """Takes in estimates ``(batch, frames, P)``."""
-        self._mean = self._memory * self._mean + (1 - self._memory) * gradients.mean(axis=(0, 1))
-        self._weight = self._memory * self._weight + (1 - self._memory)
-
-    def state_dict(self) -> Dict[str, Any]:
-        return {"mean": torch.from_numpy(self._mean.copy()), "weight": self._weight}
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._mean, self._weight = state["mean"].cpu().numpy(), state["weight"]
 
 
 _CACHED_SAMPLES = 1 << 16

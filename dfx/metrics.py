@@ -7,7 +7,6 @@ kHz, and returns a finite number for any finite signals, silent and very short o
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from typing import Callable, Dict, List, Sequence, Tuple
 
@@ -99,23 +98,31 @@ def lufs(audio: Tensor, sample_rate: int) -> float:
 
 
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
-    """How much louder some parts of the output are than of the input: the median over the parts, in dB.
+    """How much louder some parts of the output are than of the input: the difference of median levels, in dB.
+
+    Levels are those of frames of 20 ms. A median tells what most of a breath has become, whatever a gate lets through
+    before it closes.
 
     Args:
         input, output: ``(channels, samples)``.
-        spans: where the parts begin and end, in seconds; what lies outside of the signals is left out.
+        spans: where the parts begin and end, in seconds; what lies outside of the signals, and what is shorter
+            than a frame, is left out.
         sample_rate: of both, in Hz.
 
     Returns:
         Negative where the output is quieter; no level counts as less than -100 dBFS. 0 without any part.
     """
-    changes = []
-    for start, end in spans:
-        part = slice(max(0, round(start * sample_rate)), max(0, round(end * sample_rate)))
-        before, after = (audio[:, part].square().mean().sqrt().clamp(min=1e-5) for audio in (input, output))
-        if input[:, part].numel():
-            changes.append(20 * math.log10(after / before))
-    return statistics.median(changes) if changes else 0.0
+    frame = max(1, round(_LEVEL_SECONDS * sample_rate))
+    parts = [slice(max(0, round(start * sample_rate)), max(0, round(end * sample_rate))) for start, end in spans]
+
+    def median_level(audio: Tensor) -> float:
+        frames = [audio[:, part].unfold(1, frame, frame) for part in parts if audio[:, part].shape[1] >= frame]
+        if not frames:
+            return 0.0
+        levels = torch.cat(frames, dim=1).square().mean(dim=(0, 2)).sqrt().clamp(min=1e-5)
+        return 20 * math.log10(float(levels.double().quantile(0.5)))
+
+    return median_level(output) - median_level(input)
 
 
 def outside(spans: Sequence[Span], seconds: float) -> List[Span]:
@@ -137,6 +144,7 @@ METRICS: Dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 """Metrics by name; less is better for each."""
 
+_LEVEL_SECONDS = 0.02
 _MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()
 _MEL = torchaudio.transforms.MelSpectrogram(
     METRIC_SAMPLE_RATE, n_fft=1024, hop_length=256, n_mels=128, norm="slaney", mel_scale="slaney"

@@ -86,14 +86,15 @@ def test_what_cannot_be_compared_is_refused():
             compare(output, target, SAMPLE_RATE)
 
 
-def test_level_change_is_the_median_over_the_spans():
-    input = 0.1 * torch.ones(1, 100)
+def test_level_change_is_that_of_the_median_frame_in_all_spans():
+    input = 0.1 * torch.ones(1, 1000)
     output = input.clone()
-    for place, gain in zip((slice(0, 10), slice(30, 40), slice(60, 70)), (0.01, 0.1, 1.0)):
+    # Frames of 20 samples: ten are let through, five lowered by 20 dB and ten by 40 dB.
+    for place, gain in zip((slice(200, 300), slice(300, 500)), (0.1, 0.01)):
         output[:, place] *= gain
-    spans = [(0.0, 1.0), (3.0, 4.0), (6.0, 7.0)]
-    assert level_change(input, output, spans, 10) == pytest.approx(-20, abs=1e-3)
-    assert level_change(input, 2 * input, outside(spans, 10.0), 10) == pytest.approx(6.02, abs=0.01)
+    assert level_change(input, output, [(0.0, 0.3), (0.3, 0.5)], 1000) == pytest.approx(-20, abs=1e-3)
+    assert level_change(input, output, [(0.19, 0.21), (0.3, 0.5), (0.501, 0.51)], 1000) == pytest.approx(-40, abs=1e-3)
+    assert level_change(input, 2 * input, outside([(0.0, 0.5)], 1.0), 1000) == pytest.approx(6.02, abs=0.01)
 
 
 def test_level_change_of_silence_short_spans_and_none_is_a_number():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox.lanes import Workers
 from dfx.effects import Chain, ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
 from tests.conftest import SAMPLE_RATE, known
@@ -279,6 +280,24 @@ def test_the_number_of_workers_changes_nothing(workers):
     for of in (layer, reference):
         of.result = of(frames(5), parameters(5, len(of.chain.parameters)), flags(5))
     assert torch.equal(layer.result, reference.result)
+
+
+def test_an_error_of_any_kind_in_a_worker_is_raised():
+    workers = Workers(3)
+
+    def work(rows: range) -> None:
+        if 5 in rows:
+            raise IndexError("of the work's own")
+
+    with pytest.raises(IndexError, match="of the work's own"):
+        workers.share(work, 12)
+
+
+def test_a_run_may_be_resumed_with_a_control_variate_that_it_did_not_have():
+    spec = chain(known("Gain"))
+    layer = EffectLayer(spec, GradientOptions(control_variate="response"))
+    layer.load_streaming_state(EffectLayer(spec).streaming_state())
+    assert estimates(layer, frames(2, 2048), parameters(2, 1), 2).isfinite().all()
 
 
 @pytest.mark.parametrize("effect, said", [("Raising", "too loud"), ("NotFinite", "not finite")])

@@ -212,7 +212,8 @@ class Estimator:
         return {} if self._response is None else self._response.state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if self._response is not None:
+        # A run may be resumed with a control variate that it did not have before.
+        if self._response is not None and state:
             self._response.load_state_dict(state)
 
 

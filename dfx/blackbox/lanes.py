@@ -69,15 +69,17 @@ class Workers:
         blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
 
         def take() -> None:
-            try:
-                # Taking from the end of a list is safe between threads.
-                while blocks:
-                    work(blocks.pop())
-            except IndexError:
-                pass
-            except BaseException:
-                blocks.clear()
-                raise
+            while True:
+                try:
+                    # Taking from the end of a list is safe between threads.
+                    block = blocks.pop()
+                except IndexError:
+                    return
+                try:
+                    work(block)
+                except BaseException:
+                    blocks.clear()
+                    raise
 
         if workers > 1 and self._executor is None:
             self._executor = ThreadPoolExecutor(self.count - 1, thread_name_prefix="workers")

@@ -44,6 +44,8 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> Tuple[
     is_peak = explained >= torch.nn.functional.max_pool1d(explained[:, None], 3, stride=1, padding=1)[:, 0]
     left = (1 - explained).clamp(min=0)
     is_good = left <= (1 + _HARDLY_MORE) * left.amin(dim=1, keepdim=True) + _ROUNDING
+    # Where the best peak explains little, all others leave hardly more than it: they must explain as much, nearly.
+    is_good &= explained >= 0.5 * explained.amax(dim=1, keepdim=True)
     best = torch.where(is_peak & is_good, lags.abs(), reach + 1).argmin(dim=1)
     sign = correlation.gather(1, best[:, None])[:, 0]
     return lags[best], torch.where(sign < 0, -1.0, 1.0).to(output)

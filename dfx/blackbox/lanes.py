@@ -197,7 +197,10 @@ class Lanes:
 
         return {
             "history": [
-                [(torch.from_numpy(audio[row].copy()), torch.from_numpy(values[row].copy())) for audio, values, row in heard]
+                [
+                    (torch.from_numpy(audio[row].copy()), torch.from_numpy(values[row].copy()))
+                    for audio, values, row in heard
+                ]
                 for heard in self._history
             ]
         }

@@ -47,7 +47,7 @@ class GradientOptions:
             without.
         memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
         deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
-            estimate unbiased; less trades its noise for a pull towards the guess.
+            estimate unbiased where directions are drawn anew; less trades its noise for a pull towards the guess.
         seed: of the directions.
 
     Raises:
@@ -201,7 +201,8 @@ class Estimator:
         if self._response is None:
             return np.einsum("bdf,bdfp->bfp", measured.slopes, points.weights)
         # What the guess expects of a slope is taken off, and the guess itself put in its place. It comes from
-        # earlier steps alone: of these directions it knows nothing, and so it cannot bias the estimate.
+        # earlier steps alone: of directions drawn since it knows nothing, and so cannot bias the estimate. Those
+        # held for an excerpt it has met, but among all the others of its memory.
         guess = self._response.predict(measured.cells)
         rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, guess)
         deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)

@@ -279,7 +279,8 @@ class Task(pl.LightningModule):
 
     def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
         for method, audio in {"input": batch["input"], "output": self.render(batch["input"]).output}.items():
-            for metric, value in compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate).items():
+            compared = compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate)
+            for metric, value in compared.metrics.items():
                 self.log(f"test/{method}/{metric}", value, batch_size=1)
 
     def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> Rendering:

@@ -1,0 +1,672 @@
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const { shared, files } = data;
+const LOOP_FADE = 0.008; // seconds, so that a switch does not click
+
+/** All tracks of a file at once, of which one is audible. It knows nothing of the page. */
+class Player {
+  constructor() {
+    this.context = null;
+    this.seconds = 0;
+    this.audible = 0;
+    this.playing = false;
+    this.loop = true;
+    this.volume = 1;
+    this.onchange = () => {};
+    this.sources = [];
+    this.gains = [];
+    this.tracks = [];
+    this.buffers = null;
+    this.offset = 0;
+    this.startedAt = 0;
+    this.wanted = 0;
+  }
+
+  /** tracks: functions that return the encoded bytes. */
+  load(tracks, seconds, audible) {
+    this.pause();
+    Object.assign(this, { tracks, seconds, audible, buffers: null, offset: 0 });
+  }
+
+  get position() {
+    if (!this.playing) return this.offset;
+    const position = this.offset + Math.max(0, this.context.currentTime - this.startedAt);
+    return this.loop ? position % this.seconds : Math.min(position, this.seconds);
+  }
+
+  /** To be called in answer to a gesture: browsers allow sound only then. */
+  async play() {
+    const wanted = ++this.wanted;
+    if (!this.context) {
+      this.context = new (window.AudioContext || window.webkitAudioContext)();
+      this.master = this.context.createGain();
+      this.master.connect(this.context.destination);
+    }
+    this.master.gain.value = this.volume;
+    const resumed = this.context.resume();
+    if (!this.buffers) {
+      const buffers = await Promise.all(this.tracks.map((bytes) => this.context.decodeAudioData(bytes())));
+      if (wanted !== this.wanted) return;
+      this.buffers = buffers;
+    }
+    await resumed;
+    if (wanted !== this.wanted) return;
+    if (this.offset >= this.seconds) this.offset = 0;
+    this.#start();
+    this.onchange();
+  }
+
+  pause() {
+    this.wanted++;
+    this.offset = this.position;
+    this.#stop();
+    this.onchange();
+  }
+
+  seek(seconds) {
+    const position = Math.min(Math.max(0, seconds), this.seconds);
+    const wasPlaying = this.playing;
+    this.#stop();
+    this.offset = position;
+    if (wasPlaying) this.#start();
+    this.onchange();
+  }
+
+  /** The others go on unheard, so that the position is the same to the sample. */
+  select(track) {
+    this.audible = track;
+    const now = this.context ? this.context.currentTime : 0;
+    this.gains.forEach(({ gain }, i) => {
+      gain.cancelScheduledValues(now);
+      gain.setValueAtTime(gain.value, now);
+      gain.linearRampToValueAtTime(i === track ? 1 : 0, now + LOOP_FADE);
+    });
+    this.onchange();
+  }
+
+  setLoop(loop) {
+    const position = this.position;
+    this.loop = loop;
+    this.seek(position);
+  }
+
+  setVolume(volume) {
+    this.volume = volume;
+    if (this.master) this.master.gain.value = volume;
+  }
+
+  #start() {
+    this.startedAt = this.context.currentTime + 0.02;
+    this.envelope = this.context.createGain();
+    this.envelope.gain.setValueAtTime(0, this.startedAt);
+    this.envelope.gain.linearRampToValueAtTime(1, this.startedAt + LOOP_FADE);
+    this.envelope.connect(this.master);
+    this.gains = this.buffers.map((_, i) => {
+      const node = this.context.createGain();
+      node.gain.value = i === this.audible ? 1 : 0;
+      node.connect(this.envelope);
+      return node;
+    });
+    this.sources = this.buffers.map((buffer, i) => {
+      const source = this.context.createBufferSource();
+      Object.assign(source, { buffer, loop: this.loop });
+      source.connect(this.gains[i]);
+      source.start(this.startedAt, Math.min(this.offset, buffer.duration));
+      return source;
+    });
+    const [first] = this.sources;
+    first.onended = () => {
+      if (first !== this.sources[0]) return;
+      this.#stop();
+      this.offset = this.seconds;
+      this.onchange();
+    };
+    this.playing = true;
+  }
+
+  #stop() {
+    if (!this.playing) return;
+    const now = this.context.currentTime;
+    this.envelope.gain.cancelScheduledValues(now);
+    this.envelope.gain.setValueAtTime(this.envelope.gain.value, now);
+    this.envelope.gain.linearRampToValueAtTime(0, now + LOOP_FADE);
+    for (const source of this.sources) source.stop(now + LOOP_FADE);
+    Object.assign(this, { sources: [], gains: [], playing: false });
+  }
+}
+
+/** What a listener has said; it outlives the page where the browser allows that. */
+class Ratings {
+  #key = `dfx-ratings-${shared.identity}`;
+
+  constructor() {
+    this.listener = "";
+    this.files = {};
+    try {
+      Object.assign(this, JSON.parse(localStorage.getItem(this.#key)));
+    } catch {
+      // Storage is off, or what is there is not ours: one begins anew.
+    }
+  }
+
+  /** The order of the tracks of a file, drawn when it is first asked for, with what was rated. */
+  of(file) {
+    this.files[file.name] ??= { order: shuffled([...shared.tracks, shared.anchor]), ratings: {}, revealed: false };
+    return this.files[file.name];
+  }
+
+  save() {
+    try {
+      localStorage.setItem(this.#key, JSON.stringify({ listener: this.listener, files: this.files }));
+    } catch {
+      // They stay in the page, and go with it.
+    }
+  }
+
+  forget() {
+    this.files = {};
+    this.save();
+  }
+
+  isComplete(name) {
+    const of = this.files[name];
+    return Boolean(of) && of.order.every((track) => track in of.ratings);
+  }
+
+  csv() {
+    const rows = [["evaluation", "task", "listener", "file", "place", "method", "rating", "rated_at"]];
+    for (const [name, { order, ratings }] of Object.entries(this.files)) {
+      order.forEach((track, place) => {
+        const rating = ratings[track];
+        if (!rating) return;
+        const method = track === "target" ? "hidden_reference" : track;
+        rows.push([shared.identity, shared.task, this.listener, name, letter(place), method, rating.value, rating.at]);
+      });
+    }
+    const cell = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+    return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
+  }
+}
+
+const $ = (id) => document.getElementById(id);
+const letter = (i) => String.fromCharCode(65 + i);
+const clock = (seconds) => {
+  const tenths = Math.floor(seconds * 10 + 1e-6);
+  return `${Math.floor(tenths / 600)}:${String(Math.floor((tenths % 600) / 10)).padStart(2, "0")}.${tenths % 10}`;
+};
+
+function shuffled(items) {
+  for (let i = items.length - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [items[i], items[j]] = [items[j], items[i]];
+  }
+  return items;
+}
+
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+function make(tag, attributes = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...children);
+  return element;
+}
+
+const RIVALS = 5;
+function colourOf(track) {
+  if (["input", "target", "output"].includes(track)) return `var(--${track})`;
+  if (track === shared.anchor) return "var(--anchor)";
+  const rivals = shared.tracks.filter((other) => !["input", "target", "output"].includes(other));
+  return `var(--rival-${rivals.indexOf(track) % RIVALS})`;
+}
+
+const spoken = (name) => name.replaceAll("_", " ");
+
+function number(value) {
+  if (value === 0) return "0";
+  const digits = Math.min(3, Math.max(0, 3 - Math.floor(Math.log10(Math.max(1, Math.abs(value))))));
+  return value.toFixed(Math.abs(value) < 0.01 ? 4 : digits).replace("-", "−");
+}
+
+// --- what is shown ---------------------------------------------------------------------------------
+
+const player = new Player();
+const ratings = new Ratings();
+let file = files[0];
+let mode = "compare";
+let shown = []; // the names of the player's tracks
+
+const isBlind = () => mode === "blind";
+const heard = () => shown[player.audible];
+
+function show(keepPosition = false) {
+  const position = keepPosition ? player.position : 0;
+  shown = isBlind() ? ["target", ...ratings.of(file).order] : shared.tracks;
+  const audible = isBlind() ? 0 : Math.max(0, shown.indexOf("output"));
+  const index = files.indexOf(file);
+  player.load(
+    shown.map((track) => () => bytesOf($(`audio-${index}-${track}`).textContent).buffer),
+    file.seconds,
+    audible,
+  );
+  player.seek(position);
+  $("seek").max = file.seconds;
+  $("whole").textContent = clock(file.seconds);
+  $("file").value = index;
+  $("place").textContent = `${data.first + index + 1} of ${shared.count}`;
+  $("previous").disabled = index === 0;
+  $("next").disabled = index === files.length - 1;
+  $("cut").hidden = file.whole_seconds <= file.seconds + 0.01;
+  $("cut").textContent = `The first ${clock(file.seconds)} of ${clock(file.whole_seconds)}; the folder “audio” holds the whole.`;
+  $("trouble").hidden = true;
+  for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
+  for (const id of ["spectrogram-row", "automation", "numbers"]) $(id).hidden = isBlind();
+  showTracks();
+  showProgress();
+  if (!isBlind()) {
+    showAutomation();
+    showNumbers();
+  }
+  draw();
+}
+
+function showTracks() {
+  const legend = $("tracks").firstElementChild;
+  $("tracks").replaceChildren(legend);
+  shown.forEach((track, i) => {
+    const isStimulus = isBlind() && i > 0;
+    const called = isStimulus ? letter(i - 1) : isBlind() ? "reference" : spoken(track);
+    const radio = make("input", { type: "radio", name: "track", checked: i === player.audible });
+    radio.setAttribute("aria-label", isStimulus ? `Hear ${called}` : called);
+    radio.addEventListener("change", () => player.select(i));
+    const key = isBlind() ? i : i + 1;
+    const name = make("span", { className: "name" }, make("span", {}, called));
+    if (key < 10) name.append(make("kbd", { textContent: key }));
+    const row = make(isStimulus ? "div" : "label", { className: "row track" });
+    row.dataset.track = isBlind() ? called : track;
+    row.style.setProperty("--colour", isStimulus ? "var(--ink)" : colourOf(track));
+    if (isStimulus) {
+      row.classList.add("stimulus");
+      row.append(make("label", { className: "pick" }, radio, name), ratingOf(track, called, name));
+      row.addEventListener("pointerdown", () => radio.checked || radio.click());
+    } else {
+      const canvas = make("canvas", { className: "area" });
+      canvas.dataset.waveform = track;
+      row.append(radio, name, canvas);
+    }
+    $("tracks").append(row);
+    if (isBlind() && i === 0) {
+      const names = ["bad", "poor", "fair", "good", "excellent"].map((text) => make("span", { textContent: text }));
+      const scale = make("div", { className: "scale" }, ...names);
+      $("tracks").append(make("div", { className: "row", ariaHidden: "true" }, make("span"), scale));
+    }
+  });
+}
+
+function ratingOf(track, called, name) {
+  const of = ratings.of(file);
+  const given = of.ratings[track];
+  const slider = make("input", { type: "range", min: 0, max: 100, step: 1, value: given ? given.value : 0 });
+  const value = make("output", { textContent: given ? given.value : "–" });
+  slider.setAttribute("aria-label", `Rating of ${called}`);
+  slider.classList.toggle("unrated", !given);
+  slider.disabled = of.revealed;
+  if (of.revealed) name.firstElementChild.append(make("span", { className: "truth", textContent: ` ${track === "target" ? "hidden reference" : spoken(track)}` }));
+  const rate = () => {
+    of.ratings[track] = { value: Number(slider.value), at: new Date().toISOString() };
+    value.textContent = slider.value;
+    slider.classList.remove("unrated");
+    ratings.save();
+    showProgress();
+  };
+  slider.addEventListener("input", rate);
+  slider.addEventListener("click", rate); // a click at 0, where it stands, is a rating
+  return make("div", { className: "rating" }, slider, value);
+}
+
+function showProgress() {
+  if (!isBlind()) return;
+  const complete = files.filter(({ name }) => ratings.isComplete(name)).length;
+  const of = ratings.of(file);
+  $("progress").textContent = `${Object.keys(of.ratings).length} of ${of.order.length} rated here; ${complete} of ${files.length} files of this page complete.`;
+  $("reveal").disabled = of.revealed;
+  $("download").disabled = !Object.values(ratings.files).some(({ ratings: some }) => Object.keys(some).length);
+}
+
+function showAutomation() {
+  const rows = [];
+  let effect = null;
+  for (const parameter of shared.parameters) {
+    const [of, ...rest] = parameter.name.split(".");
+    if (of !== effect) rows.push(make("p", { className: "effect", textContent: spoken(of) }));
+    effect = of;
+    const suffix = `_${parameter.unit.toLowerCase()}`;
+    const bare = rest.join(".");
+    const called = spoken(bare.endsWith(suffix) && parameter.unit ? bare.slice(0, -suffix.length) : bare);
+    const canvas = make("canvas", { className: "area" });
+    canvas.dataset.parameter = parameter.name;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${spoken(parameter.name)} over time, ${withUnit(parameter.low, parameter)} to ${withUnit(parameter.high, parameter)}`);
+    const name = make("span", { className: "name" }, make("span", { textContent: called }), make("b"));
+    rows.push(make("div", { className: "row curve" }, name, canvas));
+  }
+  $("automation").replaceChildren(...rows);
+}
+
+function withUnit(value, { unit }) {
+  return unit ? `${number(value)}\u00a0${unit}` : number(value);
+}
+
+/** The values of a parameter of the track that is heard: the model's over time, or the one of a baseline. */
+function valuesOf(parameter) {
+  const constant = file.settings[heard()];
+  if (constant) return { seconds: [0], values: [constant[parameter.name]] };
+  return { seconds: file.automation.seconds, values: file.automation[parameter.name] };
+}
+
+function indexAt(seconds, position) {
+  let low = 0;
+  let high = seconds.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (seconds[middle] <= position + 1e-9) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+function showNumbers() {
+  const row = (method, name) => {
+    const value = file.metrics[method]?.[name];
+    if (value !== undefined) return { value };
+    return { reason: file.left_out[method]?.[name] };
+  };
+  table($("of-file"), row);
+  table($("means"), (method, name) => {
+    const mean = shared.means[method]?.[name];
+    return mean ? { value: mean.mean, half: mean.low === null ? null : mean.mean - mean.low, files: mean.files } : {};
+  });
+  $("means-title").textContent = `All ${shared.count} files`;
+  $("means-note").textContent = "Means, ± half of their 95 % interval. Set bold: the least error, among the model and what it has to beat.";
+}
+
+function table(element, cellOf) {
+  const head = make("tr", {}, make("td"), ...shared.methods.map((method) => {
+    const cell = make("th", { scope: "col", textContent: spoken(method) });
+    cell.style.setProperty("--colour", colourOf(method));
+    return cell;
+  }));
+  const body = Object.entries(shared.metrics).map(([name, explained]) => {
+    const cells = shared.methods.map((method) => cellOf(method, name));
+    const values = cells.map(({ value }) => value).filter((value) => value !== undefined);
+    const least = shared.less_is_better.includes(name) && values.length > 1 ? Math.min(...values) : null;
+    const heading = make("th", { scope: "row" }, spoken(name), make("small", { textContent: explained }));
+    return make("tr", {}, heading, ...cells.map(({ value, half, files: count, reason }) => {
+      if (value === undefined) return make("td", { className: "none", textContent: reason || "–" });
+      const cell = make("td", { textContent: number(value), className: value === least ? "best" : "" });
+      if (half) cell.append(make("span", { className: "half", textContent: ` ±${number(half)}` }));
+      if (count < shared.count) cell.append(make("span", { className: "half", textContent: ` of ${count}` }));
+      return cell;
+    }));
+  });
+  element.replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
+}
+
+// --- drawing ---------------------------------------------------------------------------------------
+
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+/** A canvas at the screen's own resolution, cleared, in the page's units. */
+function surface(canvas) {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(width * ratio));
+  canvas.height = Math.max(1, Math.round(height * ratio));
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  return { context, width, height };
+}
+
+const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
+
+function draw() {
+  for (const canvas of document.querySelectorAll("[data-waveform]")) drawWaveform(canvas);
+  if (isBlind()) return;
+  drawSpectrogram();
+  drawCurves();
+}
+
+function drawWaveform(canvas) {
+  const { columns, levels } = file.waveforms[canvas.dataset.waveform];
+  const bytes = new Int8Array(bytesOf(levels).buffer);
+  const { context, width, height } = surface(canvas);
+  const y = (level) => (height / 2) * (1 - (0.94 * level) / 127);
+  context.fillStyle = getComputedStyle(canvas).color;
+  context.beginPath();
+  const x = (i) => (i * width) / columns;
+  context.moveTo(0, y(bytes[columns]) - 0.4);
+  for (let i = 0; i < columns; i++) context.lineTo(x(i + 0.5), y(bytes[columns + i]) - 0.4);
+  context.lineTo(width, y(bytes[2 * columns - 1]) - 0.4);
+  context.lineTo(width, y(bytes[columns - 1]) + 0.4);
+  for (let i = columns - 1; i >= 0; i--) context.lineTo(x(i + 0.5), y(bytes[i]) + 0.4);
+  context.lineTo(0, y(bytes[0]) + 0.4);
+  context.fill();
+}
+
+function drawSpectrogram() {
+  const canvas = $("spectrogram");
+  const track = heard();
+  const { columns, levels } = file.spectrograms[track];
+  const bytes = bytesOf(levels);
+  const colours = bytesOf(shared.colours[dark.matches ? "dark" : "light"]);
+  const picture = new ImageData(columns, shared.bands);
+  for (let band = 0; band < shared.bands; band++) {
+    for (let i = 0; i < columns; i++) {
+      const level = bytes[band * columns + i];
+      const at = 4 * ((shared.bands - 1 - band) * columns + i);
+      picture.data.set(colours.subarray(3 * level, 3 * level + 3), at);
+      picture.data[at + 3] = 255;
+    }
+  }
+  const small = make("canvas", { width: columns, height: shared.bands });
+  small.getContext("2d").putImageData(picture, 0, 0);
+  const { context, width, height } = surface(canvas);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, width, height);
+  context.font = "11px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  for (const tick of shared.ticks) {
+    const y = height * (1 - tick.height);
+    context.fillStyle = dark.matches ? "#ffffffb0" : "#000000a0";
+    context.fillRect(0, y - 0.5, 5, 1);
+    context.fillText(tick.name, 8, y);
+  }
+  canvas.setAttribute("aria-label", `Spectrogram of ${spoken(track)}`);
+  $("spectrogram-name").replaceChildren(make("span", { textContent: "spectrogram" }), make("strong", { textContent: spoken(track) }));
+  $("spectrogram-name").lastChild.style.color = colourOf(track);
+}
+
+function drawCurves() {
+  for (const parameter of shared.parameters) {
+    const canvas = document.querySelector(`[data-parameter="${CSS.escape(parameter.name)}"]`);
+    const { context, width, height } = surface(canvas);
+    const { seconds, values } = valuesOf(parameter);
+    const warp = parameter.scale === "log" ? Math.log : (value) => value;
+    const [low, high] = [warp(parameter.low), warp(parameter.high)];
+    const y = (value) => 5 + (height - 10) * (1 - (warp(value) - low) / (high - low));
+    const soft = colour(canvas, "--soft");
+    context.fillStyle = context.strokeStyle = soft;
+    context.setLineDash([2, 4]);
+    context.globalAlpha = 0.7;
+    context.beginPath();
+    context.moveTo(0, y(parameter.default));
+    context.lineTo(width, y(parameter.default));
+    context.stroke();
+    context.globalAlpha = 1;
+    context.setLineDash([]);
+    context.strokeStyle = colour(canvas, isModel() ? "--output" : "--ink");
+    context.lineWidth = 1.5;
+    context.lineJoin = "round";
+    context.beginPath();
+    context.moveTo(0, y(values[0]));
+    values.forEach((value, i) => {
+      const end = i + 1 < seconds.length ? seconds[i + 1] : file.seconds;
+      // A frame is short: its value holds for all of it.
+      context.lineTo((width * seconds[i]) / file.seconds, y(value));
+      context.lineTo((width * end) / file.seconds, y(value));
+    });
+    context.stroke();
+    context.font = "10px system-ui, sans-serif";
+    context.textAlign = "right";
+    context.textBaseline = "top";
+    context.fillText(withUnit(parameter.high, parameter), width - 6, 2);
+    context.textBaseline = "bottom";
+    context.fillText(withUnit(parameter.low, parameter), width - 6, height - 2);
+  }
+}
+
+const isModel = () => !file.settings[heard()];
+
+/** What moves while it plays. */
+function tick() {
+  const position = player.position;
+  const part = file.seconds ? position / file.seconds : 0;
+  $("cursor").style.left = `calc(var(--names) + ${part} * (100% - var(--names)))`;
+  $("now").textContent = clock(position);
+  if (document.activeElement !== $("seek") || player.playing) $("seek").value = position;
+  $("seek").setAttribute("aria-valuetext", `${position.toFixed(1)} seconds`);
+  if (!isBlind()) {
+    for (const canvas of document.querySelectorAll("[data-parameter]")) {
+      const parameter = shared.parameters.find(({ name }) => name === canvas.dataset.parameter);
+      const { seconds, values } = valuesOf(parameter);
+      const text = withUnit(values[indexAt(seconds, position)], parameter);
+      const value = canvas.previousElementSibling.lastElementChild;
+      if (value.textContent !== text) value.textContent = text;
+    }
+  }
+  if (player.playing) requestAnimationFrame(tick);
+}
+
+// --- what one does ---------------------------------------------------------------------------------
+
+let drawn = null;
+player.onchange = () => {
+  $("play").classList.toggle("playing", player.playing);
+  $("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
+  const radios = document.querySelectorAll('input[name="track"]');
+  if (radios[player.audible]) radios[player.audible].checked = true;
+  if (!isBlind() && drawn !== heard() && radios.length) {
+    drawn = heard();
+    drawSpectrogram();
+    drawCurves();
+  }
+  requestAnimationFrame(tick);
+};
+
+async function toggle() {
+  if (player.playing) {
+    player.pause();
+    return;
+  }
+  $("play").classList.add("waiting");
+  try {
+    await player.play();
+  } catch (error) {
+    $("trouble").textContent = `This browser cannot play the file: ${error.message}`;
+    $("trouble").hidden = false;
+  }
+  $("play").classList.remove("waiting");
+}
+
+function go(index) {
+  if (!files[index]) return;
+  const wasPlaying = player.playing;
+  file = files[index];
+  show();
+  if (wasPlaying) toggle();
+}
+
+function pick(track) {
+  if (track >= 0 && track < shown.length) player.select(track);
+}
+
+$("play").addEventListener("click", toggle);
+$("seek").addEventListener("input", () => player.seek(Number($("seek").value)));
+$("loop").addEventListener("change", () => player.setLoop($("loop").checked));
+$("volume").addEventListener("input", () => player.setVolume(Number($("volume").value)));
+$("previous").addEventListener("click", () => go(files.indexOf(file) - 1));
+$("next").addEventListener("click", () => go(files.indexOf(file) + 1));
+$("file").addEventListener("change", () => go(Number($("file").value)));
+$("listener").addEventListener("input", () => {
+  ratings.listener = $("listener").value;
+  ratings.save();
+});
+$("download").addEventListener("click", () => {
+  const url = URL.createObjectURL(new Blob([ratings.csv()], { type: "text/csv" }));
+  make("a", { href: url, download: "ratings.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+});
+$("reveal").addEventListener("click", () => {
+  ratings.of(file).revealed = true;
+  ratings.save();
+  show(true);
+});
+$("forget").addEventListener("click", () => {
+  if (!confirm("Forget the ratings of all files?")) return;
+  ratings.forget();
+  show();
+});
+for (const radio of document.querySelectorAll('input[name="mode"]')) {
+  radio.addEventListener("change", () => {
+    mode = radio.value;
+    show();
+  });
+}
+
+// A press on a picture goes there; a drag goes along.
+let dragged = null;
+$("timeline").addEventListener("pointerdown", (event) => {
+  if (!event.target.classList.contains("area")) return;
+  dragged = event.target;
+  seekTo(event);
+});
+window.addEventListener("pointermove", (event) => dragged && seekTo(event));
+for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (dragged = null));
+
+function seekTo(event) {
+  const { left, width } = dragged.getBoundingClientRect();
+  player.seek((file.seconds * (event.clientX - left)) / width);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const { target, key } = event;
+  if (target.matches('select, input[type="text"]')) return;
+  if (key === " " && !target.matches('button, input[type="checkbox"], a')) {
+    event.preventDefault();
+    toggle();
+  } else if (/^[0-9]$/.test(key)) {
+    pick(Number(key) - (isBlind() ? 0 : 1));
+  } else if ((key === "ArrowLeft" || key === "ArrowRight") && !target.matches("input, .scroll")) {
+    event.preventDefault();
+    const step = Math.max(0.1, file.seconds / 20);
+    player.seek(player.position + (key === "ArrowLeft" ? -step : step));
+  }
+});
+
+new ResizeObserver(draw).observe($("timeline"));
+dark.addEventListener("change", draw);
+
+files.forEach(({ name }, i) => $("file").append(make("option", { value: i, textContent: name })));
+if (shared.pages.length > 1) {
+  $("pages").append("pages", ...shared.pages.map((page, i) =>
+    i === data.page ? make("b", { textContent: ` ${i + 1}` }) : make("a", { href: page, textContent: i + 1 })));
+}
+$("listener").value = ratings.listener;
+show();
+window.dfx = { player, ratings };

@@ -6,10 +6,12 @@
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --output my/results
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --json
 
-Prints a table of means (less is better), or with ``--json`` one object ``{method: {metric: mean}}``; writes
-metrics, settings and audio to a folder. The baselines are described in dfx/baselines.py: `input` and `defaults`
-cost nothing, `fixed` and `network` are learned from the training pairs, `per_file` and `per_file_warm` are
-searched for on every test pair, which takes as many renderings of it as there are evaluations.
+Prints a table of means, or with ``--json`` one object ``{method: {metric: mean}}``. Writes to a folder all metrics, of
+every file and their means with intervals, as CSV and JSON; settings, automation and audio; and ``report.html``, a page
+to listen on and to rate blindly, which ``python -m dfx.report FOLDER`` writes again. The baselines are described in
+dfx/baselines.py: `input` and `defaults` cost nothing, `fixed` and `network` are learned from the training pairs,
+`per_file` and `per_file_warm` are searched for on every test pair, which takes as many renderings of it as there are
+evaluations.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import PairedAudio
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed
+from dfx.evaluation import as_table, evaluate, find_removed, where_it_lies
 from dfx.tasks import read_checkpoint, task_of
 
 BUDGET = {
@@ -76,7 +78,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results))
     else:
-        print(f"\n{as_table(results)}\n\nmetrics  {folder}\naudio    {folder / 'audio'}")
+        print(f"\n{as_table(results)}\n\n{where_it_lies(folder)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import WandbLogger
 from dfx.callbacks import RunFolder
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed
+from dfx.evaluation import as_table, evaluate, find_removed, where_it_lies
 from dfx.tasks import Task, load_task, read_checkpoint
 
 RESOLVED_CONFIG = "resolved_config.yaml"
@@ -185,7 +185,7 @@ class DfxCLI(LightningCLI):
         removed = find_removed(data.splits["test"])
         results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
-        print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
+        print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{where_it_lies(folder)}")
 
     def _logger(self) -> Any:
         options = self.config.fit.wandb

@@ -220,6 +220,12 @@ def as_table(results: Results, columns: int = 120) -> str:
     return "\n".join(text)
 
 
+def where_it_lies(folder: Path) -> str:
+    """Where to find what :func:`evaluate` has written, for the end of a command."""
+    places = {"metrics": folder, "audio": folder / "audio", "page": folder / "report.html"}
+    return "\n".join(f"{name:<11}  {place}" for name, place in places.items())
+
+
 _FIRST = (
     "loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"
 )  # fmt: skip

@@ -1,8 +1,11 @@
 import csv
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
+import scipy.stats
 import soundfile
 import torch
 
@@ -10,8 +13,8 @@ from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import DataError
 from dfx.datasets.pairs import find_pairs
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed
-from dfx.metrics import METRICS
+from dfx.evaluation import EXPLAINED, Mean, as_table, evaluate, find_removed
+from dfx.metrics import COLUMNS
 from tests.conftest import known
 from tests.test_task import task
 
@@ -34,7 +37,8 @@ def folder(tmp_path_factory):
 def test_every_method_has_its_metrics_and_the_training_loss(folder):
     results = json.loads((folder / "metrics.json").read_text())
     assert list(results) == [*BASELINES, "output"]
-    assert all(set(metrics) == {"loss", *METRICS, "removed_db", "kept_db"} for metrics in results.values())
+    known_of_file = {"removed_db", "kept_db", "damage_db"}
+    assert all(set(metrics) == {"loss", *COLUMNS, *known_of_file} for metrics in results.values())
     for better in ("fixed", "per_file", "per_file_warm"):
         for worse in ("input", "defaults", "output"):
             assert results[better]["loss"] < 0.2 * results[worse]["loss"]
@@ -64,11 +68,91 @@ def test_the_settings_of_the_baselines_are_kept(folder):
     assert settings["per_file"]["two"]["gain.gain"] == pytest.approx(0.3, abs=0.02)
 
 
-def test_the_table_has_a_ratio_where_less_is_better():
-    results = {m: {"loss": 2.0 if m == "input" else 1.0, "removed_db": -3.0} for m in ("input", "output")}
-    lines = as_table(results).splitlines()
-    assert [line.split()[0] for line in lines] == ["method", "input", "output", "output"]
-    assert lines[-1].split()[-2:] == ["0.50", "-"]
+def test_means_come_with_their_intervals_as_json_and_csv(folder):
+    files = json.loads((folder / "files.json").read_text())
+    values = [row["esr"] for row in files if row["method"] == "output"]
+    mean = json.loads((folder / "means.json").read_text())["output"]["esr"]
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+    assert mean == pytest.approx({"mean": np.mean(values), "low": low, "high": high, "files": 2})
+    assert json.loads((folder / "metrics.json").read_text())["output"]["esr"] == mean["mean"]
+    rows = {(row["method"], row["metric"]): row for row in csv.DictReader((folder / "means.csv").open())}
+    assert float(rows["output", "esr"]["high"]) == mean["high"]
+    assert rows["output", "removed_db"]["files"] == "1" and rows["output", "removed_db"]["low"] == ""
+
+
+def test_the_automation_of_every_file_is_kept_in_its_units(folder):
+    about = json.loads((folder / "evaluation.json").read_text())
+    assert [parameter["name"] for parameter in about["parameters"]] == ["gain.gain"]
+    rows = list(csv.DictReader((folder / "automation" / "two.csv").open()))
+    seconds, gains = ([float(row[name]) for row in rows] for name in ("seconds", "gain.gain"))
+    assert np.diff(seconds) == pytest.approx(about["frame_samples"] / about["sample_rate"])
+    # What it says is what is heard.
+    input, output = (soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in ("input", "output"))
+    assert seconds[-1] < len(input) / about["sample_rate"]
+    first = slice(0, about["frame_samples"])
+    assert output[first] == pytest.approx(gains[0] * input[first], abs=1e-4)
+
+
+def test_the_page_is_there_and_every_metric_is_explained(folder):
+    assert (folder / "report.html").is_file()
+    about = json.loads((folder / "evaluation.json").read_text())
+    assert set(about["metrics"]) == set(EXPLAINED)
+
+
+def test_what_a_target_removes_is_told_from_itself_where_no_file_says_it(tmp_path):
+    pair = pairs(gain=1.0, names=("speech",))[0]
+    pair["target"] = pair["target"].clone()
+    pair["target"][:, 2000:4000] *= 0.05
+    results = evaluate(task([known("Gain")]), [pair], tmp_path)
+    assert results["input"]["removed_db"] == results["input"]["damage_db"] == 0
+
+
+def test_silence_one_sidedness_and_single_samples_have_numbers_or_a_reason(tmp_path):
+    sound = 0.1 * torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
+    silence, one_sided = torch.zeros_like(sound), sound * torch.tensor([[1.0], [0.0]])
+    sides = {
+        "silent_target": (sound, silence),
+        "silent": (silence, silence),
+        "one_sided": (one_sided, sound),
+        "mono_in_stereo": (sound[:1].expand(2, -1), sound[:1].expand(2, -1)),
+        "one_sample": (sound[:, :1], sound[:, :1]),
+    }
+    some = [{"input": input, "target": target, "name": name} for name, (input, target) in sides.items()]
+    results = evaluate(task([known("Gain")], channels=2), some, tmp_path)
+    assert all(math.isfinite(mean) for of in results.values() for mean in of.values())
+    assert results["input"]["esr"].count == 3 and results["input"]["mrstft"].count == 5
+    rows = {(row["file"], row["method"]): row for row in csv.DictReader((tmp_path / "files.csv").open())}
+    row = rows["silent_target", "output"]
+    assert row["esr"] == "" and "esr: the target is silent" in row["left_out"]
+    assert "esr 3" in as_table(results)
+
+
+def test_pairs_of_one_name_do_not_overwrite_each_other(tmp_path):
+    two = pairs(names=("a/b", "a_b"))
+    evaluate(task([known("Gain")]), two, tmp_path)
+    for pair, stem in zip(two, ("a_b", "a_b-2")):
+        heard = soundfile.read(tmp_path / "audio" / f"{stem}_input.flac")[0]
+        assert heard == pytest.approx(pair["input"][0].numpy(), abs=1e-4)
+
+
+def means(**values: list) -> dict:
+    return {name: Mean(of) for name, of in values.items()}
+
+
+def test_the_table_has_intervals_and_a_ratio_where_less_is_better():
+    input, output = means(loss=[1.0, 3.0], removed_db=[-3.0]), means(loss=[1.0, 1.0], removed_db=[-3.0])
+    lines = as_table({"input": input, "output": output}).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["method", "input", "output", "output"]
+    assert lines[1].split()[1:] == ["2.000", "±12.71", "-3.000"]
+    assert lines[3].split()[-2:] == ["0.50", "-"]
+    assert "Means of 2 files" in lines[5] and "removed_db 1" in lines[6]
+
+
+def test_the_table_is_never_wider_than_120_columns():
+    wide = {name: [-12345.678, 12345.678] for name in EXPLAINED}
+    text = as_table({method: means(**wide) for method in (*BASELINES, "output")})
+    assert max(map(len, text.splitlines())) <= 120 and "more metrics are in means.csv" in text
+    assert text.splitlines()[0].split()[1:4] == ["loss", "mrstft_level_matched", "mfcc_cosine"]
 
 
 def test_without_input_there_is_no_ratio(tmp_path):

@@ -6,7 +6,17 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import paired_distances
 
-from dfx.metrics import METRICS, compare, level_change, outside
+from dfx.metrics import (
+    ALIGNMENT,
+    COLUMNS,
+    METRICS,
+    Undefined,
+    attenuated,
+    compare,
+    damage,
+    level_change,
+    outside,
+)
 
 SAMPLE_RATE = 22050
 
@@ -21,18 +31,21 @@ def signals(request) -> tuple:
     return torch.tanh(3 * target), target
 
 
-def test_mfcc_cosine_is_that_of_librosa_and_scikit_learn(signals):
-    output, target = (s[0].numpy() for s in signals)
+@pytest.mark.parametrize("name, turned", [("mfcc_cosine", False), ("mfcc_cosine_per_frame", True)])
+def test_mfcc_cosine_is_that_of_librosa_and_scikit_learn(signals, name, turned):
+    output, target = (s[0].double().numpy() for s in signals)
     output = output * np.abs(target).mean() / np.abs(output).mean()
 
     def mfcc(audio: np.ndarray) -> np.ndarray:
         mel = librosa.feature.melspectrogram(
             y=audio, sr=SAMPLE_RATE, n_fft=1024, hop_length=256, n_mels=128, pad_mode="reflect"
         )
-        return librosa.feature.mfcc(S=librosa.power_to_db(mel, ref=np.max), n_mfcc=13)
+        coefficients = librosa.feature.mfcc(S=librosa.power_to_db(mel, ref=np.max), n_mfcc=13)
+        return coefficients.T if turned else coefficients
 
     expected = paired_distances(mfcc(output), mfcc(target), metric="cosine").mean()
-    assert METRICS["mfcc_cosine"](*signals) == pytest.approx(expected, abs=1e-4)
+    # Of frames the distance is small: 1e-4 would say little.
+    assert METRICS[name](*signals) == pytest.approx(expected, rel=1e-3)
 
 
 def test_lufs_difference_is_that_of_pyloudnorm(signals):
@@ -47,6 +60,43 @@ def test_mrstft_is_that_of_auraloss(signals):
     assert METRICS["mrstft"](*signals) == pytest.approx(expected, abs=1e-4)
 
 
+def test_esr_is_that_of_auraloss(signals):
+    output, target = signals
+    expected = float(auraloss.time.ESRLoss()(output[None], target[None]))
+    assert METRICS["esr"](*signals) == pytest.approx(expected, abs=1e-4)
+    assert METRICS["esr"](torch.zeros_like(target), target) == 1
+
+
+def test_the_centroid_is_librosas_of_the_mean_spectrum(signals):
+    def centroid(audio: torch.Tensor) -> float:
+        spectrum = np.abs(librosa.stft(audio[0].double().numpy(), n_fft=2048, hop_length=512, pad_mode="constant"))
+        return librosa.feature.spectral_centroid(S=spectrum.mean(axis=1, keepdims=True), sr=SAMPLE_RATE).item()
+
+    expected = abs(centroid(signals[0]) - centroid(signals[1]))
+    assert METRICS["centroid_difference_hz"](*signals) == pytest.approx(expected, abs=1e-4)
+    assert expected > 1
+
+
+def test_the_crest_factor_of_a_sine_is_3_db_above_that_of_a_square():
+    sine = torch.sin(2 * torch.pi * torch.arange(22050) / 22.05)[None]
+    difference = METRICS["crest_factor_difference_db"](0.1 * sine, 0.7 * torch.sign(sine + 1e-3))
+    assert difference == pytest.approx(3.0103, abs=1e-3)
+
+
+@pytest.mark.parametrize("sample_rate", [22050, 44100])
+@pytest.mark.parametrize("delay, polarity", [(0, 1), (37, -1), (-200, 1)])
+def test_what_is_late_or_inverted_is_found_at_its_own_rate(sample_rate, delay, polarity):
+    noise = torch.randn(1, 9000, generator=torch.Generator().manual_seed(0))
+    output, target = polarity * noise[:, 500 - delay : 8500 - delay], noise[:, 500:8500]
+    found = compare(output, target, sample_rate).metrics
+    assert (found["latency_samples"], found["polarity"]) == (delay, polarity)
+
+
+def test_two_equal_channels_have_the_metrics_of_one(signals):
+    stereo = [signal.expand(2, -1) for signal in signals]
+    assert compare(*stereo, SAMPLE_RATE).metrics == pytest.approx(compare(*signals, SAMPLE_RATE).metrics, abs=1e-4)
+
+
 @pytest.mark.parametrize("gain", [0.01, 0.5, 3.0])
 def test_the_level_matched_error_does_not_hear_a_gain(signals, gain):
     output, target = signals
@@ -56,24 +106,38 @@ def test_the_level_matched_error_does_not_hear_a_gain(signals, gain):
 
 
 def test_equal_signals_are_at_no_distance(signals):
-    assert compare(signals[1], signals[1], SAMPLE_RATE) == pytest.approx(dict.fromkeys(METRICS, 0.0), abs=1e-5)
+    expected = {**dict.fromkeys(METRICS, 0.0), "latency_samples": 0, "polarity": 1}
+    assert compare(signals[1], signals[1], SAMPLE_RATE).metrics == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_sample_rates_are_compared_at_the_papers(signals):
     import torchaudio
 
     at_44100 = [torchaudio.functional.resample(s, SAMPLE_RATE, 44100) for s in signals]
-    here, there = compare(*signals, SAMPLE_RATE), compare(*at_44100, 44100)
+    here, there = compare(*signals, SAMPLE_RATE).metrics, compare(*at_44100, 44100).metrics
     assert there["lufs_difference"] == pytest.approx(here["lufs_difference"], abs=0.05)
     assert there["mrstft"] == pytest.approx(here["mrstft"], rel=0.1)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 1000, 5000])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_silence_and_short_files_give_numbers(samples, channels):
+def test_silence_and_short_files_give_numbers_or_a_reason(samples, channels):
     silence, sound = torch.zeros(channels, samples), 0.1 * torch.randn(channels, samples)
-    for output, target in [(silence, silence), (sound, silence), (silence, sound), (sound, sound)]:
-        assert all(np.isfinite(value) for value in compare(output, target, SAMPLE_RATE).values())
+    one_sided = sound * torch.tensor([[1.0], [0.0]])[:channels]
+    for output, target in [(silence, silence), (sound, silence), (silence, sound), (sound, sound), (one_sided, sound)]:
+        metrics, left_out = compare(output, target, SAMPLE_RATE)
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert sorted([*metrics, *left_out]) == sorted(COLUMNS)
+        assert bool(left_out) == bool(output is silence or target is silence)
+
+
+def test_a_metric_without_a_value_says_why(signals):
+    silence = torch.zeros_like(signals[1])
+    with pytest.raises(Undefined, match="the target is silent"):
+        METRICS["esr"](signals[0], silence)
+    left_out = compare(silence, signals[1], SAMPLE_RATE).left_out
+    named = ("crest_factor_difference_db", "centroid_difference_hz", *ALIGNMENT)
+    assert left_out == dict.fromkeys(named, "the output is silent")
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -103,6 +167,29 @@ def test_level_change_of_silence_short_spans_and_none_is_a_number():
     assert level_change(sound, silence, [(0, 10)], 10) == pytest.approx(-80, abs=1e-3)
     assert level_change(sound, silence, [(5, 5), (20, 30), (-2, -1)], 10) == 0
     assert level_change(sound, silence, [], 10) == 0
+
+
+def test_damage_is_the_mean_distance_of_levels_in_audible_frames():
+    input = torch.cat([0.1 * torch.ones(1, 400), torch.zeros(1, 100)], dim=1)
+    output = input.clone()
+    # Of 20 frames that are heard, five are 20 dB lower and five 6 dB louder; what sounds in silence is no damage.
+    output[:, :100] *= 0.1
+    output[:, 100:200] *= 1.9953
+    output[:, 400:] = 0.1
+    assert damage(input, output, [(0.0, 0.5)], 1000) == pytest.approx(6.5, abs=1e-3)
+    assert damage(input, output, [(0.2, 0.4)], 1000) == 0
+    assert damage(input, output, [], 1000) == 0
+
+
+def test_what_a_target_attenuates_is_found_where_it_leaves_the_rest_alone():
+    input = 0.1 * torch.ones(2, 1000)
+    target = input.clone()
+    target[:, 200:300] *= 0.1
+    found = attenuated(input, target, 1000)
+    assert np.ravel(outside(found, 1.0)) == pytest.approx([0.0, 0.2, 0.3, 1.0])
+    for other in (input, 0.5 * input, torch.zeros_like(input)):
+        assert attenuated(input, other, 1000) is None
+    assert attenuated(torch.zeros(1, 1), torch.zeros(1, 1), 1000) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from dfx.cli import main
-from dfx.metrics import METRICS
+from dfx.metrics import COLUMNS
 from dfx.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
 def test_the_evaluation_holds_metrics_of_every_file_and_audio_to_hear(smoke):
     means = json.loads((smoke / "evaluation" / "metrics.json").read_text())
     methods = ("input", "defaults", "output")
-    assert {method: set(of) for method, of in means.items()} == {m: {"loss", *METRICS} for m in methods}
+    assert {method: set(of) for method, of in means.items()} == {m: {"loss", *COLUMNS} for m in methods}
     rows = list(csv.DictReader((smoke / "evaluation" / "files.csv").open()))
     assert len(rows) == len(methods) * 15
     for name in {row["file"] for row in rows}:

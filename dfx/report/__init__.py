@@ -41,7 +41,12 @@ _COLUMNS = 480
 _BANDS = 80
 _RANGE_DB = 80.0
 _LOWEST_HZ = 40.0
-_TICKS_HZ = (100, 300, 1000, 3000, 10000)
+_TICKS_HZ = (200, 500, 1000, 2000, 5000, 10000)
+_RAMPS = {
+    "dark": ["#131215", "#2b1b3f", "#6d2a63", "#c04a54", "#f09a58", "#fdf0d0"],
+    "light": ["#ffffff", "#fbe9da", "#efb184", "#cf6457", "#6f2a5c", "#1c0f26"],
+}
+"""Colours from silence to the loudest; their lightness runs one way."""
 
 
 class ReportError(UserError):
@@ -236,14 +241,14 @@ def _hz(mel: np.ndarray) -> np.ndarray:
 
 
 def _colours() -> Dict[str, str]:
-    """256 times red, green and blue, from silence to the loudest, for dark and for light screens."""
-    from matplotlib import colormaps
-
-    ramp = np.linspace(0, 1, 256)
-    return {
-        name: _base64(np.round(255 * colormaps[colours](ramp)[:, :3]).astype(np.uint8).tobytes())
-        for name, colours in {"dark": "magma", "light": "magma_r"}.items()
-    }
+    """256 times red, green and blue, for dark and for light screens."""
+    ramps = {}
+    for name, colours in _RAMPS.items():
+        corners = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
+        positions = np.linspace(0, 255, len(corners))
+        levels = np.stack([np.interp(np.arange(256), positions, corner) for corner in corners.T], axis=1)
+        ramps[name] = _base64(np.round(levels).astype(np.uint8).tobytes())
+    return ramps
 
 
 def _flac(audio: np.ndarray, sample_rate: int) -> bytes:

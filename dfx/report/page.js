@@ -2,7 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { shared, files } = data;
-const LOOP_FADE = 0.008; // seconds, so that a switch does not click
+const FADE = 0.008; // seconds, so that a switch does not click
 
 /** All tracks of a file at once, of which one is audible. It knows nothing of the page. */
 class Player {
@@ -80,7 +80,7 @@ class Player {
     this.gains.forEach(({ gain }, i) => {
       gain.cancelScheduledValues(now);
       gain.setValueAtTime(gain.value, now);
-      gain.linearRampToValueAtTime(i === track ? 1 : 0, now + LOOP_FADE);
+      gain.linearRampToValueAtTime(i === track ? 1 : 0, now + FADE);
     });
     this.onchange();
   }
@@ -100,7 +100,7 @@ class Player {
     this.startedAt = this.context.currentTime + 0.02;
     this.envelope = this.context.createGain();
     this.envelope.gain.setValueAtTime(0, this.startedAt);
-    this.envelope.gain.linearRampToValueAtTime(1, this.startedAt + LOOP_FADE);
+    this.envelope.gain.linearRampToValueAtTime(1, this.startedAt + FADE);
     this.envelope.connect(this.master);
     this.gains = this.buffers.map((_, i) => {
       const node = this.context.createGain();
@@ -130,8 +130,8 @@ class Player {
     const now = this.context.currentTime;
     this.envelope.gain.cancelScheduledValues(now);
     this.envelope.gain.setValueAtTime(this.envelope.gain.value, now);
-    this.envelope.gain.linearRampToValueAtTime(0, now + LOOP_FADE);
-    for (const source of this.sources) source.stop(now + LOOP_FADE);
+    this.envelope.gain.linearRampToValueAtTime(0, now + FADE);
+    for (const source of this.sources) source.stop(now + FADE);
     Object.assign(this, { sources: [], gains: [], playing: false });
   }
 }
@@ -262,11 +262,14 @@ function show(keepPosition = false) {
   $("previous").disabled = index === 0;
   $("next").disabled = index === files.length - 1;
   $("cut").hidden = file.whole_seconds <= file.seconds + 0.01;
-  $("cut").textContent = `The first ${clock(file.seconds)} of ${clock(file.whole_seconds)}; the folder “audio” holds the whole.`;
+  const [part, whole] = [file.seconds, file.whole_seconds].map(clock);
+  $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the whole.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
   for (const id of ["spectrogram-row", "automation", "numbers"]) $(id).hidden = isBlind();
   showTracks();
+  // In a blind test time belongs to the reference's picture alone.
+  $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
   showProgress();
   if (!isBlind()) {
     showAutomation();
@@ -292,6 +295,7 @@ function showTracks() {
     row.style.setProperty("--colour", isStimulus ? "var(--ink)" : colourOf(track));
     if (isStimulus) {
       row.classList.add("stimulus");
+      row.classList.toggle("revealed", ratings.of(file).revealed);
       row.append(make("label", { className: "pick" }, radio, name), ratingOf(track, called, name));
       row.addEventListener("pointerdown", () => radio.checked || radio.click());
     } else {
@@ -316,7 +320,10 @@ function ratingOf(track, called, name) {
   slider.setAttribute("aria-label", `Rating of ${called}`);
   slider.classList.toggle("unrated", !given);
   slider.disabled = of.revealed;
-  if (of.revealed) name.firstElementChild.append(make("span", { className: "truth", textContent: ` ${track === "target" ? "hidden reference" : spoken(track)}` }));
+  if (of.revealed) {
+    const truth = track === "target" ? "hidden reference" : spoken(track);
+    name.firstElementChild.append(make("span", { className: "truth", textContent: ` ${truth}` }));
+  }
   const rate = () => {
     of.ratings[track] = { value: Number(slider.value), at: new Date().toISOString() };
     value.textContent = slider.value;
@@ -333,7 +340,9 @@ function showProgress() {
   if (!isBlind()) return;
   const complete = files.filter(({ name }) => ratings.isComplete(name)).length;
   const of = ratings.of(file);
-  $("progress").textContent = `${Object.keys(of.ratings).length} of ${of.order.length} rated here; ${complete} of ${files.length} files of this page complete.`;
+  const rated = Object.keys(of.ratings).length;
+  const whole = `${complete} of ${files.length} files of this page complete`;
+  $("progress").textContent = `${rated} of ${of.order.length} rated here; ${whole}.`;
   $("reveal").disabled = of.revealed;
   $("download").disabled = !Object.values(ratings.files).some(({ ratings: some }) => Object.keys(some).length);
 }
@@ -351,7 +360,8 @@ function showAutomation() {
     const canvas = make("canvas", { className: "area" });
     canvas.dataset.parameter = parameter.name;
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${spoken(parameter.name)} over time, ${withUnit(parameter.low, parameter)} to ${withUnit(parameter.high, parameter)}`);
+    const range = `${atEnd(parameter.low, parameter)} to ${atEnd(parameter.high, parameter)}`;
+    canvas.setAttribute("aria-label", `${spoken(parameter.name)} over time, ${range}`);
     const name = make("span", { className: "name" }, make("span", { textContent: called }), make("b"));
     rows.push(make("div", { className: "row curve" }, name, canvas));
   }
@@ -361,6 +371,8 @@ function showAutomation() {
 function withUnit(value, { unit }) {
   return unit ? `${number(value)}\u00a0${unit}` : number(value);
 }
+
+const atEnd = (value, parameter) => withUnit(value, parameter).replace(/\.0+(?!\d)/, "");
 
 /** The values of a parameter of the track that is heard: the model's over time, or the one of a baseline. */
 function valuesOf(parameter) {
@@ -392,7 +404,7 @@ function showNumbers() {
     return mean ? { value: mean.mean, half: mean.low === null ? null : mean.mean - mean.low, files: mean.files } : {};
   });
   $("means-title").textContent = `All ${shared.count} files`;
-  $("means-note").textContent = "Means, ± half of their 95 % interval. Set bold: the least error, among the model and what it has to beat.";
+  $("means-note").textContent = "Means, ± half of their 95 % intervals. Bold: the least error.";
 }
 
 function table(element, cellOf) {
@@ -480,15 +492,23 @@ function drawSpectrogram() {
   context.drawImage(small, 0, 0, width, height);
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
+  context.lineWidth = 3;
+  context.lineJoin = "round";
+  let last = height + 16;
   for (const tick of shared.ticks) {
     const y = height * (1 - tick.height);
-    context.fillStyle = dark.matches ? "#ffffffb0" : "#000000a0";
+    if (last - y < 16) continue;
+    last = y;
+    context.fillStyle = dark.matches ? "#ffffffd0" : "#000000c0";
+    context.strokeStyle = dark.matches ? "#00000090" : "#ffffffb0";
     context.fillRect(0, y - 0.5, 5, 1);
+    context.strokeText(tick.name, 8, y);
     context.fillText(tick.name, 8, y);
   }
   canvas.setAttribute("aria-label", `Spectrogram of ${spoken(track)}`);
-  $("spectrogram-name").replaceChildren(make("span", { textContent: "spectrogram" }), make("strong", { textContent: spoken(track) }));
-  $("spectrogram-name").lastChild.style.color = colourOf(track);
+  const name = make("strong", { textContent: spoken(track) });
+  name.style.color = colourOf(track);
+  $("spectrogram-name").replaceChildren(make("span", { textContent: "spectrogram" }), name);
 }
 
 function drawCurves() {
@@ -524,9 +544,9 @@ function drawCurves() {
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "right";
     context.textBaseline = "top";
-    context.fillText(withUnit(parameter.high, parameter), width - 6, 2);
+    context.fillText(atEnd(parameter.high, parameter), width - 6, 2);
     context.textBaseline = "bottom";
-    context.fillText(withUnit(parameter.low, parameter), width - 6, height - 2);
+    context.fillText(atEnd(parameter.low, parameter), width - 6, height - 2);
   }
 }
 

@@ -266,7 +266,7 @@ function show(keepPosition = false) {
   $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the whole.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
-  for (const id of ["spectrogram-row", "automation", "numbers"]) $(id).hidden = isBlind();
+  for (const id of ["spectrogram-row", "automation", "legend", "numbers"]) $(id).hidden = isBlind();
   showTracks();
   // In a blind test time belongs to the reference's picture alone.
   $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
@@ -332,7 +332,9 @@ function ratingOf(track, called, name) {
     showProgress();
   };
   slider.addEventListener("input", rate);
-  slider.addEventListener("click", rate); // a click at 0, where it stands, is a rating
+  // Where it stands already, nothing is input; said all the same, it is a rating.
+  slider.addEventListener("click", rate);
+  slider.addEventListener("keyup", ({ key }) => /^(Arrow|Home|End|Page)/.test(key) && rate());
   return make("div", { className: "rating" }, slider, value);
 }
 
@@ -372,7 +374,7 @@ function withUnit(value, { unit }) {
   return unit ? `${number(value)}\u00a0${unit}` : number(value);
 }
 
-const atEnd = (value, parameter) => withUnit(value, parameter).replace(/\.0+(?!\d)/, "");
+const atEnd = (value, { unit }) => `${Number(value.toPrecision(4))}${unit && "\u00a0"}${unit}`.replace("-", "−");
 
 /** The values of a parameter of the track that is heard: the model's over time, or the one of a baseline. */
 function valuesOf(parameter) {
@@ -416,11 +418,12 @@ function table(element, cellOf) {
   const body = Object.entries(shared.metrics).map(([name, explained]) => {
     const cells = shared.methods.map((method) => cellOf(method, name));
     const values = cells.map(({ value }) => value).filter((value) => value !== undefined);
-    const least = shared.less_is_better.includes(name) && values.length > 1 ? Math.min(...values) : null;
+    // What reads the same is not told apart.
+    const least = shared.less_is_better.includes(name) && values.length > 1 ? number(Math.min(...values)) : null;
     const heading = make("th", { scope: "row" }, spoken(name), make("small", { textContent: explained }));
     return make("tr", {}, heading, ...cells.map(({ value, half, files: count, reason }) => {
       if (value === undefined) return make("td", { className: "none", textContent: reason || "–" });
-      const cell = make("td", { textContent: number(value), className: value === least ? "best" : "" });
+      const cell = make("td", { textContent: number(value), className: number(value) === least ? "best" : "" });
       if (half) cell.append(make("span", { className: "half", textContent: ` ±${number(half)}` }));
       if (count < shared.count) cell.append(make("span", { className: "half", textContent: ` of ${count}` }));
       return cell;

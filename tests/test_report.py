@@ -1,0 +1,393 @@
+"""The listening page, in a browser without a window."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Callable, Dict, Iterator
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+
+from dfx.evaluation import evaluate
+from dfx.report import ANCHOR, ReportError, low_pass, write_report
+from tests.conftest import known
+from tests.test_evaluation import pairs
+from tests.test_task import task
+
+SAMPLE_RATE = 22050
+SECONDS = 1.5
+TONES_HZ = {"input": [400], "defaults": [800], "output": [1600], "target": [2400, 6000], ANCHOR: [2400]}
+"""What each track is made of, to be told apart by."""
+ALL_TONES_HZ = sorted({hz for tones in TONES_HZ.values() for hz in tones})
+TRACKS = ["input", "defaults", "output", "target"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """An evaluation of two files, whose audio has been replaced by tones."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate(task([known("Gain")]), pairs(names=("one", "two, <again>")), folder)
+    time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    for track in TRACKS:
+        tone = sum(0.2 * np.sin(2 * np.pi * hz * time) for hz in TONES_HZ[track])
+        for path in (folder / "audio").glob(f"*_{track}.flac"):
+            soundfile.write(path, tone, SAMPLE_RATE)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory) -> Iterator[Callable]:
+    """Opens a page in a new Chromium, which allows sound after a gesture only, and keeps a log of what it asks for."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not (chromium and shutil.which("chromedriver")):
+        pytest.skip("the page is tested in Chromium: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    opened = []
+
+    def open_page(path: Path, width: int = 1200, height: int = 900, is_phone: bool = False, dark: bool = False):
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for argument in (
+            "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+            f"--window-size={width},{height}", "--autoplay-policy=document-user-activation-required",
+        ):  # fmt: skip
+            options.add_argument(argument)
+        downloads = tmp_path_factory.mktemp("downloads")
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        if is_phone:
+            metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True}
+            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+        opened.append(driver)
+        driver.set_script_timeout(20)
+        if dark:
+            scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        driver.get(path.as_uri())
+        driver.downloads = downloads
+        return driver
+
+    yield open_page
+    for driver in opened:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def browser(browse, folder):
+    return browse(folder / "report.html")
+
+
+@pytest.fixture
+def page(browser, folder):
+    """The page as it is when it is opened first."""
+    browser.get((folder / "report.html").as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    return browser
+
+
+def css(page, selector: str):
+    return page.find_element("css selector", selector)
+
+
+def enter(page, mode: str) -> None:
+    css(page, f".modes label:has([value={mode}])").click()
+
+
+def state(page) -> Dict[str, float]:
+    return page.execute_script(
+        "const p = dfx.player; return {position: p.position, playing: p.playing, now: p.context?.currentTime}"
+    )
+
+
+def wait(page, condition: Callable) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 20, poll_frequency=0.05).until(lambda _: condition())
+
+
+def press(page, keys: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page).send_keys(keys).perform()
+
+
+def play(page) -> None:
+    css(page, "#play").click()
+    wait(page, lambda: state(page)["position"] > 0)
+
+
+def heard(page) -> str:
+    """The track that comes out of the player, by its tones; nothing else may."""
+    levels_db = page.execute_async_script(
+        """
+        const [tones, done] = arguments;
+        const { context, master } = dfx.player;
+        const analyser = new AnalyserNode(context, { fftSize: 8192, smoothingTimeConstant: 0 });
+        master.connect(analyser);
+        setTimeout(() => {
+          const levels = new Float32Array(analyser.frequencyBinCount);
+          analyser.getFloatFrequencyData(levels);
+          master.disconnect(analyser);
+          done(tones.map((hz) => levels[Math.round((hz * analyser.fftSize) / context.sampleRate)]));
+        }, 400);
+        """,
+        ALL_TONES_HZ,
+    )
+    there = [hz for hz, level in zip(ALL_TONES_HZ, levels_db) if level > -60]
+    return next((track for track, tones in TONES_HZ.items() if tones == there), f"nothing known: {there}")
+
+
+def test_it_plays_after_a_click_and_pauses(page):
+    assert state(page) == {"position": 0, "playing": False, "now": None}
+    play(page)
+    assert css(page, "#play").get_attribute("aria-label") == "Pause"
+    assert heard(page) == "output"
+    css(page, "#play").click()
+    paused = state(page)
+    assert not paused["playing"] and state(page)["position"] == paused["position"]
+
+
+def test_a_switch_keeps_the_position_and_one_track_is_audible(page):
+    play(page)
+    before = state(page)
+    for track in TRACKS:
+        css(page, f'[data-track="{track}"] .name').click()
+        assert heard(page) == track
+    after = state(page)
+    went = (after["position"] - before["position"] - (after["now"] - before["now"])) % SECONDS
+    assert min(went, SECONDS - went) < 1e-6
+
+
+def test_a_press_on_a_waveform_seeks_and_the_cursor_follows(page):
+    from selenium.webdriver import ActionChains
+
+    for is_playing in (False, True):
+        if is_playing:
+            css(page, "#play").click()
+            wait(page, lambda: state(page)["playing"])
+        canvas = css(page, '[data-waveform="target"]')
+        ActionChains(page).move_to_element(canvas).click().perform()
+        # Where it was put: while it plays, it has gone on since.
+        assert page.execute_script("return dfx.player.offset") == pytest.approx(SECONDS / 2, abs=0.01)
+        assert state(page)["playing"] == is_playing
+        if not is_playing:
+            wait(page, lambda: css(page, "#now").text == "0:00.7")
+            left, canvas_left, width = page.execute_script(
+                "const a = arguments[0].getBoundingClientRect();"
+                "return [document.getElementById('cursor').getBoundingClientRect().left, a.left, a.width]",
+                canvas,
+            )
+            assert left == pytest.approx(canvas_left + width / 2, abs=3)
+
+
+def test_the_keyboard_plays_switches_and_seeks(page):
+    from selenium.webdriver import Keys
+
+    press(page, "1")
+    press(page, Keys.ARROW_RIGHT)
+    position = state(page)["position"]
+    assert position > 0
+    press(page, " ")
+    wait(page, lambda: state(page)["playing"])
+    assert heard(page) == "input"
+    press(page, " ")
+    assert not state(page)["playing"]
+    press(page, "4")
+    assert css(page, '[data-track="target"] input').is_selected()
+
+
+def test_without_the_loop_it_ends_at_the_end(page):
+    css(page, "#loop").click()
+    page.execute_script(f"dfx.player.seek({SECONDS - 0.3})")
+    css(page, "#play").click()
+    wait(page, lambda: state(page)["playing"])
+    wait(page, lambda: not state(page)["playing"])
+    assert state(page)["position"] == SECONDS
+
+
+def test_the_automation_is_read_at_the_cursor(page, folder):
+    from selenium.webdriver.support.ui import Select
+
+    Select(css(page, "#file")).select_by_visible_text("two, <again>")
+    with (folder / "automation" / "two, <again>.csv").open() as file:
+        row = list(csv.DictReader(file))[2]
+    page.execute_script("dfx.player.seek(arguments[0])", float(row["seconds"]) + 0.001)
+    value = css(page, ".curve b")
+    wait(page, lambda: value.text == f"{float(row['gain.gain']):.3f}")
+    assert "gain" in css(page, "#automation").text
+
+
+def test_the_metrics_of_the_file_and_their_means_are_shown(page, folder):
+    rows = json.loads((folder / "files.json").read_text())
+    means = json.loads((folder / "means.json").read_text())
+    esr = next(row["esr"] for row in rows if row["file"] == "one" and row["method"] == "output")
+    for table, value in {"of-file": esr, "means": means["output"]["esr"]["mean"]}.items():
+        row = next(r for r in page.find_elements("css selector", f"#{table} tbody tr") if r.text.startswith("esr"))
+        assert row.find_elements("css selector", "td")[-1].text.startswith(f"{value:.3f}")
+
+
+def rate(page, row, rating: int) -> None:
+    from selenium.webdriver import Keys
+
+    row.find_element("css selector", "input[type=range]").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * rating)
+
+
+def test_a_blind_test_hides_what_is_heard_and_its_csv_holds_the_ratings(page):
+    enter(page, "blind")
+    shown = css(page, "main").text.lower()
+    assert not any(name in shown for name in ("output", "defaults", "anchor", "automation", "spectrogram", "esr"))
+    css(page, "#listener").send_keys('Anna, "the ear"')
+    play(page)
+    assert heard(page) == "target"
+    rows = page.find_elements("css selector", ".stimulus")
+    truth, given = {}, {}
+    for place, row in enumerate(rows):
+        row.find_element("css selector", ".name").click()
+        truth[row.get_attribute("data-track")] = heard(page)
+        if place < 4:
+            rate(page, row, 2 * place)
+            given[row.get_attribute("data-track")] = 2 * place
+    assert sorted(truth) == list("ABCDE") and sorted(truth.values()) == sorted(TONES_HZ)
+    assert css(page, "#progress").text.startswith("4 of 5 rated")
+
+    css(page, "#download").click()
+    path = page.downloads / "ratings.csv"
+    wait(page, path.is_file)
+    with path.open(newline="", encoding="utf-8") as file:
+        ratings = list(csv.DictReader(file))
+    path.unlink()
+    assert {row["place"]: int(row["rating"]) for row in ratings} == given
+    names = {**{track: track for track in TONES_HZ}, "target": "hidden_reference"}
+    assert {row["place"]: row["method"] for row in ratings} == {place: names[truth[place]] for place in given}
+    assert {(row["listener"], row["file"], row["task"]) for row in ratings} == {('Anna, "the ear"', "one", "TubeAmp")}
+
+
+def test_ratings_outlive_the_page_and_are_revealed_when_asked(page):
+    def begin() -> list:
+        enter(page, "blind")
+        return page.execute_script("return dfx.ratings.files['one'].order")
+
+    order = begin()
+    rate(page, page.find_elements("css selector", ".stimulus")[2], 3)
+    page.refresh()
+    assert begin() == order
+    given = [output.text for output in page.find_elements("css selector", ".stimulus output")]
+    assert given == ["–", "–", "3", "–", "–"]
+    css(page, "#reveal").click()
+    truths = [truth.text for truth in page.find_elements("css selector", ".truth")]
+    assert truths == ["hidden reference" if track == "target" else track.replace("_", " ") for track in order]
+    assert not page.find_elements("css selector", ".stimulus input[type=range]:enabled")
+
+
+def test_it_asks_for_nothing_outside_and_says_no_error(browse, folder):
+    page = browse(folder / "report.html")
+    play(page)
+    enter(page, "blind")
+    css(page, "#next").click()
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert any(url.endswith("report.html") for url in urls)
+    assert {urlparse(url).scheme for url in urls} <= {"file", "data", "blob"}
+    assert page.get_log("browser") == []
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", (folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone_and_follows_its_colours(browse, folder, dark):
+    page = browse(folder / "report.html", 390, 844, is_phone=True, dark=dark)
+    for mode in ("compare", "blind"):
+        enter(page, mode)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+        buttons = page.find_elements("css selector", ".deck button, .files button, .modes label")
+        assert all(min(button.size.values()) >= 36 for button in buttons)
+    play(page)
+    assert heard(page) == "target"
+    colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 64) == dark
+
+
+def test_everything_that_one_can_do_has_a_name(page):
+    for mode in ("compare", "blind"):
+        enter(page, mode)
+        there = "return [...document.querySelectorAll('button, input, select')].filter((e) => e.checkVisibility())"
+        controls = page.execute_script(there)
+        assert len(controls) > 10 and all(control.accessible_name for control in controls)
+
+
+def test_what_is_too_much_for_one_page_goes_to_others_that_are_linked(browse, folder, tmp_path):
+    copy = tmp_path / "evaluation"
+    shutil.copytree(folder, copy)
+    assert [path.name for path in write_report(copy, megabytes=1e-3)] == ["report.html", "report_2.html"]
+    page = browse(copy / "report.html")
+    css(page, "#pages a").click()
+    wait(page, lambda: css(page, "#place").text == "2 of 2")
+    assert write_report(copy) == [copy / "report.html"] and not (copy / "report_2.html").exists()
+
+
+def test_long_files_are_cut_and_the_page_says_so(folder, browse, tmp_path):
+    copy = tmp_path / "evaluation"
+    shutil.copytree(folder, copy)
+    whole = (copy / "report.html").stat().st_size
+    write_report(copy, seconds=0.2)
+    assert (copy / "report.html").stat().st_size < whole
+    page = browse(copy / "report.html")
+    play(page)
+    assert page.execute_script("return dfx.player.buffers.map((b) => b.duration)") == pytest.approx([0.2] * 4, abs=1e-3)
+    assert "The first 0:00.2" in css(page, "#cut").text
+
+
+def test_a_file_of_one_sample_has_a_page(tmp_path):
+    import torch
+
+    one = [{"input": torch.ones(1, 1), "target": torch.ones(1, 1), "name": "one"}]
+    evaluate(task([known("Gain")]), one, tmp_path)
+    assert "one" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("missing", ["evaluation.json", "audio/one_target.flac", "automation/one.csv"])
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, missing):
+    copy = tmp_path / "evaluation"
+    shutil.copytree(folder, copy)
+    (copy / missing).unlink()
+    with pytest.raises(ReportError, match=Path(missing).name):
+        write_report(copy)
+
+
+@pytest.mark.parametrize("sample_rate", [16000, 22050, 48000])
+def test_the_anchor_is_that_of_the_recommendation(sample_rate):
+    impulse = np.zeros((4001, 2), dtype=np.float32)
+    impulse[2000] = 1
+    response = low_pass(impulse, sample_rate)
+    assert np.abs(response).argmax(axis=0).tolist() == [2000, 2000]
+    hz, gain = scipy.signal.freqz(response[:, 0], worN=2**15, fs=sample_rate)
+    level_db = 20 * np.log10(np.abs(gain) + 1e-9)
+    assert np.abs(level_db[hz <= 3500]).max() < 0.1
+    assert level_db[hz >= 4000].max() < -25 and level_db[hz >= 4500].max() < -50
+
+
+def test_the_command_writes_the_page_again_or_says_in_one_line_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
+    def run(path: Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["dfx.report", str(path)])
+        runpy.run_module("dfx.report", run_name="__main__")
+
+    page = folder / "report.html"
+    before = page.read_text()
+    page.unlink()
+    run(folder)
+    assert capsys.readouterr().out.strip() == str(page) and page.read_text() == before
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path)
+    assert str(exit.value).startswith("error: ") and "evaluation.json is missing" in str(exit.value)

@@ -92,6 +92,13 @@ def test_what_is_late_or_inverted_is_found_at_its_own_rate(sample_rate, delay, p
     assert (found["latency_samples"], found["polarity"]) == (delay, polarity)
 
 
+def test_the_delay_of_a_long_recording_is_found_where_it_is_loudest():
+    target = torch.zeros(1, 25 * 8000)
+    target[:, 90000:150000] = torch.randn(1, 60000, generator=torch.Generator().manual_seed(0))
+    found = compare(-target.roll(25, dims=1), target, 8000).metrics
+    assert (found["latency_samples"], found["polarity"]) == (25, -1)
+
+
 def test_two_equal_channels_have_the_metrics_of_one(signals):
     stereo = [signal.expand(2, -1) for signal in signals]
     assert compare(*stereo, SAMPLE_RATE).metrics == pytest.approx(compare(*signals, SAMPLE_RATE).metrics, abs=1e-4)

@@ -217,6 +217,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const MOST_CURVES = 12; // that are unfolded to begin with
 const RIVALS = 5;
 function colourOf(track) {
   if (["input", "target", "output"].includes(track)) return `var(--${track})`;
@@ -271,10 +272,7 @@ function show(keepPosition = false) {
   // In a blind test time belongs to the reference's picture alone.
   $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
   showProgress();
-  if (!isBlind()) {
-    showAutomation();
-    showNumbers();
-  }
+  if (!isBlind()) showNumbers();
   draw();
 }
 
@@ -350,12 +348,17 @@ function showProgress() {
 }
 
 function showAutomation() {
-  const rows = [];
-  let effect = null;
+  const effects = new Map();
+  const effectOf = ({ name }) => name.split(".")[0];
+  let unfolded = 0;
   for (const parameter of shared.parameters) {
     const [of, ...rest] = parameter.name.split(".");
-    if (of !== effect) rows.push(make("p", { className: "effect", textContent: spoken(of) }));
-    effect = of;
+    if (!effects.has(of)) {
+      const count = shared.parameters.filter((other) => effectOf(other) === of).length;
+      const open = unfolded + count <= MOST_CURVES;
+      if (open) unfolded += count;
+      effects.set(of, make("details", { open }, make("summary", {}, spoken(of), open ? "" : ` (${count})`)));
+    }
     const suffix = `_${parameter.unit.toLowerCase()}`;
     const bare = rest.join(".");
     const called = spoken(bare.endsWith(suffix) && parameter.unit ? bare.slice(0, -suffix.length) : bare);
@@ -365,9 +368,9 @@ function showAutomation() {
     const range = `${atEnd(parameter.low, parameter)} to ${atEnd(parameter.high, parameter)}`;
     canvas.setAttribute("aria-label", `${spoken(parameter.name)} over time, ${range}`);
     const name = make("span", { className: "name" }, make("span", { textContent: called }), make("b"));
-    rows.push(make("div", { className: "row curve" }, name, canvas));
+    effects.get(of).append(make("div", { className: "row curve" }, name, canvas));
   }
-  $("automation").replaceChildren(...rows);
+  $("automation").replaceChildren(...effects.values());
 }
 
 function withUnit(value, { unit }) {
@@ -447,8 +450,6 @@ function surface(canvas) {
   return { context, width, height };
 }
 
-const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
-
 function draw() {
   for (const canvas of document.querySelectorAll("[data-waveform]")) drawWaveform(canvas);
   if (isBlind()) return;
@@ -515,6 +516,8 @@ function drawSpectrogram() {
 }
 
 function drawCurves() {
+  const isModel = !file.settings[heard()];
+  $("automation").style.setProperty("--colour", isModel ? "var(--output)" : colourOf(heard()));
   for (const parameter of shared.parameters) {
     const canvas = document.querySelector(`[data-parameter="${CSS.escape(parameter.name)}"]`);
     const { context, width, height } = surface(canvas);
@@ -522,8 +525,7 @@ function drawCurves() {
     const warp = parameter.scale === "log" ? Math.log : (value) => value;
     const [low, high] = [warp(parameter.low), warp(parameter.high)];
     const y = (value) => 5 + (height - 10) * (1 - (warp(value) - low) / (high - low));
-    const soft = colour(canvas, "--soft");
-    context.fillStyle = context.strokeStyle = soft;
+    context.fillStyle = context.strokeStyle = getComputedStyle($("legend")).color;
     context.setLineDash([2, 4]);
     context.globalAlpha = 0.7;
     context.beginPath();
@@ -532,7 +534,7 @@ function drawCurves() {
     context.stroke();
     context.globalAlpha = 1;
     context.setLineDash([]);
-    context.strokeStyle = colour(canvas, isModel() ? "--output" : "--ink");
+    context.strokeStyle = getComputedStyle(canvas).color;
     context.lineWidth = 1.5;
     context.lineJoin = "round";
     context.beginPath();
@@ -552,8 +554,6 @@ function drawCurves() {
     context.fillText(atEnd(parameter.low, parameter), width - 6, height - 2);
   }
 }
-
-const isModel = () => !file.settings[heard()];
 
 /** What moves while it plays. */
 function tick() {
@@ -691,5 +691,6 @@ if (shared.pages.length > 1) {
     i === data.page ? make("b", { textContent: ` ${i + 1}` }) : make("a", { href: page, textContent: i + 1 })));
 }
 $("listener").value = ratings.listener;
+showAutomation();
 show();
 window.dfx = { player, ratings };

@@ -33,10 +33,15 @@ class Mean(float):
         count: of the files that have a value.
     """
 
-    def __new__(cls, values: Sequence[float]) -> Mean:
-        mean = super().__new__(cls, math.fsum(values) / len(values))
+    low: Optional[float] = None
+    high: Optional[float] = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """The mean of the values of some files, of one at least."""
+        mean = cls(math.fsum(values) / len(values))
         mean.count = len(values)
-        mean.low, mean.high = None, None
         if len(values) > 1:
             half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
             mean.low, mean.high = float(mean - half), float(mean + half)
@@ -256,7 +261,7 @@ def _means(rows: Sequence[Mapping[str, object]]) -> Results:
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         values = {name: [row[name] for row in of_method if name in row] for name in EXPLAINED}
-        results[method] = {name: Mean(some) for name, some in values.items() if some}
+        results[method] = {name: Mean.of(some) for name, some in values.items() if some}
     return results
 
 

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import math
@@ -80,6 +81,11 @@ def test_means_come_with_their_intervals_as_json_and_csv(folder):
     assert rows["output", "removed_db"]["files"] == "1" and rows["output", "removed_db"]["low"] == ""
 
 
+def test_a_mean_is_a_number_that_can_be_copied_with_its_interval():
+    mean = copy.deepcopy(Mean.of([1.0, 2.0]))
+    assert mean == 1.5 and (mean.low, mean.high, mean.count) == pytest.approx((-4.853, 7.853, 2), abs=1e-3)
+
+
 def test_the_automation_of_every_file_is_kept_in_its_units(folder):
     about = json.loads((folder / "evaluation.json").read_text())
     assert [parameter["name"] for parameter in about["parameters"]] == ["gain.gain"]
@@ -136,7 +142,7 @@ def test_pairs_of_one_name_do_not_overwrite_each_other(tmp_path):
 
 
 def means(**values: list) -> dict:
-    return {name: Mean(of) for name, of in values.items()}
+    return {name: Mean.of(of) for name, of in values.items()}
 
 
 def test_the_table_has_intervals_and_a_ratio_where_less_is_better():

@@ -124,6 +124,16 @@ def press(page, keys: str) -> None:
     ActionChains(page).send_keys(keys).perform()
 
 
+def tap(page, element) -> None:
+    """With a finger, on its middle."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    actions = ActionBuilder(page, mouse=PointerInput("touch", "finger"))
+    actions.pointer_action.move_to(element).pointer_down().pointer_up()
+    actions.perform()
+
+
 def play(page) -> None:
     css(page, "#play").click()
     wait(page, lambda: state(page)["position"] > 0)
@@ -315,6 +325,8 @@ def test_it_fits_a_phone_and_follows_its_colours(browse, folder, dark):
         assert all(min(button.size.values()) >= 36 for button in buttons)
     play(page)
     assert heard(page) == "target"
+    tap(page, css(page, "[data-waveform=target]"))
+    assert page.execute_script("return dfx.player.offset") == pytest.approx(SECONDS / 2, abs=0.02)
     colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 64) == dark
 

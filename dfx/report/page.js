@@ -651,15 +651,24 @@ for (const radio of document.querySelectorAll('input[name="mode"]')) {
   });
 }
 
-// A press on a picture goes there; a drag goes along.
+// A press on a picture goes there; a drag goes along. A finger may also mean to scroll: it is waited for.
 let dragged = null;
+let pressedAt = 0;
+const isFinger = ({ pointerType }) => pointerType === "touch";
 $("timeline").addEventListener("pointerdown", (event) => {
   if (!event.target.classList.contains("area")) return;
   dragged = event.target;
-  seekTo(event);
+  pressedAt = event.clientX;
+  if (!isFinger(event)) seekTo(event);
 });
-window.addEventListener("pointermove", (event) => dragged && seekTo(event));
-for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (dragged = null));
+window.addEventListener("pointermove", (event) => {
+  if (dragged && (!isFinger(event) || Math.abs(event.clientX - pressedAt) > 8)) seekTo(event);
+});
+window.addEventListener("pointerup", (event) => {
+  if (dragged && isFinger(event)) seekTo(event);
+  dragged = null;
+});
+window.addEventListener("pointercancel", () => (dragged = null));
 
 function seekTo(event) {
   const { left, width } = dragged.getBoundingClientRect();

@@ -285,6 +285,11 @@ def test_a_blind_test_hides_what_is_heard_and_its_csv_holds_the_ratings(page):
     assert {(row["listener"], row["file"], row["task"]) for row in ratings} == {('Anna, "the ear"', "one", "TubeAmp")}
 
 
+def test_the_order_of_a_blind_test_is_drawn_among_all(page):
+    orders = page.execute_script("return Array.from({ length: 200 }, () => shuffled(['a', 'b', 'c']).join(''))")
+    assert sorted(set(orders)) == ["abc", "acb", "bac", "bca", "cab", "cba"]
+
+
 def test_ratings_outlive_the_page_and_are_revealed_when_asked(page):
     def begin() -> list:
         enter(page, "blind")

@@ -28,6 +28,7 @@ MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RAT
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
 _LEAST_ROUNDS = 3
+_TURN_SECONDS = 0.02
 
 
 def speed(
@@ -40,8 +41,8 @@ def speed(
         modes: ``frame``, 1024 samples a step; ``frames``, 16 such frames, each with parameters of its own; or
             ``excerpt``, two seconds.
         batches: examples in a step.
-        seconds: that go into each chain, mode and batch. The contenders take turns, at least three times, and
-            their medians count.
+        seconds: that go into each chain, mode and batch. The contenders take turns, at least three of 20 ms or
+            one call, and their medians count.
 
     Yields:
         A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
@@ -126,7 +127,10 @@ def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, describe
     with tqdm(desc=described, unit="round", leave=False) as progress:
         while progress.n < _LEAST_ROUNDS or time.perf_counter() < end:
             for name, run in contenders.items():
+                turn_ends = time.perf_counter() + _TURN_SECONDS
                 times[name].append(_timed(run))
+                while time.perf_counter() < turn_ends:
+                    times[name].append(_timed(run))
             progress.update()
     return {name: statistics.median(of) for name, of in times.items()}
 

@@ -12,6 +12,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dfx.callbacks.aside import aside, in_one_line
 
+_FINISH_SECONDS = 600.0
+"""How long the end of a run waits for uploads; what is left lies in the record, for `wandb sync`."""
+
 
 class WandbRun(WandbLogger):
     """Lightning's logger for W&B, of which no failure ends a run.
@@ -27,7 +30,8 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(self, folder: Path, offline: bool, **options: Any) -> None:
-        super().__init__(name=folder.name, save_dir=folder, offline=offline, **options)
+        settings = {"finish_timeout": _FINISH_SECONDS}
+        super().__init__(name=folder.name, save_dir=folder, offline=offline, settings=settings, **options)
         self._lost = False
 
     @property

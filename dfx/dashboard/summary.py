@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import yaml
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from dfx.callbacks import best_row, read_history
@@ -32,9 +34,8 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 
 h3 { font-size: 1em; margin: 1.5em 0 .4em; }
 table { border-collapse: collapse; font-size: .85em; }
 th, td { text-align: right; padding: .25em .7em; border-bottom: 1px solid #eee; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; }
-th { font-weight: 600; color: #555; border-bottom: 1px solid #bbb; }
-td.wide { white-space: normal; text-align: left; }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; color: #555; border-bottom: 1px solid #bbb; white-space: normal; vertical-align: bottom; }
 .scroll { overflow-x: auto; }
 img { max-width: 100%; display: block; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: .6em; }
@@ -80,6 +81,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def steps(self) -> int:
+        """Of training, in all stages."""
+        return max((int(row["total_step"]) + 1 for row in self.history if not _is_tested(row)), default=0)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -165,7 +171,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _overview(runs: Sequence[Run]) -> str:
     metrics = list(dict.fromkeys(name for run in runs for name in run.tested.get("output", {})))
-    head = ["run", "steps", "minutes", "best validation loss", *(f"{metric}, held out" for metric in metrics)]
+    head = ["run", "steps", "minutes", "best validation loss", *(f"held-out {metric}" for metric in metrics)]
     lines = []
     for index, run in enumerate(runs):
         best = best_row(run.history) if run.history else None
@@ -173,7 +179,7 @@ def _overview(runs: Sequence[Run]) -> str:
         lines.append(
             [
                 _key(index, runs) + escape(run.name),
-                f"{run.history[-1]['total_step'] + 1:.0f}" if run.history else "-",
+                str(run.steps),
                 f"{_seconds(run) / 60:.1f}",
                 _number(best and best["validation/loss"]),
                 *(_number(tested.get(metric)) for metric in metrics),
@@ -189,10 +195,15 @@ def _overview(runs: Sequence[Run]) -> str:
 
 def _seconds(run: Run) -> float:
     """How long it trained, without what lies between its end and its resumption."""
-    times = [row["time"] for row in run.history if not any(name.startswith("test/") for name in row)]
+    times = [row["time"] for row in run.history if not _is_tested(row)]
     steps = sorted(later - earlier for earlier, later in zip(times, times[1:]))
     longest = max(600.0, 100 * steps[len(steps) // 2]) if steps else 0.0
     return sum(step for step in steps if 0 <= step < longest)
+
+
+def _is_tested(row: Mapping[str, float]) -> bool:
+    """Whether a row of the history is what was measured after training."""
+    return any(name.startswith("test/") for name in row)
 
 
 def _differences(runs: Sequence[Run]) -> str:
@@ -234,16 +245,20 @@ def _draw(panel: Curves, runs: Sequence[Run]) -> str:
         return ""
     axis.set_title(panel.title, fontsize=9, loc="left")
     axis.set_xlabel("step", fontsize=8)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.tick_params(labelsize=7.5)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if panel.log:
         axis.set_yscale("log")
-    low, high = panel.range
-    if low is not None:
-        axis.set_ylim(bottom=low)
-    if high is not None and max(line.get_ydata().max() if hasattr(line.get_ydata(), "max") else max(line.get_ydata()) for line in axis.lines) > 0.5 * high:
-        axis.set_ylim(top=high)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+    elif panel.range[0] is not None:
+        # A little below, where a line at the end of the range can be seen.
+        low, high = panel.range
+        top = max(axis.get_ylim()[1], high or low + 1)
+        axis.set_ylim(low - 0.04 * (top - low), top)
     if len(panel.metrics) > 1:
         for number, (style, metric) in enumerate(zip(("-", "--", ":", "-."), panel.metrics)):
             one = len(runs) == 1
@@ -348,8 +363,7 @@ def _key(index: int, runs: Sequence[Run]) -> str:
 
 
 def _color(index: int) -> str:
-    colors = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
-    return colors[index % len(colors)]
+    return to_hex(f"C{index % 10}")
 
 
 def _number(value: Optional[float]) -> str:
@@ -370,8 +384,10 @@ def _data_uri(content: bytes, kind: str) -> str:
 def _flat(tree: Any, place: str = "") -> Dict[str, Any]:
     """A tree of mappings and lists as one mapping, by places in dots."""
     if isinstance(tree, (dict, list)) and tree:
-        branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for name, branch in branches for k, v in _flat(branch, f"{place}.{name}" if place else str(name)).items()}
+        flat: Dict[str, Any] = {}
+        for name, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            flat.update(_flat(branch, f"{place}.{name}" if place else str(name)))
+        return flat
     return {place: tree}
 
 

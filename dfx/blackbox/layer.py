@@ -133,7 +133,7 @@ class EffectLayer(nn.Module):
         # Inwards, where there always is room.
         each = np.arange(count)
         moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
-        audio = np.repeat(input.to("cpu", torch.float32).numpy()[None], count + 1, axis=0)
+        audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
         lanes = make_lanes(self.chain, 1, self._rendering)
         try:
             rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]

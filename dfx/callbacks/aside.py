@@ -32,7 +32,8 @@ class Aside:
             except Exception as error:
                 if name not in self._warned:
                     self._warned.add(name)
-                    warnings.warn(f"logging has failed, and the run goes on: {name}: {in_one_line(error)}", stacklevel=2)
+                    message = f"logging has failed, and the run goes on: {name}: {in_one_line(error)}"
+                    warnings.warn(message, stacklevel=2)
             finally:
                 self._depth -= 1
                 # What one such method spends in another is counted once.

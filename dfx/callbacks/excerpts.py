@@ -34,6 +34,8 @@ AT_BOUNDS = 0.01
 """How close to 0 or 1 a parameter is at its bound: the default length of a step of the estimators."""
 
 _PAUSE_SECONDS = 0.3
+_PROBED_SECONDS = 2.0
+"""Of every excerpt, for the sensitivity: it is rendered once for each parameter."""
 
 
 @dataclass
@@ -70,14 +72,14 @@ class Excerpts(pl.Callback):
     over those that are validated.
 
     Every validation logs ``parameters/share_at_bounds``, the share of parameters, over all frames, that are closer
-    than 0.01 to 0 or 1, and rewrites ``parameters.csv``. At the first validation, every so many after it, and
-    at the end,
+    than 0.01 to 0 or 1, and rewrites ``parameters.csv``. At the first validation, every so many after it, and at
+    the end,
 
-    - ``parameters/dead`` is logged: how many parameters change nothing in the excerpts when they alone move by a
-      twentieth of their range;
+    - ``parameters/dead`` is logged: how many parameters change nothing in the first two seconds of the excerpts when
+      they alone move by a twentieth of their range;
     - ``media/step_NUMBER`` is written: ``NAME_{input,output,target}.flac``, all of an excerpt at one gain,
-      ``automation.csv``, ``spectrograms.png``, ``automation.png``, ``parameters.csv`` and ``about.json``. The first, the
-      best by validation loss and the last of these folders stay. Stages but the last have a folder of their own;
+      ``automation.csv``, ``spectrograms.png``, ``automation.png``, ``parameters.csv`` and ``about.json``. The first,
+      the best by validation loss and the last of these folders stay. Stages but the last have a folder of their own;
     - W&B gets ``media/audio`` (input, output and target one after the other), ``media/spectrograms``,
       ``media/automation``, ``tables/automation`` and ``tables/parameters``.
 
@@ -173,7 +175,10 @@ class Excerpts(pl.Callback):
             if isinstance(logger, WandbRun):
                 audio = [excerpt.in_one_player(task.chain.sample_rate) for excerpt in excerpts]
                 images = {"media/spectrograms": folder / SPECTROGRAMS, "media/automation": folder / AUTOMATION_IMAGE}
-                tables = {"tables/automation": validation.automation(excerpts), "tables/parameters": validation.parameters}
+                tables = {
+                    "tables/automation": validation.automation(excerpts),
+                    "tables/parameters": validation.parameters,
+                }
                 logger.log_media(validation.step, {"media/audio": audio}, images, tables)
 
     def _log(self, trainer: pl.Trainer, metrics: Dict[str, float]) -> None:
@@ -289,8 +294,10 @@ class _Validation:
         return found
 
     def measure_sensitivity(self, excerpts: List[_Excerpt]) -> None:
-        heard = torch.cat([excerpt.heard for excerpt in excerpts], dim=1)
-        parameters = torch.cat([excerpt.parameters for excerpt in excerpts])
+        frame_samples = self._task.window.frame_samples
+        frames = max(1, round(_PROBED_SECONDS * self._sample_rate / frame_samples))
+        heard = torch.cat([excerpt.heard[:, : frames * frame_samples] for excerpt in excerpts], dim=1)
+        parameters = torch.cat([excerpt.parameters[:frames] for excerpt in excerpts])
         for row, level in zip(self.parameters, self._task.effect_layer.sensitivity(heard, parameters)):
             row["sensitivity_db"] = _rounded(level)
 

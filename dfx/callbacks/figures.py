@@ -7,6 +7,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dfx.effects.parameter import Parameter, ParameterSpace
 
@@ -46,6 +47,8 @@ def draw_spectrograms(excerpts: Mapping[str, Mapping[str, np.ndarray]], sample_r
                 extent=(0, seconds, 0, _ROWS), interpolation="nearest",
             )  # fmt: skip
             axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
+            axis.xaxis.set_major_formatter("{x:g}")
             if row == 0:
                 axis.set_title(side, fontsize=9, pad=16)
         ticks = [hertz for hertz in (100, 1000, 10000) if hertz < sample_rate / 2]
@@ -111,7 +114,9 @@ def draw_automation(
     for index, (name, values) in enumerate(automation.items()):
         lanes = bottoms + height * space.normalize(values)
         times = np.arange(len(lanes) + 1) * frame_seconds
-        lines = axis.step(times, np.concatenate([lanes, lanes[-1:]]), where="post", color=f"C{index}", lw=1.2)
+        # Each thinner than the last: of lines that lie on each other, all can be seen.
+        width = 1.2 + 1.3 * (len(automation) - 1 - index)
+        lines = axis.step(times, np.concatenate([lanes, lanes[-1:]]), where="post", color=f"C{index}", lw=width)
         lines[0].set_label(name)
     axis.set(xlim=(0, longest), ylim=(0, count), xlabel="seconds")
     axis.xaxis.label.set_fontsize(8)

@@ -306,8 +306,8 @@ def _parameters(rows: Sequence[Mapping[str, str]]) -> str:
             ]
         )
     note = (
-        '<p class="note">Over all frames of the last validation. Sensitivity: the level of what changes in the excerpts '
-        "when the parameter alone moves by a twentieth of its range, relative to the output.</p>"
+        '<p class="note">Over all frames of the last validation. Sensitivity: the level of what changes in the '
+        "excerpts when the parameter alone moves by a twentieth of its range, relative to the output.</p>"
     )
     return _table(head, lines) + note
 

@@ -43,6 +43,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.sources, self.players, self.rows, self.words = [], 0, [], []
+        self._in_cell = False
         self.feed(path.read_text(encoding="utf-8"))
         self.text = " ".join(self.words)
 
@@ -53,10 +54,14 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
 
     def handle_data(self, text) -> None:
         self.words.append(text)
-        if self.rows and self.rows[-1]:
+        if self._in_cell:
             self.rows[-1][-1] += text
 
 

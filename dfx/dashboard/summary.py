@@ -257,7 +257,7 @@ def _draw(panel: Curves, runs: Sequence[Run]) -> str:
     elif panel.range[0] is not None:
         # A little below, where a line at the end of the range can be seen.
         low, high = panel.range
-        top = max(axis.get_ylim()[1], high or low + 1)
+        top = high or max(axis.get_ylim()[1], low + 1)
         axis.set_ylim(low - 0.04 * (top - low), top)
     if len(panel.metrics) > 1:
         for number, (style, metric) in enumerate(zip(("-", "--", ":", "-."), panel.metrics)):
@@ -367,7 +367,9 @@ def _color(index: int) -> str:
 
 
 def _number(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _value(value: Any) -> str:

@@ -110,7 +110,7 @@ def make_workspace(entity: str, project: str, group: Optional[str] = None, by: O
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == group] if group else [],
+            filters=ws.And(ws.Metric("Group") == group) if group else "",
             groupby=[ws.Config(by)] if by else [],
         ),
     )

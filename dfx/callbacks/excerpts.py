@@ -111,18 +111,20 @@ class Excerpts(pl.Callback):
             if self._places is None:
                 self._places = self._choose(trainer)
             self._validation = _Validation(pl_module, self._options.excerpt_seconds, self._places)
+            self._hook = pl_module.register_forward_hook(lambda module, inputs, made: self._validation.take(made))
 
     @aside
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._validation:
-            self._validation.hear(batch, batch_idx, outputs)
+            self._validation.hear(batch, batch_idx)
 
     @aside
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
         if not self._validation:
             return
+        self._hook.remove()
         # Lightning logs a validation with the step before it.
         self._validation.end(max(0, trainer.global_step - 1), float(trainer.callback_metrics["validation/loss"]))
         self._shown = False
@@ -227,13 +229,21 @@ class _Validation:
         self._most_samples = excerpt_seconds * self._sample_rate
         self._all: List[np.ndarray] = []
         self._places = places
+        self._made: Optional[Tuple[Tensor, Tensor]] = None
         # What every excerpt has heard so far, and the lanes that go on with one.
         self._parts: Dict[str, List[Dict[str, Tensor]]] = {}
         self._lanes: Dict[int, str] = {}
 
-    def hear(self, batch: Dict[str, Tensor], batch_idx: int, outputs: Dict[str, Tensor]) -> None:
-        """Takes in a batch, and what the task has made of it."""
-        self._all.append(outputs["parameters"].flatten(0, 1).cpu().numpy())
+    def take(self, made: Any) -> None:
+        """What the task has made of a batch: the output and the parameters."""
+        # With several ranks, Lightning passes whole steps through the task's call as well.
+        if isinstance(made, tuple):
+            self._made = made
+
+    def hear(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
+        """Takes in the batch of which the task has just made something."""
+        output, parameters = self._made
+        self._all.append(parameters.flatten(0, 1).cpu().numpy())
         self._lanes = {
             lane: name
             for lane, name in self._lanes.items()
@@ -249,10 +259,10 @@ class _Validation:
             input, target = batch["input"][lane], batch["target"][lane]
             part = {
                 "input": window.delayed_step(input),
-                "output": outputs["output"][lane],
+                "output": output[lane],
                 "target": window.delayed_step(target),
                 "heard": window.step(input),
-                "parameters": outputs["parameters"][lane],
+                "parameters": parameters[lane],
             }
             self._parts[name].append({key: tensor.cpu() for key, tensor in part.items()})
 

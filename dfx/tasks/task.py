@@ -211,17 +211,15 @@ class Task(pl.LightningModule):
         """The parameters of the stage's chain for consecutive frames, as :class:`~dfx.encoder.Encoder`."""
         return self.encoder(context)[..., : len(self.chain.parameters)]
 
-    def _step(self, batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """The loss; in a stage that renders also ``output`` and ``parameters``, as of :meth:`forward`."""
+    def _loss_of(self, batch: Dict[str, Tensor]) -> Tensor:
         if not self.stage.renders:
             parameters = self.encoder(self.window.context(batch["input"]))
-            return {"loss": (parameters - self.defaults).square().mean()}
-        output, parameters = self(batch["input"], batch["restart"])
-        loss = self.loss(output, self.window.delayed_step(batch["target"]))
-        return {"loss": loss, "output": output, "parameters": parameters}
+            return (parameters - self.defaults).square().mean()
+        output, _ = self(batch["input"], batch["restart"])
+        return self.loss(output, self.window.delayed_step(batch["target"]))
 
     def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._step(batch)["loss"]
+        loss = self._loss_of(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input"]))
         self.log("stage", float(self.stages.index(self.stage)), batch_size=1)
         return loss
@@ -263,13 +261,12 @@ class Task(pl.LightningModule):
         if self.trainer.is_last_batch:
             self.effect_layer.end_excerpts()
 
-    def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Dict[str, Tensor]:
-        size, step = len(batch["input"]), self._step(batch)
-        self.log("validation/loss", step["loss"], prog_bar=True, batch_size=size)
+    def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
+        size = len(batch["input"])
+        self.log("validation/loss", self._loss_of(batch), prog_bar=True, batch_size=size)
         if self.stage.renders:
             input, target = (self.window.delayed_step(batch[side]) for side in ("input", "target"))
             self.log("validation/loss_of_input", self.loss(input, target), batch_size=size)
-        return step
 
     def on_validation_end(self) -> None:
         # Not left to Lightning, which steps after the checkpoint of the epoch: it would resume without.

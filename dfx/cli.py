@@ -14,12 +14,21 @@ from typing import Any, List, Literal, Optional
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import WandbLogger
 
-from dfx.callbacks import RunFolder
+from dfx.callbacks import (
+    Excerpts,
+    Health,
+    History,
+    LoggingOptions,
+    RunFolder,
+    WandbRun,
+    best_row,
+    read_history,
+    versions,
+)
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed
+from dfx.evaluation import Results, as_table, evaluate, find_removed
 from dfx.tasks import Task, load_task, read_checkpoint
 
 RESOLVED_CONFIG = "resolved_config.yaml"
@@ -98,6 +107,7 @@ class DfxCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
+        parser.add_class_arguments(LoggingOptions, "logging")
         for argument, of in {
             "sample_rate": lambda model: model.chain.sample_rate,
             "channels": lambda model: model.chain.channels,
@@ -155,6 +165,7 @@ class DfxCLI(LightningCLI):
         minutes = timedelta(minutes=self.config.fit.run.checkpoint_minutes)
         checkpoints = self.run_folder / "checkpoints"
         best = self._best_of_stage()
+        logging = LoggingOptions(**vars(self.config.fit.logging))
         self.trainer_defaults["callbacks"] = [
             ModelCheckpoint(best.parent, best.stem, monitor="validation/loss", enable_version_counter=False),
             ModelCheckpoint(
@@ -162,13 +173,19 @@ class DfxCLI(LightningCLI):
             ),
             MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
             RunFolder(self.run_folder),
-            *([LearningRateMonitor()] if self.logger else []),
+            LearningRateMonitor(),
+            Health(logging.health_every_n_steps),
+            Excerpts(self.run_folder, logging),
         ]
+        loggers = [History(self.run_folder, self.model.stages.index(self.model.stage))]
         options = {} if self.model.stage.renders else {"max_epochs": self.model.stage_options.pretraining_epochs}
         # Copies, since callbacks remember the stage that they have been through.
         given = copy.deepcopy(self._get(self.config_init, "trainer").get("callbacks"))
         return super().instantiate_trainer(
-            default_root_dir=str(self.run_folder), logger=self.logger, callbacks=given, **options
+            default_root_dir=str(self.run_folder),
+            logger=loggers + ([self.logger] if self.logger else []),
+            callbacks=given,
+            **options,
         )
 
     def _best_of_stage(self) -> Path:
@@ -178,27 +195,37 @@ class DfxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        if self.trainer.interrupted or not self.config.fit.run.evaluate or not best.exists():
+        if self.trainer.interrupted or not best.exists():
             return
+        results = self._evaluate(best) if self.config.fit.run.evaluate else {}
+        tested = {f"test/{method}/{name}": mean for method, of in results.items() for name, mean in of.items()}
+        if tested:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(tested, step=self.trainer.global_step)
+        if self.logger:
+            self.logger.log_best(best, {**(best_row(read_history(self.run_folder)) or {}), **tested})
+
+    def _evaluate(self, best: Path) -> Results:
         folder = self.run_folder / "evaluation"
         data = self.datamodule
         removed = find_removed(data.splits["test"])
         results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
+        return results
 
     def _logger(self) -> Any:
         options = self.config.fit.wandb
         if options.mode == "disabled":
             return False
-        return WandbLogger(
-            name=self.run_folder.name,
-            save_dir=self.run_folder,
-            project=options.project,
+        return WandbRun(
+            self.run_folder,
             offline=options.mode == "offline",
+            project=options.project,
             group=options.group,
-            tags=list(options.tags),
-            config=self.config.fit.as_dict(),
+            job_type="fit",
+            tags=[type(self.model).__name__, *options.tags],
+            config={**self.config.fit.as_dict(), "versions": versions()},
         )
 
 

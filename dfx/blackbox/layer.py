@@ -14,7 +14,7 @@ from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
 from dfx.blackbox.isolation import in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers, cores
 from dfx.effects import ChainSpec, RenderError
-from dfx.effects.probe import dead_parameters
+from dfx.effects.probe import ROUNDING, dead_parameters
 
 _PROBE_SECONDS = 300.0
 """How long a probe may take in a process of its own; for the largest chains it takes a few."""
@@ -108,6 +108,42 @@ class EffectLayer(nn.Module):
         if self._rendering.isolate:
             return in_process(dead_parameters, self.chain, seconds=_PROBE_SECONDS)
         return dead_parameters(self.chain)
+
+    @torch.no_grad()
+    def sensitivity(self, input: Tensor, parameters: Tensor, step: float = 0.05) -> np.ndarray:
+        """What each parameter does to the sound where it stands.
+
+        Live effects of their own render, so that training and validation go on as if nothing had been.
+
+        Args:
+            input: ``(channels, samples)``, heard from a fresh start.
+            parameters: ``(frames, P)`` in [0, 1], each frame for an equal part of the samples.
+            step: how far every parameter is moved in turn, in shares of its range.
+
+        Returns:
+            ``(P,)``: the level of what the step changes, relative to the output, in dB; minus infinity where nothing
+            changes but the last bits.
+
+        Raises:
+            RenderError: if an effect fails.
+        """
+        nominal = parameters.to("cpu", torch.float64).numpy()
+        count = nominal.shape[1]
+        moved = np.repeat(nominal[None], count + 1, axis=0)
+        # Inwards, where there always is room.
+        each = np.arange(count)
+        moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
+        audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
+        lanes = make_lanes(self.chain, 1, self._rendering)
+        try:
+            rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]
+        finally:
+            lanes.close()
+        change = np.sqrt(np.square(rendered[1:] - rendered[0], dtype=np.float64).mean(axis=(1, 2)))
+        level = np.sqrt(np.square(rendered[0], dtype=np.float64).mean())
+        change[change <= ROUNDING * level] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(change > 0, 20 * np.log10(change / level), -np.inf)
 
     def end_excerpts(self) -> None:
         """Says that every training lane restarts with its next frame: there is no state to keep."""

@@ -20,7 +20,6 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from dfx import ranks
 from dfx.callbacks import MidEpochCheckpoint, RunFolder, Stopped, StopOnSignal, WholeCheckpoints, last_checkpoint
@@ -160,6 +159,8 @@ class DfxCLI(LightningCLI):
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
             first, model.first_step = saved["stage"], saved.get("first_step", 0)
+        if self.logger and self.config.fit.wandb.mode == "online" and self.trainer.is_global_zero:
+            self._reach_wandb()
         for stage in range(first, len(model.stages)):
             model.enter_stage(stage)
             datamodule.window = model.window
@@ -175,6 +176,25 @@ class DfxCLI(LightningCLI):
             # Without validation there is none, and the last weights go on.
             if stage + 1 < len(model.stages) and best.exists():
                 model.load_state_dict(read_checkpoint(str(best))["state_dict"])
+
+    def _reach_wandb(self) -> None:
+        """Logs offline what cannot be logged online.
+
+        Raises:
+            UserError: where nobody is logged in.
+        """
+        from wandb.errors import AuthenticationError, CommError, UsageError
+
+        try:
+            self.logger.experiment
+        except (AuthenticationError, UsageError) as error:
+            raise UserError(f"wandb.mode online needs a login (`wandb login`), offline does not: {error}") from None
+        except CommError as error:
+            self.logger = self._wandb(offline=True)
+            print(
+                f"Weights & Biases cannot be reached ({str(error).splitlines()[0]}): this run is logged offline; "
+                f"`wandb sync {self.run_folder / 'wandb'}/offline-run-*` uploads it later"
+            )
 
     def _trainer_of_stage(self) -> Trainer:
         minutes = timedelta(minutes=self.config.fit.run.checkpoint_minutes)
@@ -220,14 +240,19 @@ class DfxCLI(LightningCLI):
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\nmetrics      {folder}\naudio        {folder / 'audio'}")
 
     def _logger(self) -> Any:
+        mode = self.config.fit.wandb.mode
+        return self._wandb(offline=mode == "offline") if mode != "disabled" else False
+
+    def _wandb(self, offline: bool) -> Wandb:
         options = self.config.fit.wandb
-        if options.mode == "disabled":
-            return False
+        # A run that goes on is one run there too; what was logged offline is uploaded run by run.
+        begun = sorted((self.run_folder / "wandb").glob("run-*"))
         return Wandb(
             name=self.run_folder.name,
             save_dir=self.run_folder,
             project=options.project,
-            offline=options.mode == "offline",
+            offline=offline,
+            id=begun[-1].name.rsplit("-", 1)[1] if begun and not offline else None,
             group=options.group,
             tags=list(options.tags),
             config=self.config.fit.as_dict(),

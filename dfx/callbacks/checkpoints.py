@@ -16,6 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 
 from dfx import ranks
 from dfx.tasks import CheckpointError, read_checkpoint
@@ -76,7 +77,7 @@ def last_checkpoint(folder: Path) -> Optional[Path]:
         except CheckpointError as error:
             faults.append(str(error))
         else:
-            if path != last and ranks.is_first():
+            if path != last and rank_zero_only.rank == 0:
                 print(f"{last} is missing or broken: the run goes on from the checkpoint before, {path}")
             return path
     if faults:

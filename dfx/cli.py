@@ -252,6 +252,8 @@ class DfxCLI(LightningCLI):
             save_dir=self.run_folder,
             project=options.project,
             offline=offline,
+            # Lightning says it in the environment only, which W&B reads once.
+            mode="offline" if offline else "online",
             id=begun[-1].name.rsplit("-", 1)[1] if begun and not offline else None,
             group=options.group,
             tags=list(options.tags),

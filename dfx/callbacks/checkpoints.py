@@ -153,6 +153,7 @@ class StopOnSignal(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._signum = 0
+        self._has_saved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only the main thread may. In place of Lightning's, which do their work in the middle of a step; when
@@ -164,6 +165,11 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if not trainer.is_last_batch and self._is_asked(trainer):
             trainer.save_checkpoint(self.path)
+            self._has_saved = True
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        # Not at the end of the step before: its metrics had not been logged.
+        if self._has_saved:
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -23,15 +23,32 @@ class WandbRun(WandbLogger):
     When W&B fails in the midst of a run, the run goes on without it. Both warn once. All that is logged lies in the
     run's folder as well.
 
+    Steps are counted over all stages of a run; Lightning's trainers count those of their own.
+
     Args:
         folder: of the run; its name is the run's, and the record lies in ``wandb/`` in it.
         offline: record in the folder only.
         options: of ``wandb.init``: ``project``, ``group``, ``tags``, ``config``, ``job_type``.
+
+    Attributes:
+        first_step: how many steps the stages before have taken.
     """
 
+    first_step = 0
+
     def __init__(self, folder: Path, offline: bool, **options: Any) -> None:
-        settings = {"finish_timeout": _FINISH_SECONDS}
-        super().__init__(name=folder.name, save_dir=folder, offline=offline, settings=settings, **options)
+        # A run that goes on is one run there too; what was recorded offline is uploaded record by record.
+        begun = sorted((folder / "wandb").glob("run-*"))
+        super().__init__(
+            name=folder.name,
+            save_dir=folder,
+            offline=offline,
+            # Lightning says it in the environment only, which W&B reads once.
+            mode="offline" if offline else "online",
+            id=begun[-1].name.rsplit("-", 1)[1] if begun and not offline else None,
+            settings={"finish_timeout": _FINISH_SECONDS},
+            **options,
+        )
         self._lost = False
 
     @property
@@ -57,7 +74,7 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     @aside
     def log_metrics(self, metrics: Mapping[str, float], step: Optional[int] = None) -> None:
-        self._try(super().log_metrics, metrics, step)
+        self._try(super().log_metrics, metrics, None if step is None else self.first_step + step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Dict[str, Any]) -> None:
@@ -88,7 +105,7 @@ class WandbRun(WandbLogger):
             shown.update((name, wandb.Image(str(path))) for name, path in images.items())
             for name, rows in tables.items():
                 shown[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-            self.experiment.log({**shown, "trainer/global_step": step})
+            self.experiment.log({**shown, "trainer/global_step": self.first_step + step})
 
         self._try(log)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import glob
+import os
 import re
 import sys
 import warnings
@@ -11,18 +14,37 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, List, Literal, Optional
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import WandbLogger
 
-from dfx.callbacks import RunFolder
+from dfx import ranks
+from dfx.callbacks import (
+    Excerpts,
+    Health,
+    History,
+    LoggingOptions,
+    MidEpochCheckpoint,
+    RunFolder,
+    Stopped,
+    StopOnSignal,
+    WandbRun,
+    WholeCheckpoints,
+    best_row,
+    last_checkpoint,
+    read_history,
+    versions,
+)
+from dfx.callbacks.run_folder import write_text
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed, where_it_lies
+from dfx.evaluation import Results, as_table, evaluate, find_removed, where_it_lies
 from dfx.tasks import Task, load_task, read_checkpoint
 
 RESOLVED_CONFIG = "resolved_config.yaml"
+SLURM_JOB = "slurm_job"
 
 
 @dataclass
@@ -31,7 +53,7 @@ class WandbOptions:
 
     Args:
         mode: ``offline`` keeps everything in the run's folder (``wandb sync`` uploads it), ``online`` needs a
-            login, ``disabled`` logs nothing.
+            login and is recorded as ``offline`` without, ``disabled`` logs nothing.
         project: in Weights & Biases.
         group: runs that belong together.
         tags: to find runs by.
@@ -50,7 +72,8 @@ class RunOptions:
     Args:
         name: of the folder in ``folder``, and in Weights & Biases. A name that is taken gets a number.
         folder: where runs are kept.
-        resume: continue the run of this name from its last checkpoint, in the stage that it was in.
+        resume: continue the run of this name from its last checkpoint, in the stage that it was in. A job that
+            SLURM has put in the queue again continues its run in any case.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
     """
@@ -60,18 +83,6 @@ class RunOptions:
     resume: bool = False
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
-
-
-class MidEpochCheckpoint(ModelCheckpoint):
-    """Leaves the last batch of an epoch to the checkpoint at its end.
-
-    From one between that batch and the epoch's validation Lightning resumes with the next epoch: the validation
-    would be missing from what decides on the best weights and on the end of a stage.
-    """
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args)
 
 
 class DfxCLI(LightningCLI):
@@ -98,6 +109,7 @@ class DfxCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
+        parser.add_class_arguments(LoggingOptions, "logging")
         for argument, of in {
             "sample_rate": lambda model: model.chain.sample_rate,
             "channels": lambda model: model.chain.channels,
@@ -111,10 +123,12 @@ class DfxCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         config = self.config.fit
-        self.run_folder = _run_folder(RunOptions(**vars(config.run)))
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        if config.run.resume and config.ckpt_path is None and last.exists():
-            config.ckpt_path = str(last)
+        requeued = _run_of_slurm_job(Path(config.run.folder), config.run.name)
+        resumes = config.run.resume or requeued is not None
+        self.run_folder = requeued or _run_folder(RunOptions(**vars(config.run)))
+        if resumes and config.ckpt_path is None:
+            last = last_checkpoint(self.run_folder / "checkpoints")
+            config.ckpt_path = last and str(last)
 
     def instantiate_classes(self) -> None:
         try:
@@ -127,24 +141,36 @@ class DfxCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, **kwargs)
-        folder = self.run_folder
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        config = self._parser("fit").dump(self.config.fit, skip_none=False)
-        (folder / RESOLVED_CONFIG).write_text(config, encoding="utf-8")
         self.logger = self._logger()
         # Checks the options of the trainer before anything runs; every stage then makes its own.
-        return self._trainer_of_stage()
+        trainer = self._trainer_of_stage()
+        if trainer.is_global_zero:
+            self._begin_folder()
+        return trainer
+
+    def _begin_folder(self) -> None:
+        (self.run_folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        config = self._parser("fit").dump(self.config.fit, skip_none=False)
+        write_text(self.run_folder / RESOLVED_CONFIG, config)
+        if "SLURM_JOB_ID" in os.environ:
+            write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
 
     def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: Optional[str] = None, **options: Any) -> None:
         """Every stage of the task, from the first or that of a checkpoint, each with a trainer of its own."""
         first = 0
         if ckpt_path is not None:
-            first = model.check_checkpoint(read_checkpoint(ckpt_path))["stage"]
+            saved = model.check_checkpoint(read_checkpoint(ckpt_path))
+            first, model.first_step = saved["stage"], saved.get("first_step", 0)
         for stage in range(first, len(model.stages)):
             model.enter_stage(stage)
             datamodule.window = model.window
             self.trainer = self._trainer_of_stage()
+            if self.logger:
+                self.logger.first_step = model.first_step
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
+            # Processes that were started side by side may each have found another name free.
+            self.run_folder = self.trainer.strategy.broadcast(self.run_folder)
+            model.first_step += self.trainer.global_step
             ckpt_path = None
             best = self._best_of_stage()
             # Without validation there is none, and the last weights go on.
@@ -155,20 +181,31 @@ class DfxCLI(LightningCLI):
         minutes = timedelta(minutes=self.config.fit.run.checkpoint_minutes)
         checkpoints = self.run_folder / "checkpoints"
         best = self._best_of_stage()
+        logging = LoggingOptions(**vars(self.config.fit.logging))
         self.trainer_defaults["callbacks"] = [
             ModelCheckpoint(best.parent, best.stem, monitor="validation/loss", enable_version_counter=False),
             ModelCheckpoint(
                 checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
             ),
             MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
+            StopOnSignal(checkpoints / "last.ckpt"),
             RunFolder(self.run_folder),
-            *([LearningRateMonitor()] if self.logger else []),
+            LearningRateMonitor(),
+            Health(logging.health_every_n_steps),
+            Excerpts(self.run_folder, logging),
         ]
+        loggers = [History(self.run_folder, self.model.stages.index(self.model.stage))]
         options = {} if self.model.stage.renders else {"max_epochs": self.model.stage_options.pretraining_epochs}
         # Copies, since callbacks remember the stage that they have been through.
         given = copy.deepcopy(self._get(self.config_init, "trainer").get("callbacks"))
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
         return super().instantiate_trainer(
-            default_root_dir=str(self.run_folder), logger=self.logger, callbacks=given, **options
+            default_root_dir=str(self.run_folder),
+            logger=loggers + ([self.logger] if self.logger else []),
+            callbacks=given,
+            plugins=[*plugins, WholeCheckpoints()],
+            **options,
         )
 
     def _best_of_stage(self) -> Path:
@@ -178,27 +215,37 @@ class DfxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        if self.trainer.interrupted or not self.config.fit.run.evaluate or not best.exists():
+        if not ranks.is_first() or self.trainer.interrupted or not best.exists():
             return
+        results = self._evaluate(best) if self.config.fit.run.evaluate else {}
+        tested = {f"test/{method}/{name}": mean for method, of in results.items() for name, mean in of.items()}
+        if tested:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(tested, step=self.trainer.global_step)
+        if self.logger:
+            self.logger.log_best(best, {**(best_row(read_history(self.run_folder)) or {}), **tested})
+
+    def _evaluate(self, best: Path) -> Results:
         folder = self.run_folder / "evaluation"
         data = self.datamodule
         removed = find_removed(data.splits["test"])
         results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{where_it_lies(folder)}")
+        return results
 
     def _logger(self) -> Any:
         options = self.config.fit.wandb
         if options.mode == "disabled":
             return False
-        return WandbLogger(
-            name=self.run_folder.name,
-            save_dir=self.run_folder,
-            project=options.project,
+        return WandbRun(
+            self.run_folder,
             offline=options.mode == "offline",
+            project=options.project,
             group=options.group,
-            tags=list(options.tags),
-            config=self.config.fit.as_dict(),
+            job_type="fit",
+            tags=[type(self.model).__name__, *options.tags],
+            config={**self.config.fit.as_dict(), "versions": versions()},
         )
 
 
@@ -215,6 +262,23 @@ def _run_folder(options: RunOptions) -> Path:
     return folder
 
 
+def _run_of_slurm_job(folder: Path, name: str) -> Optional[Path]:
+    """The run that a job of SLURM had begun before it was put in the queue again."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return None
+    written = folder.glob(f"{glob.escape(name)}*/{SLURM_JOB}")
+    return next((file.parent for file in written if file.read_text() == os.environ["SLURM_JOB_ID"]), None)
+
+
+def _load_yaml(text: str) -> Any:
+    # jsonargparse hands a null for an option inside an option on in Python's spelling.
+    return None if text == "None" else _LOAD_YAML(text)
+
+
+_LOAD_YAML = get_loader("yaml")
+set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError,))
+
+
 def main(args: Any = None) -> None:
     """Runs the command line; an error in what the user gave ends it with one line."""
     # The data module resumes the loader: see PairedAudio.state_dict.
@@ -225,3 +289,12 @@ def main(args: Any = None) -> None:
         DfxCLI(args)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        # The others end well: Lightning's launcher kills the first process where one of its own has failed.
+        if ranks.is_first():
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.signum)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.exit(f"error: {error}: make room, and go on with --run.resume true; the checkpoints are whole")

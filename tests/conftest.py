@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -11,12 +13,24 @@ import soundfile
 
 from dfx.effects import ChainSpec, EffectSpec
 
+ROOT = Path(__file__).parent.parent
 SAMPLE_RATE = 22050
 
 
 def known(effect: str, **options: object) -> EffectSpec:
     """One of the effects of tests/known_effects.py."""
     return EffectSpec(f"python:tests.known_effects.{effect}", **options)
+
+
+@pytest.fixture(scope="session")
+def logged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the smoke config, logged offline, one of a group."""
+    runs = tmp_path_factory.mktemp("logged")
+    command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.folder", str(runs),
+               "--wandb.mode", "offline", "--wandb.group", "an_ablation", "--wandb.tags", "[one_arm]"]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return runs / "smoke"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_the_notes_are_the_shipped_ones_and_repeat_where_they_run_out():
 
 
 def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_path):
-    rows = fidelity(TUBE_AMP, [4], batches=1, seconds=0.1, late_steps=1, seed=0)
+    rows = list(fidelity(TUBE_AMP, [4], batches=1, seconds=0.1, late_steps=1, seed=0))
     assert [(row["when"], row["name"]) for row in rows] == [(w, n) for w in ("start", "late") for n in ESTIMATORS]
     for row in rows:
         assert {"chain", "directions", "sides", "draws"} <= set(row)
@@ -31,7 +31,7 @@ def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_pat
 
 
 def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times():
-    rows = speed(TUBE_AMP, ["frame", "frames"], [2], repeats=2)
+    rows = list(speed(TUBE_AMP, ["frame", "frames"], [2], seconds=0))
     assert [row["workers"] for row in rows] == 2 * sorted({1, cores()})
     for row in rows:
         assert all(math.isfinite(row[f"{of}_ms"]) for of in ("layer", "bare", "original", "step"))

@@ -185,7 +185,7 @@ def test_one_command_runs_every_stage_and_hands_on_the_best_weights(config, monk
     cli = fit(config)
     assert [(name, step) for name, step, _ in begun] == [(stage, 0) for stage in STAGES]
     saved = checkpoints(config)
-    assert set(saved) == {"pretraining/best.ckpt", "stage_1/best.ckpt", "best.ckpt", "last.ckpt"}
+    assert set(saved) == {"pretraining/best.ckpt", "stage_1/best.ckpt", "best.ckpt", "last.ckpt", "last.previous.ckpt"}
     for (_, _, weights), best in zip(begun[1:], ["pretraining/best.ckpt", "stage_1/best.ckpt"]):
         assert all(torch.equal(weights[name], saved[best]["state_dict"][name]) for name in weights)
     assert cli.model.stage.name == "stage_2"

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
+
+from tqdm import tqdm
 
 from dfx.benchmark.chains import BenchmarkChain, chains
 from dfx.benchmark.fidelity import fidelity
@@ -14,6 +16,8 @@ from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import MODES, speed
 from dfx.effects.effect import nearest
 from dfx.errors import UserError
+
+_WIDTHS = {"chain": 16, "name": 37}
 
 
 def main() -> None:
@@ -32,7 +36,7 @@ def main() -> None:
             command.add_argument("--figure", type=Path, help="a PNG to draw")
         else:
             command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-            command.add_argument("--repeats", type=int, default=9, help="timings that a figure is the median of")
+            command.add_argument("--seconds", type=float, default=4.0, help="for each chain, mode and batch")
     given = parser.parse_args()
 
     chosen = _choose(given.chains)
@@ -40,14 +44,16 @@ def main() -> None:
         rows = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
         columns = ["chain", "batch", "parameters", "when", "name", "renderings"]
         columns += ["cosine_encoder", "cosine_parameters", "error_encoder", "error_parameters"]
-        if given.figure:
-            draw_fidelity(rows, given.figure)
     else:
-        rows = speed(chosen, given.modes, given.batches, given.repeats)
+        rows = speed(chosen, given.modes, given.batches, given.seconds)
         columns = ["chain", "mode", "batch", "workers", "layer_ms", "bare_ms", "original_ms", "step_ms"]
         columns += ["layer_over_limit", "original_over_layer", "response_over_layer", "share_of_step"]
         columns += ["layer_mb", "original_mb"]
-    print(json.dumps(rows, indent=1) if given.json else _as_table(rows, columns))
+    rows = list(rows) if given.json else _printed(rows, columns)
+    if given.json:
+        print(json.dumps(rows, indent=1))
+    if given.command == "fidelity" and given.figure:
+        draw_fidelity(rows, given.figure)
 
 
 def _choose(names: Optional[Sequence[str]]) -> List[BenchmarkChain]:
@@ -58,10 +64,20 @@ def _choose(names: Optional[Sequence[str]]) -> List[BenchmarkChain]:
     return [known[name] for name in names or known]
 
 
-def _as_table(rows: List[Dict[str, Any]], columns: Sequence[str]) -> str:
-    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in cells)
+def _printed(rows: Iterable[Dict[str, Any]], columns: Sequence[str]) -> List[Dict[str, Any]]:
+    """Prints every row as soon as it is there."""
+    widths = [max(len(column), _WIDTHS.get(column, 8)) for column in columns]
+
+    def show(cells: Iterable[str]) -> None:
+        tqdm.write("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
+        sys.stdout.flush()
+
+    show(columns)
+    shown = []
+    for row in rows:
+        show(_cell(row[column]) for column in columns)
+        shown.append(row)
+    return shown
 
 
 def _cell(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
@@ -47,7 +48,7 @@ def chains(sample_rate: int = SAMPLE_RATE) -> List[BenchmarkChain]:
             try:
                 spec = load_chain(str(config), sample_rate)
             except EffectError as error:
-                print(f"left out {folder}/{config.stem}: {error}")
+                print(f"left out {folder}/{config.stem}: {error}", file=sys.stderr)
                 continue
             found.append(BenchmarkChain(f"{folder}/{config.stem}", host, spec))
     return found

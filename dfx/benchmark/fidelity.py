@@ -89,7 +89,7 @@ def fidelity(
     seconds: float,
     late_steps: int,
     seed: int,
-) -> List[Dict[str, Any]]:
+) -> Iterator[Dict[str, Any]]:
     """Compares every estimator with exact gradients (central differences), on the same batches.
 
     Args:
@@ -100,13 +100,13 @@ def fidelity(
         late_steps: how many steps of training "late" comes after; 0 measures at the start only.
         seed: of the encoder.
 
-    Returns:
+    Yields:
         A row for each chain, batch size, time and estimator: ``cosine_*`` of the estimated and the exact
         gradient, and ``error_*``, the norm of their difference relative to the exact one, of the parameters
         and of the encoder's weights.
     """
-    rows = []
     for chain in chains:
+        count = len(chain.spec.parameters)
         for batch in batch_sizes:
             bench = _Bench(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
             for when in ("start", "late") if late_steps else ("start",):
@@ -116,22 +116,17 @@ def fidelity(
                 described = f"{chain.name}, batch {batch}, {when}"
                 for name, options in tqdm(ESTIMATORS.items(), desc=described, leave=False):
                     compared = [_compare(*pair) for pair in zip(bench.estimated(options), exact)]
-                    means = {key: sum(c[key] for c in compared) / len(compared) for key in compared[0]}
-                    count = len(chain.spec.parameters)
-                    rows.append(
-                        {
-                            "chain": chain.name,
-                            "host": chain.host,
-                            "batch": batch,
-                            "parameters": count,
-                            "when": when,
-                            "name": name,
-                            **asdict(options),
-                            "renderings": options.renderings(count),
-                            **means,
-                        }
-                    )
-    return rows
+                    yield {
+                        "chain": chain.name,
+                        "host": chain.host,
+                        "batch": batch,
+                        "parameters": count,
+                        "when": when,
+                        "name": name,
+                        **asdict(options),
+                        "renderings": options.renderings(count),
+                        **{key: sum(c[key] for c in compared) / len(compared) for key in compared[0]},
+                    }
 
 
 def _compare(estimated: Gradients, exact: Gradients) -> Dict[str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import statistics
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -26,11 +27,13 @@ MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RAT
 
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
+_LEAST_ROUNDS = 3
+_TURN_SECONDS = 0.02
 
 
 def speed(
-    chains: Sequence[BenchmarkChain], modes: Sequence[str], batches: Sequence[int], repeats: int
-) -> List[Dict[str, Any]]:
+    chains: Sequence[BenchmarkChain], modes: Sequence[str], batches: Sequence[int], seconds: float
+) -> Iterator[Dict[str, Any]]:
     """Times the layer against the effects alone and against the original's design, in one run.
 
     Args:
@@ -38,9 +41,10 @@ def speed(
         modes: ``frame``, 1024 samples a step; ``frames``, 16 such frames, each with parameters of its own; or
             ``excerpt``, two seconds.
         batches: examples in a step.
-        repeats: of which the median counts; the contenders take turns.
+        seconds: that go into each chain, mode and batch. The contenders take turns, at least three of 20 ms or
+            one call, and their medians count.
 
-    Returns:
+    Yields:
         A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
         and backward over that of the same renderings in a plain loop on one thread, divided by the workers;
         ``original_over_layer`` the time of the original's design (a process for each example, pickled through
@@ -48,72 +52,87 @@ def speed(
         response; ``share_of_step`` the layer's part of a training step with
         MobileNetV2 at width 0.35 and the multi-resolution STFT loss; ``*_mb`` the memory of both designs.
     """
-    rows = []
     for chain in chains:
         for mode in modes:
             for batch in batches:
-                described = f"{chain.name}, {mode}, batch {batch}"
-                for workers in tqdm(sorted({1, cores()}), desc=described, leave=False):
-                    rows.append(_measure(chain, mode, batch, workers, repeats))
-    return rows
+                yield from _measure(chain, mode, batch, seconds)
 
 
-def _measure(chain: BenchmarkChain, mode: str, batch: int, workers: int, repeats: int) -> Dict[str, Any]:
+def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> List[Dict[str, Any]]:
     frames, samples = MODES[mode]
     input, target = notes(batch, frames * samples)
     count = len(chain.spec.parameters)
     parameters = torch.rand(batch, frames, count, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     parameters.requires_grad_()
-    before = _memory_mb()
-    layer = EffectLayer(chain.spec, GradientOptions(), RenderingOptions(workers=workers))
     restart = torch.ones(batch, dtype=torch.bool)
     grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
-    layer(input, parameters, restart).backward(grad)
-    layer_mb = _memory_mb() - before
 
-    learning = EffectLayer(
-        chain.spec, GradientOptions(control_variate="response"), RenderingOptions(workers=workers)
-    )
-    learning(input, parameters, restart).backward(grad)
+    def layer_of(workers: int, control_variate: str = "none") -> EffectLayer:
+        options = GradientOptions(control_variate=control_variate)
+        layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers))
+        layer(input, parameters, restart).backward(grad)
+        return layer
 
     def through(layer: EffectLayer) -> None:
         layer(input, parameters, ~restart).backward(grad)
         # What it remembers for checkpoints would grow with the benchmark.
         layer.end_excerpts()
 
+    before = _memory_mb()
+    layers = {cores(): layer_of(cores())}
+    layer_mb = _memory_mb() - before
+    layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, cores()})}
+    learning = layer_of(cores(), "response")
+    renderings = learning.renderings
     original = _Original(chain.spec, batch)
     contenders: Dict[str, Callable[[], None]] = {
-        "layer": lambda: through(layer),
+        "bare": _plain_loop(chain.spec, input, parameters, renderings),
+        **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
         "response": lambda: through(learning),
-        "bare": _plain_loop(chain.spec, input, parameters, layer.renderings),
         "original": lambda: original.step(input, parameters, grad),
-        "step": _training_step(chain.spec, layer, input, target, frames),
+        "step": _training_step(chain.spec, layers[cores()], input, target, frames),
     }
     try:
-        seconds = {name: [_timed(run) for _ in range(2)][-1:] for name, run in contenders.items()}
-        for _ in range(repeats - 1):
-            for name, run in contenders.items():
-                seconds[name].append(_timed(run))
+        median = _medians(contenders, seconds, f"{chain.name}, {mode}, batch {batch}")
         original_mb = original.memory_mb()
     finally:
         original.close()
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    return {
-        "chain": chain.name,
-        "host": chain.host,
-        "mode": mode,
-        "batch": batch,
-        "parameters": count,
-        "renderings": layer.renderings,
-        "workers": workers,
-        **{f"{name}_ms": 1e3 * value for name, value in median.items()},
-        "layer_over_limit": median["layer"] / (median["bare"] / min(workers, cores())),
-        "original_over_layer": median["original"] / median["layer"],
-        "response_over_layer": median["response"] / median["layer"],
-        "share_of_step": median["layer"] / median["step"],
-        "layer_mb": layer_mb,
-        "original_mb": original_mb,
-    }
+    return [
+        {
+            "chain": chain.name,
+            "host": chain.host,
+            "mode": mode,
+            "batch": batch,
+            "parameters": count,
+            "renderings": renderings,
+            "workers": workers,
+            "layer_ms": 1e3 * median[f"layer {workers}"],
+            **{f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")},
+            "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
+            "original_over_layer": median["original"] / median[f"layer {workers}"],
+            "response_over_layer": median["response"] / median[f"layer {cores()}"],
+            "share_of_step": median[f"layer {cores()}"] / median["step"],
+            "layer_mb": layer_mb,
+            "original_mb": original_mb,
+        }
+        for workers in layers
+    ]
+
+
+def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, described: str) -> Dict[str, float]:
+    for run in contenders.values():
+        run()
+    times: Dict[str, List[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    with tqdm(desc=described, unit="round", leave=False) as progress:
+        while progress.n < _LEAST_ROUNDS or time.perf_counter() < end:
+            for name, run in contenders.items():
+                turn_ends = time.perf_counter() + _TURN_SECONDS
+                times[name].append(_timed(run))
+                while time.perf_counter() < turn_ends:
+                    times[name].append(_timed(run))
+            progress.update()
+    return {name: statistics.median(of) for name, of in times.items()}
 
 
 def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[], None]:

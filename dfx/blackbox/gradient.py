@@ -195,7 +195,7 @@ class Estimator:
         """The vector-Jacobian product, ``(batch, frames, P)``.
 
         Args:
-            measured: from :meth:`measure`, of the whole batch.
+            measured: from :meth:`measure`, of all examples in ``points``.
             points: where was rendered.
         """
         if self._response is None:
@@ -206,8 +206,16 @@ class Estimator:
         guess = self._response.predict(measured.cells)
         rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, guess)
         deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)
-        self._response.learn(measured.cells, points.steps)
         return guess + self.options.deviation * deviation
+
+    def learn(self, cells: Cells, steps: np.ndarray) -> None:
+        """Takes in what a step has shown, after its estimate.
+
+        Args:
+            cells: what was measured, of the whole batch.
+            steps: ``Points.steps``, of the whole batch.
+        """
+        self._response.learn(cells, steps)
 
     def state_dict(self) -> Dict[str, Any]:
         return {} if self._response is None else self._response.state_dict()

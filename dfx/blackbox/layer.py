@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dfx import ranks
 from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
 from dfx.blackbox.isolation import in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers, cores
+from dfx.blackbox.response import Cells
 from dfx.effects import ChainSpec, RenderError
-from dfx.effects.probe import dead_parameters
+from dfx.effects.probe import ROUNDING, dead_parameters
 
 _PROBE_SECONDS = 300.0
 """How long a probe may take in a process of its own; for the largest chains it takes a few."""
@@ -93,7 +95,9 @@ class EffectLayer(nn.Module):
             rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restart)
             return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
-        directions = self._perturbation.next(restart, *nominal.shape[1:])
+        # Drawn for all ranks: how the directions of a batch stand to each other is what makes them good.
+        of_all = torch.from_numpy(ranks.gather(restart.numpy()))
+        directions = self._perturbation.next(of_all, *nominal.shape[1:])[ranks.own_rows(len(of_all))]
         points = self._estimator.points(nominal, directions.numpy(), self.progress)
         rendered = self._render(self._training_lanes, audio, points.where, restart)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
@@ -109,23 +113,60 @@ class EffectLayer(nn.Module):
             return in_process(dead_parameters, self.chain, seconds=_PROBE_SECONDS)
         return dead_parameters(self.chain)
 
+    @torch.no_grad()
+    def sensitivity(self, input: Tensor, parameters: Tensor, step: float = 0.05) -> np.ndarray:
+        """What each parameter does to the sound where it stands.
+
+        Live effects of their own render, so that training and validation go on as if nothing had been.
+
+        Args:
+            input: ``(channels, samples)``, heard from a fresh start.
+            parameters: ``(frames, P)`` in [0, 1], each frame for an equal part of the samples.
+            step: how far every parameter is moved in turn, in shares of its range.
+
+        Returns:
+            ``(P,)``: the level of what the step changes, relative to the output, in dB; minus infinity where nothing
+            changes but the last bits.
+
+        Raises:
+            RenderError: if an effect fails.
+        """
+        nominal = parameters.to("cpu", torch.float64).numpy()
+        count = nominal.shape[1]
+        moved = np.repeat(nominal[None], count + 1, axis=0)
+        # Inwards, where there always is room.
+        each = np.arange(count)
+        moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
+        audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
+        lanes = make_lanes(self.chain, 1, self._rendering)
+        try:
+            rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]
+        finally:
+            lanes.close()
+        change = np.sqrt(np.square(rendered[1:] - rendered[0], dtype=np.float64).mean(axis=(1, 2)))
+        level = np.sqrt(np.square(rendered[0], dtype=np.float64).mean())
+        change[change <= ROUNDING * level] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(change > 0, 20 * np.log10(change / level), -np.inf)
+
     def end_excerpts(self) -> None:
         """Says that every training lane restarts with its next frame: there is no state to keep."""
         self._training_lanes.end_excerpts()
 
     def streaming_state(self) -> Dict[str, Any]:
-        """The state of directions, estimator and training lanes, for a checkpoint."""
+        """The state of directions, estimator and the training lanes of all ranks, for a checkpoint."""
         return {
             "perturbation": self._perturbation.state_dict(),
             "estimator": self._estimator.state_dict(),
-            "lanes": self._training_lanes.state_dict(),
+            "lanes": {"history": ranks.join(self._training_lanes.state_dict()["history"])},
         }
 
     def load_streaming_state(self, state: Dict[str, Any]) -> None:
         """Continues where :meth:`streaming_state` was taken."""
         self._perturbation.load_state_dict(state["perturbation"])
         self._estimator.load_state_dict(state["estimator"])
-        self._training_lanes.load_state_dict(state["lanes"])
+        history = state["lanes"]["history"]
+        self._training_lanes.load_state_dict({"history": history[ranks.own_rows(len(history))]})
 
     def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
         """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
@@ -136,7 +177,11 @@ class EffectLayer(nn.Module):
             parts[rows.start] = self._estimator.measure(grad_output[block], rendered[block], points.where.shape[2])
 
         self._workers.share(work, len(rendered))
-        return self._estimator.estimate(Measured.joined([parts[first] for first in sorted(parts)]), points)
+        measured = Measured.joined([parts[first] for first in sorted(parts)])
+        gradient = self._estimator.estimate(measured, points)
+        if measured.cells is not None:
+            self._estimator.learn(Cells(*map(ranks.gather, measured.cells)), ranks.gather(points.steps))
+        return gradient
 
     def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:
         return lanes.render(audio, self.chain.space.denormalize(where), restart.numpy())

@@ -1,5 +1,13 @@
 """What a run shows in Weights & Biases, and on disk."""
 
-from dfx.callbacks.run_folder import RunFolder
+from dfx.callbacks.checkpoints import MidEpochCheckpoint, Stopped, StopOnSignal, WholeCheckpoints, last_checkpoint
+from dfx.callbacks.excerpts import Excerpts, LoggingOptions
+from dfx.callbacks.health import Health
+from dfx.callbacks.history import History, best_row, read_history
+from dfx.callbacks.run_folder import RunFolder, versions
+from dfx.callbacks.wandb_run import WandbRun
 
-__all__ = ["RunFolder"]
+__all__ = [
+    "Excerpts", "Health", "History", "LoggingOptions", "MidEpochCheckpoint", "RunFolder", "Stopped", "StopOnSignal",
+    "WandbRun", "WholeCheckpoints", "best_row", "last_checkpoint", "read_history", "versions",
+]  # fmt: skip

@@ -30,6 +30,9 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             write_json(self.folder / "versions.json", versions())
@@ -61,7 +64,12 @@ def versions() -> Dict[str, str]:
 
 
 def write_json(path: Path, content: object) -> None:
+    """Replaces a file by new content, as :func:`write_text`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
     """Replaces a file by new content at once: a run that is killed leaves the old or the new."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
     partial.replace(path)

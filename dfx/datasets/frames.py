@@ -177,15 +177,17 @@ class TrainingLanes(Sampler[List[Step]]):
 
     Args:
         sampler: the excerpts. Lightning finds ``set_epoch`` by this name.
-        batch_size: how many lanes.
+        batch_size: how many lanes, of all ranks together.
+        own: which of the lanes to load; by default all.
 
     ``first_batch`` leaves out what comes before it, in the next epoch only.
     """
 
-    def __init__(self, sampler: Excerpts, batch_size: int) -> None:
+    def __init__(self, sampler: Excerpts, batch_size: int, own: slice = slice(None)) -> None:
         self.sampler = sampler
         self.first_batch = 0
         self._batch_size = batch_size
+        self._own = own
 
     def __len__(self) -> int:
         return max(1, self.sampler.total_steps // self._batch_size)
@@ -201,7 +203,7 @@ class TrainingLanes(Sampler[List[Step]]):
                     lane.extend(Step(excerpt, index) for index in reversed(range(excerpt.steps)))
             steps = [lane.pop() for lane in lanes]
             if batch >= first:
-                yield steps
+                yield steps[self._own]
 
     def _endless(self) -> Iterator[Excerpt]:
         while True:

@@ -7,8 +7,9 @@ from typing import Any, Dict, Optional, Sequence
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
+from dfx import ranks
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
-from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
+from dfx.datasets.pairs import SPLITS, DataError, Pair, check_audio, find_pairs
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 
 
@@ -25,7 +26,7 @@ class PairedAudio(pl.LightningDataModule):
         augmentation: what is done to the excerpts of training, and with a fixed seed of validation.
         rows: which rows of the manifest to take, by patterns for some of its columns, for instance
             ``{speaker: "anna*"}``.
-        batch_size: lanes.
+        batch_size: lanes; of all processes together, where a run has several. Each trains its own, and validates all.
         excerpt_seconds: how long a lane stays with one part of a file; none for whole files.
         check_audio: decode every file before training, to find silent and broken ones.
         num_workers: processes that read; 0 reads between the steps.
@@ -71,6 +72,11 @@ class PairedAudio(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Finds and checks the pairs, once."""
+        if self.batch_size % ranks.count():
+            raise DataError(
+                f"batch_size is {self.batch_size}, which {ranks.count()} processes cannot share out evenly: "
+                f"make it a multiple of {ranks.count()}"
+            )
         if self.splits:
             return
         splits = find_pairs(self.root, self.seed, self.rows)
@@ -79,7 +85,7 @@ class PairedAudio(pl.LightningDataModule):
         self.splits = splits
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
-            if shorter:
+            if shorter and ranks.is_first():
                 seconds = self.window.context_samples / self.sample_rate
                 print(
                     f"{shorter} of {len(pairs)} {split} pairs are shorter than the encoder's context "
@@ -87,7 +93,8 @@ class PairedAudio(pl.LightningDataModule):
                 )
 
     def train_dataloader(self) -> DataLoader:
-        lanes = TrainingLanes(self._excerpts("train", shuffle=True), self.batch_size)
+        excerpts = self._excerpts("train", shuffle=True)
+        lanes = TrainingLanes(excerpts, self.batch_size, ranks.own_rows(self.batch_size))
         # Only the epoch that is resumed begins later.
         lanes.first_batch, self._first_batch = self._first_batch, 0
         self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)

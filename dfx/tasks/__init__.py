@@ -65,7 +65,8 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+        fault = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {fault}") from None
     if not isinstance(checkpoint, dict) or "dfx" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint that dfx has written")
     return checkpoint

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from dfx import ranks
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
@@ -76,7 +77,7 @@ class Task(pl.LightningModule):
 
     A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
     window.samples)``, and ``restart``, bool ``(batch,)``. A task is in one of its stages, the last to begin
-    with: ``chain`` and ``window`` are that stage's.
+    with: ``chain`` and ``window`` are that stage's, and ``first_step`` is the number of steps before it.
 
     Args:
         effects: the chain, in the order of the signal: for each effect the arguments of
@@ -132,6 +133,7 @@ class Task(pl.LightningModule):
         self._rendering = rendering
         self._window = Window(context_samples, frame_samples, frames=frames_per_step)
         self.stages = self._make_stages()
+        self.first_step = 0
         # Here first, with the whole chain: one that cannot be built fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
         self.encoder = Encoder(self.whole_chain.space.defaults, sample_rate, encoder, context_samples, frame_samples)
@@ -212,11 +214,13 @@ class Task(pl.LightningModule):
         return self.encoder(context)[..., : len(self.chain.parameters)]
 
     def _loss_of(self, batch: Dict[str, Tensor]) -> Tensor:
+        # In training, each of several processes has a part of the batch; in validation, all have all of it.
+        whole = ranks.all_rows if self.training else lambda rows: rows
         if not self.stage.renders:
             parameters = self.encoder(self.window.context(batch["input"]))
-            return (parameters - self.defaults).square().mean()
+            return (whole(parameters) - self.defaults).square().mean()
         output, _ = self(batch["input"], batch["restart"])
-        return self.loss(output, self.window.delayed_step(batch["target"]))
+        return self.loss(whole(output), whole(self.window.delayed_step(batch["target"])))
 
     def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._loss_of(batch)
@@ -230,6 +234,7 @@ class Task(pl.LightningModule):
         Raises:
             EffectError: if there are any, by name.
         """
+        ranks.normalize_all_rows(self.encoder)
         if stage != "fit" or self.keep_dead_parameters:
             return
         # All of them, whatever the stage: not after days of training the first.
@@ -250,7 +255,9 @@ class Task(pl.LightningModule):
     def on_fit_start(self) -> None:
         per_frame = self.effect_layer.renderings if self.stage.renders else 0
         where = f"{self.stage.name}: " if len(self.stages) > 1 else ""
-        print(f"{where}{len(self.chain.parameters)} trained parameters; {per_frame} renderings an example and frame")
+        if ranks.is_first():
+            trained = len(self.chain.parameters)
+            print(f"{where}{trained} trained parameters; {per_frame} renderings an example and frame")
         for logger in self.loggers:
             logger.log_hyperparams({"renderings_per_example": per_frame})
 
@@ -263,10 +270,11 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
         size = len(batch["input"])
-        self.log("validation/loss", self._loss_of(batch), prog_bar=True, batch_size=size)
+        # The same on all ranks but for their machines' rounding, and yet they must decide alike.
+        self.log("validation/loss", self._loss_of(batch), prog_bar=True, batch_size=size, sync_dist=True)
         if self.stage.renders:
             input, target = (self.window.delayed_step(batch[side]) for side in ("input", "target"))
-            self.log("validation/loss_of_input", self.loss(input, target), batch_size=size)
+            self.log("validation/loss_of_input", self.loss(input, target), batch_size=size, sync_dist=True)
 
     def on_validation_end(self) -> None:
         # Not left to Lightning, which steps after the checkpoint of the epoch: it would resume without.
@@ -323,7 +331,9 @@ class Task(pl.LightningModule):
             "arguments": self.arguments,
             "data": getattr(data, "arguments", {}),
             "streaming": self.effect_layer.streaming_state(),
+            "ranks": ranks.count(),
             "stage": self.stages.index(self.stage),
+            "first_step": self.first_step,
             "stage_has_ended": self.trainer.should_stop,
         }
 
@@ -333,6 +343,12 @@ class Task(pl.LightningModule):
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.window = self.window
         if self.trainer.state.fn == "fit":
+            theirs = saved.get("ranks", 1)
+            if theirs != ranks.count():
+                raise CheckpointError(
+                    f"the run was trained in {theirs} processes and cannot go on in {ranks.count()}, to the bit: "
+                    f"resume it in {theirs}"
+                )
             self.effect_layer.load_streaming_state(saved["streaming"])
             # Lightning forgets that a run was stopped early, and would train for another epoch.
             self.trainer.should_stop = saved["stage_has_ended"]

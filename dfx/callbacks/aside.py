@@ -1,0 +1,50 @@
+"""Work beside the training: it costs little, and its failure costs nothing."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from typing import Any, Callable, Set
+
+
+class Aside:
+    """A decorator for what only logs. It sums up the time that is spent so, and an error becomes a warning, once.
+
+    Attributes:
+        seconds: that this process has spent on logging so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+        self._warned: Set[str] = set()
+
+    def __call__(self, method: Callable) -> Callable:
+        name = method.__qualname__
+
+        @functools.wraps(method)
+        def beside(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            self._depth += 1
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                if name not in self._warned:
+                    self._warned.add(name)
+                    message = f"logging has failed, and the run goes on: {name}: {in_one_line(error)}"
+                    warnings.warn(message, stacklevel=2)
+            finally:
+                self._depth -= 1
+                # What one such method spends in another is counted once.
+                if not self._depth:
+                    self.seconds += time.perf_counter() - start
+
+        return beside
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+aside = Aside()

@@ -1,0 +1,69 @@
+"""What tests/test_ddp.py runs in one process and in several: a few steps, whose gradients it keeps.
+
+    python tests/several_ranks.py PAIRS FOLDER BACKBONE LOSS PROCESSES
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytorch_lightning as pl
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from dfx.blackbox import GradientOptions  # noqa: E402
+from dfx.datasets import PairedAudio  # noqa: E402
+from dfx.encoder import EncoderOptions  # noqa: E402
+from dfx.losses import LossOptions  # noqa: E402
+from dfx.tasks import TubeAmp  # noqa: E402
+from dfx.tasks.task import OptimizerOptions  # noqa: E402
+
+
+class Kept(pl.Callback):
+    """What a rank hears, and the gradients that all of them arrive at."""
+
+    def __init__(self) -> None:
+        self.heard: List[torch.Tensor] = []
+        self.directions: List[torch.Tensor] = []
+        self.gradients: List[Dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Dict[str, torch.Tensor], _: int) -> None:
+        self.heard.append(batch["input"].clone())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, model: Any, optimizer: Any) -> None:
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        self.directions.append(model.effect_layer._perturbation._held.clone())
+
+
+def main(pairs: str, folder: str, backbone: str, loss: str, processes: int) -> None:
+    pl.seed_everything(0, verbose=False)
+    model = TubeAmp(
+        [
+            {"effect": "pedalboard:Compressor", "train": {"threshold_db": None, "ratio": None}},
+            {"effect": "pedalboard:Distortion", "train": {"drive_db": [0, 30]}},
+        ],
+        context_samples=4096, frame_samples=1024, frames_per_step=2,
+        encoder=EncoderOptions(backbone, 0.1, start_at_defaults=False), loss=LossOptions(loss, fft_sizes=[512, 256]),
+        # So small that the weights stay, and the gradients of later steps can be compared too.
+        optimizer=OptimizerOptions(1e-7, "constant"),
+        gradient=GradientOptions(control_variate="response", deviation=0.5),
+    )  # fmt: skip
+    data = PairedAudio(pairs, 22050, 1, model.window, batch_size=4, excerpt_seconds=0.2, check_audio=False)
+    kept = Kept()
+    trainer = pl.Trainer(
+        accelerator="cpu", strategy="ddp" if processes > 1 else "auto", devices=processes, max_epochs=1,
+        limit_train_batches=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[kept],
+        # Batch normalization over a few rows magnifies the rounding of single precision.
+        precision="64-true", default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    metrics = {name: value.clone() for name, value in trainer.callback_metrics.items()}
+    buffers = {name: value for name, value in model.encoder.named_buffers() if "running" in name}
+    lists = {name: getattr(kept, name) for name in ("heard", "directions", "gradients")}
+    torch.save({**lists, "metrics": metrics, "buffers": buffers}, f"{folder}/rank_{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5], int(sys.argv[5]))

@@ -1,0 +1,155 @@
+"""Runs at a glance: that the dashboard shows what runs log, and that a summary holds all of it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dfx.callbacks import read_history
+from dfx.dashboard.__main__ import main
+from dfx.dashboard.summary import find_runs, write_summary
+from dfx.dashboard.workspace import CURVES, make_workspace
+from dfx.errors import UserError
+from tests.test_callbacks import merged, records
+
+ROOT = Path(__file__).parent.parent
+PREFIXES = ("train", "validation", "gradient", "parameters", "speed", "test", "media", "tables")
+
+
+@pytest.fixture(scope="module")
+def ablation(logged_run, tmp_path_factory) -> Path:
+    """Two runs that differ in one option, one of which has not been evaluated."""
+    folder = tmp_path_factory.mktemp("ablation")
+    for name, sides in (("one_side", 1), ("two_sides", 2)):
+        shutil.copytree(logged_run, folder / name, ignore=shutil.ignore_patterns("wandb"))
+        path = folder / name / "resolved_config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["model"]["init_args"]["gradient"]["sides"] = sides
+        config["run"]["name"] = name
+        path.write_text(yaml.safe_dump(config))
+    shutil.rmtree(folder / "two_sides" / "evaluation")
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page loads, its text, and the rows of its tables."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.sources, self.players, self.rows, self.words = [], 0, [], []
+        self._in_cell = False
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        self.players += tag == "audio"
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, text) -> None:
+        self.words.append(text)
+        if self._in_cell:
+            self.rows[-1][-1] += text
+
+
+def spec(**options) -> dict:
+    return make_workspace("entity", "project", **options)._to_model().model_dump(by_alias=True, exclude_none=True)
+
+
+def test_every_metric_that_the_workspace_names_is_logged_by_a_run(logged_run):
+    named = set(re.findall(rf'"((?:{"|".join(PREFIXES)})/[^"]+|lr-[^"]+)"', json.dumps(spec())))
+    logged = merged(records(logged_run))
+    assert len(named) == 28
+    for name in named:
+        assert name in logged or any(key.startswith(f"{name}.") for key in logged), name
+
+
+def test_the_workspace_has_a_section_for_every_question_with_its_panels():
+    bank = spec()["spec"]["section"]["panelBankConfig"]
+    sections = {section["name"]: section["panels"] for section in bank["sections"]}
+    for name, panels in CURVES.items():
+        assert [panel["config"]["metrics"] for panel in sections[name]] == [list(panel.metrics) for panel in panels]
+    kinds = {panel["viewType"] for panels in sections.values() for panel in panels}
+    assert kinds == {"Run History Line Plot", "Bar Chart", "Media Browser", "Run Comparer", "Weave"}
+
+
+def test_the_workspace_shows_an_ablation_as_its_group_with_a_line_for_each_arm():
+    (runs,) = spec(group="an_ablation", by="model.init_args.gradient.directions")["spec"]["section"]["runSets"]
+    (only,) = runs["filters"]["filters"]
+    assert (only["key"]["name"], only["op"], only["value"]) == ("group", "=", "an_ablation")
+    assert runs["grouping"] == [{"section": "config", "name": "model.value.init_args.gradient.directions"}]
+
+
+def test_without_its_library_the_workspace_says_what_to_install():
+    code = (
+        "import sys; sys.modules['wandb_workspaces'] = None\n"
+        "from dfx.dashboard.workspace import make_workspace; make_workspace('entity', 'project')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and "UserError: the workspace needs wandb-workspaces: pip install" in ended.stderr
+
+
+def test_a_summary_holds_all_that_it_shows(logged_run, tmp_path):
+    page = Page(write_summary([logged_run], tmp_path / "summary.html"))
+    assert all(source.startswith("data:") for source in page.sources)
+    media = list((logged_run / "media").glob("*/*.flac"))
+    assert page.players == len(media) == 18
+    figures = sum(len(panels) for panels in CURVES.values()) + len(list((logged_run / "media").glob("*/*.png")))
+    assert sum(source.startswith("data:image/") for source in page.sources) == figures
+
+
+def test_a_summary_shows_losses_parameters_and_versions_as_the_run_has_them(logged_run, tmp_path):
+    page = Page(write_summary([logged_run], tmp_path / "summary.html"))
+    tested = json.loads((logged_run / "evaluation" / "metrics.json").read_text())
+    best = min(row["validation/loss"] for row in read_history(logged_run) if "validation/loss" in row)
+    rows = {row[0]: row for row in page.rows if row}
+    assert rows["smoke"][1] == "10" and rows["smoke"][3:5] == [f"{best:.4g}", f"{tested['output']['loss']:.4g}"]
+    assert rows["input"][4] == f"{tested['input']['loss']:.4g}"
+    assert rows["distortion.drive_db"][2:4] == ["dB", "0 to 30"] and rows["gain.gain_db"][2:4] == ["dB", "-24 to 24"]
+    assert rows["torch"][1] == json.loads((logged_run / "versions.json").read_text())["torch"]
+
+
+def test_a_summary_of_an_ablation_shows_what_differs_and_nothing_else(ablation):
+    page = Page(write_summary([ablation]))
+    at = page.rows.index(["run", "model.init_args.gradient.sides"])
+    assert page.rows[at + 1 : at + 3] == [["one_side", "1"], ["two_sides", "2"]]
+    assert page.rows[2][:4] == ["two_sides", "10", page.rows[1][2], page.rows[1][3]] and page.rows[2][4] == "-"
+    # Of each, what it has come to.
+    assert page.players == 2 * 9
+
+
+def test_runs_are_found_by_their_folders_or_the_one_that_holds_them(ablation, logged_run):
+    assert [run.name for run in find_runs([ablation])] == ["one_side", "two_sides"]
+    assert [run.name for run in find_runs([ablation / "two_sides", logged_run])] == ["two_sides", "smoke"]
+
+
+def test_a_run_that_has_only_begun_has_a_summary(tmp_path):
+    (tmp_path / "resolved_config.yaml").write_text("run:\n  name: begun\n")
+    page = Page(write_summary([tmp_path]))
+    assert "Nothing has been logged yet." in page.text and "There are no media." in page.text
+
+
+def test_the_command_writes_the_summary_and_says_where(logged_run, tmp_path, capsys):
+    output = tmp_path / "page.html"
+    main(["summary", str(logged_run), "--output", str(output)])
+    assert capsys.readouterr().out.strip() == str(output) and output.stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("name, said", [("nowhere", "no such folder"), ("empty", "is not a run, and has none in it")])
+def test_folders_without_runs_are_refused(tmp_path, name, said):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=said):
+        write_summary([tmp_path / name])

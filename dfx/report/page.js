@@ -546,12 +546,16 @@ function drawCurves() {
       context.lineTo((width * end) / file.seconds, y(value));
     });
     context.stroke();
+    // The ends of the range, legible where the curve passes behind them.
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "right";
-    context.textBaseline = "top";
-    context.fillText(atEnd(parameter.high, parameter), width - 6, 2);
-    context.textBaseline = "bottom";
-    context.fillText(atEnd(parameter.low, parameter), width - 6, height - 2);
+    context.lineWidth = 7;
+    context.strokeStyle = getComputedStyle(document.body).getPropertyValue("--card");
+    for (const [value, baseline, top] of [[parameter.high, "top", 3], [parameter.low, "bottom", height - 3]]) {
+      context.textBaseline = baseline;
+      context.strokeText(atEnd(value, parameter), width - 6, top);
+      context.fillText(atEnd(value, parameter), width - 6, top);
+    }
   }
 }
 

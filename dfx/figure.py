@@ -52,7 +52,7 @@ def draw_rendering(
         raise ValueError(f"automation has {automation.shape[1]} columns for {len(parameters)} parameters")
     seconds = input.shape[1] / sample_rate
     heights = [1.2, 1.4, 1.4, *[0.8] * len(parameters)]
-    figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
+    figure = Figure(figsize=(7.5, sum(heights) + 0.6), dpi=80, layout="constrained")
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
     over_time, spectrograms, lanes = axes[0], axes[1:3], axes[3:]
 

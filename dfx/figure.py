@@ -51,8 +51,8 @@ def draw_rendering(
     if automation.shape[1] != len(parameters):
         raise ValueError(f"automation has {automation.shape[1]} columns for {len(parameters)} parameters")
     seconds = input.shape[1] / sample_rate
-    heights = [1.2, 1.4, 1.4, *[0.8] * len(parameters)]
-    figure = Figure(figsize=(7.5, sum(heights) + 0.6), dpi=80, layout="constrained")
+    heights = [1.1, 1.2, 1.2, *[0.8] * len(parameters)]
+    figure = Figure(figsize=(7.2, sum(heights) + 0.6), dpi=80, layout="constrained")
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
     over_time, spectrograms, lanes = axes[0], axes[1:3], axes[3:]
 

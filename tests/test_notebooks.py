@@ -19,7 +19,7 @@ def execute(name: str) -> str:
     """Runs a notebook as Jupyter does, in its folder; what it printed."""
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output["text"] for output in outputs if output["output_type"] == "stream")
 

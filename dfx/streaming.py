@@ -45,6 +45,9 @@ _HEARD_SAMPLES = 2**19
 _FRAMES = 32
 """How much the encoder hears at once, at most."""
 
+_FILTERED_SAMPLES = 2**16
+"""How much is filtered at once."""
+
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 1024, 16
 _STEP = 1 / 1000
 """How far parameters in [0, 1] may step between blocks, where those are not the shortest."""
@@ -351,7 +354,8 @@ def _render(
     options: StreamingOptions,
     bar: tqdm,
 ) -> None:
-    treatment = Treatment() if options.causal else task.treatment
+    if not options.causal and task.treatment.highpass_hz is not None:
+        recording = Recording(_filtered(recording, task.treatment))
     latency = chains[0].latency_samples
     # Hosts render no block faster than the first: where the parameters still rest, it is the longest.
     rest = max(_SHORTEST_BLOCK, int(curve.offset * curve.step))
@@ -360,7 +364,7 @@ def _render(
     for start in range(0, recording.samples + latency, chunk):
         stop = min(start + chunk, recording.samples + latency)
         curve.reach(max(0, start - latency), stop + longest)
-        audio = treatment.read_filtered(recording, start, stop - start, recording.sample_rate, recording.channels)
+        audio = recording.read(start, stop - start, recording.sample_rate, recording.channels)
         heard = np.ascontiguousarray(audio.numpy() * _gains(curve, start, stop))
         edges = _edges(curve, start, stop, longest)
         at = edges[:-1] if options.causal else (edges[:-1] + edges[1:]) / 2
@@ -378,6 +382,27 @@ def _render(
         if output.shape[1]:
             write(output)
         bar.update((min(stop, recording.samples) - min(start, recording.samples)) / recording.sample_rate)
+
+
+def _filtered(recording: Recording, treatment: Treatment) -> Stream:
+    """The recording after the treatment's high-pass, at its own rate.
+
+    In pieces of one length, whatever is asked for: an effect can make much of what is lost in rounding.
+    """
+    position, rate, channels = 0, recording.sample_rate, recording.channels
+    ready = np.zeros((channels, 0), dtype=np.float32)
+
+    def read(samples: int) -> np.ndarray:
+        nonlocal position, ready
+        while ready.shape[1] < samples:
+            piece = min(_FILTERED_SAMPLES, recording.samples - position)
+            audio = treatment.read_filtered(recording, position, piece, rate, channels).numpy()
+            ready = np.concatenate([ready, audio], axis=1)
+            position += piece
+        audio, ready = np.split(ready, [samples], axis=1)
+        return audio
+
+    return Stream(recording.path, rate, channels, recording.samples, read)
 
 
 def _gains(curve: _Curve, start: int, stop: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -24,12 +24,20 @@ class Automation:
         space: the parameters.
         times: of the points, in seconds, ascending, ``(points,)``.
         parameters: in [0, 1], ``(points, P)``.
+        input_gains_db: what the task's treatment amplifies the input by, ``(points,)``; by default nothing.
     """
 
-    def __init__(self, space: ParameterSpace, times: np.ndarray, parameters: np.ndarray) -> None:
+    def __init__(
+        self,
+        space: ParameterSpace,
+        times: np.ndarray,
+        parameters: np.ndarray,
+        input_gains_db: Optional[np.ndarray] = None,
+    ) -> None:
         self.space = space
         self.times = times
         self.parameters = parameters
+        self.input_gains_db = np.zeros(len(times)) if input_gains_db is None else input_gains_db
 
     @property
     def names(self) -> List[str]:
@@ -65,7 +73,7 @@ class Automation:
         Raises:
             UserError: for another suffix.
         """
-        check_suffix(path)
+        automation_files(path)
         if Path(path).suffix.lower() == ".csv":
             with open(path, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
@@ -97,10 +105,15 @@ class Automation:
         return found[0]
 
 
-def check_suffix(path: str) -> None:
-    """Raises a ``UserError`` where automation cannot be written to a file of this name."""
+def automation_files(path: str) -> List[str]:
+    """The file that :meth:`Automation.write` makes.
+
+    Raises:
+        UserError: for another suffix than ``.csv`` and ``.json``.
+    """
     if Path(path).suffix.lower() not in (".csv", ".json"):
         raise UserError(f"{path}: automation is written as .csv or .json")
+    return [path]
 
 
 def thinned(times: np.ndarray, values: np.ndarray, tolerance: float) -> Sequence[int]:

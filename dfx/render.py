@@ -2,7 +2,7 @@
 
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
-    python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py
+    python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
     sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
 
 The output has the length, sample rate, channels and bit depth of the input, and is aligned with it. Recordings may be
@@ -10,6 +10,11 @@ of any length, in any format that soundfile or pedalboard reads. Mono and stereo
 channels, each by a chain of its own, all with the same automation. What the task does to its audio (a high-pass, a
 loudness) is done here too. An output that exists is kept unless `--overwrite` is given, and one that would be
 incomplete is not left behind. Standard input is kept in a temporary file: it is heard more than once.
+
+`--automation` writes all parameters over time, in their units, as .csv or .json; `--preset` their medians over time as
+one setting of the chain, as .py or .json of pedalboard's effects, as .vstpreset, or as a folder .lv2; `--project` a
+REAPER project, .rpp, with the plugins and their envelopes, as far as REAPER has them. Each takes a path or, to lie
+beside the output under its name, a suffix alone.
 """
 
 from __future__ import annotations
@@ -18,14 +23,17 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from dfx.automation import Automation, check_suffix
+from dfx.automation import Automation, automation_files
+from dfx.effects import ChainSpec
 from dfx.errors import UserError
 from dfx.files import BIT_DEPTHS, PIPE, AudioWriter, Target, local, pairs_of, stream_array, stream_file
-from dfx.streaming import StreamingOptions, render_stream
+from dfx.presets import preset_files, write_preset
+from dfx.reaper import Take, project_files, write_project
+from dfx.streaming import StreamingOptions, native_chain, render_stream, together
 from dfx.tasks import Task, load_task
 
 
@@ -165,62 +173,97 @@ def main(arguments: Optional[List[str]] = None) -> None:
         UserError: for what cannot be rendered; with several files, after the others are.
     """
     options = _parser().parse_args(arguments)
-    extras = {name: getattr(options, name) for name in _EXTRAS if getattr(options, name)}
     pairs = pairs_of(options.input, options.output)
-    for name, path in extras.items():
-        _check_extra(name, path, pairs)
-    files = [{name: _beside(path, output) for name, path in extras.items()} for _, output in pairs]
-    for (input, output), others in zip(pairs, files):
-        for path in [output, *others.values()]:
-            check_output(input, path, options.overwrite)
-        if input != PIPE:
-            stream = stream_file(input)
-            stream.close()
-            Target.like(stream, output, options.bit_depth)
     model = load(options.checkpoint)
-    streaming = StreamingOptions(options.causal, options.own_level)
+    jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
     failed: Dict[str, str] = {}
-    for (input, output), others in zip(pairs, files):
+    for job in jobs:
         try:
             rendering = model.render_file(
-                input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
+                job.input,
+                job.output,
+                StreamingOptions(options.causal, options.own_level),
+                options.bit_depth,
+                options.overwrite,
+                not options.quiet,
             )
-            for name, path in others.items():
-                _EXTRAS[name](model, rendering, input, path)
+            for name, path in job.extras.items():
+                _EXTRAS[name].write(path, _take(model, rendering, job))
         except UserError as error:
-            if len(pairs) == 1:
+            if len(jobs) == 1:
                 raise
-            failed[input] = str(error)
+            failed[job.input] = str(error)
             continue
         if rendering.clipping:
             print(f"warning: {rendering.clipping}", file=sys.stderr)
     if failed:
         first = next(iter(failed.values()))
-        raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {', '.join(failed)}; {first}")
+        raise UserError(f"{len(failed)} of {len(jobs)} files could not be rendered: {', '.join(failed)}; {first}")
 
 
-def _write_automation(model: Model, rendering: FileRendering, input: str, path: str) -> None:
-    rendering.automation.write(path)
+class _Job(NamedTuple):
+    """A file to render, and what else to write, by the name of the option."""
+
+    input: str
+    output: str
+    extras: Dict[str, str]
 
 
-_EXTRAS: Dict[str, Any] = {"automation": _write_automation}
+def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
+    """Checks all that can be before long work."""
+    sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
+    if input != PIPE:
+        stream = stream_file(input)
+        stream.close()
+        Target.like(stream, output, options.bit_depth)
+        sample_rate, channels = stream.sample_rate, stream.channels
+    chain = native_chain(model.task, sample_rate, together(channels), input)
+    check_output(input, output, options.overwrite)
+    extras = {}
+    for name, extra in _EXTRAS.items():
+        path = getattr(options, name)
+        if not path:
+            continue
+        if _is_suffix(path):
+            if output == PIPE:
+                raise UserError(f"--{name} {path}: there is no output that it could lie beside; name a file")
+            path = str(Path(output).with_suffix(path))
+        elif is_one_of_many:
+            raise UserError(f"--{name} {path}: of several files, each has its own; give a suffix, such as .json")
+        if name == "project" and PIPE in (input, output):
+            raise UserError(f"--project {path}: a project is of files, and not of standard input or output")
+        if path in extras.values():
+            raise UserError(f"--{name} {path}: another option writes there too; give it another name")
+        for file in extra.files(path, chain):
+            check_output(input, file, options.overwrite)
+        extras[name] = path
+    return _Job(input, output, extras)
 
 
-def _beside(path: str, output: str) -> str:
-    """A bare suffix names a file beside the output."""
-    return str(Path(output).with_suffix(path)) if _is_suffix(path) else path
+def _take(model: Model, rendering: FileRendering, job: _Job) -> Take:
+    target = rendering.target
+    chain = native_chain(model.task, target.sample_rate, together(target.channels))
+    return Take(job.input, job.output, target.samples / target.sample_rate, chain, rendering.automation)
+
+
+class _Extra(NamedTuple):
+    """What can be written beside the output: which files at a path, or an error; and how."""
+
+    files: Callable[[str, ChainSpec], List[str]]
+    write: Callable[[str, Take], None]
+
+
+_EXTRAS = {
+    "automation": _Extra(
+        lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)
+    ),
+    "preset": _Extra(preset_files, lambda path, take: write_preset(path, take.chain, take.automation.median())),
+    "project": _Extra(project_files, write_project),
+}
 
 
 def _is_suffix(path: str) -> bool:
     return path.startswith(".") and "." not in path[1:] and "/" not in path and "\\" not in path
-
-
-def _check_extra(name: str, path: str, pairs: List[Any]) -> None:
-    check_suffix("any" + path if _is_suffix(path) else path)
-    if len(pairs) > 1 and not _is_suffix(path):
-        raise UserError(f"--{name} {path}: of several files, each has its own; give a suffix, such as .json")
-    if _is_suffix(path) and pairs[0][1] == PIPE:
-        raise UserError(f"--{name} {path}: there is no output file that it could lie beside; name a file")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -240,6 +283,8 @@ def _parser() -> argparse.ArgumentParser:
         "--automation", metavar="FILE",
         help="write all parameters over time, as .csv or .json; a bare suffix: beside the output, under its name",
     )  # fmt: skip
+    parser.add_argument("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
+    parser.add_argument("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser

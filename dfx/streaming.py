@@ -52,9 +52,6 @@ _LONGEST_BLOCK, _SHORTEST_BLOCK = 1024, 16
 _STEP = 1 / 1000
 """How far parameters in [0, 1] may step between blocks, where those are not the shortest."""
 
-MAX_CHANNELS = 2
-"""What one chain renders; of more channels, each has a chain of its own, with the same automation."""
-
 
 @dataclass(frozen=True)
 class StreamingOptions:
@@ -119,6 +116,11 @@ def render_stream(
         return curve.automation()
 
 
+def together(channels: int) -> int:
+    """How many channels one chain renders: two, or of more, one, each by a chain with the same automation."""
+    return channels if channels <= 2 else 1
+
+
 def native_chain(task: Task, sample_rate: int, channels: int, name: str = "the audio") -> ChainSpec:
     """The chain of a task at another rate, with the ranges that it was trained in.
 
@@ -144,9 +146,9 @@ def native_chain(task: Task, sample_rate: int, channels: int, name: str = "the a
 
 
 def _build_chains(task: Task, recording: Recording) -> List[Chain]:
-    together = recording.channels if recording.channels <= MAX_CHANNELS else 1
-    spec = native_chain(task, recording.sample_rate, together, recording.path)
-    return [spec.build() for _ in range(recording.channels // together)]
+    count = together(recording.channels)
+    spec = native_chain(task, recording.sample_rate, count, recording.path)
+    return [spec.build() for _ in range(recording.channels // count)]
 
 
 @contextlib.contextmanager
@@ -332,7 +334,8 @@ class _Curve:
     def automation(self) -> Automation:
         parameters = np.concatenate([batch.parameters for batch in self._known])
         times = (np.arange(len(parameters)) + self.offset) * self.step / self._sample_rate
-        return Automation(self._space, times, parameters)
+        gains_db = np.concatenate([batch.gains_db for batch in self._known])
+        return Automation(self._space, times, parameters, gains_db)
 
     def _between(self, points: np.ndarray, samples: np.ndarray) -> np.ndarray:
         places = np.clip(samples / self.step - self.offset - self._first, 0, len(points) - 1)
@@ -370,10 +373,10 @@ def _render(
         at = edges[:-1] if options.causal else (edges[:-1] + edges[1:]) / 2
         values = task.chain.space.denormalize(curve.parameters(at))
         output = np.empty_like(heard)
-        together = recording.channels // len(chains)
+        width = recording.channels // len(chains)
         for (first, last), of_block in zip(zip(edges[:-1] - start, edges[1:] - start), values):
             for index, chain in enumerate(chains):
-                part = slice(index * together, (index + 1) * together)
+                part = slice(index * width, (index + 1) * width)
                 output[part, first:last] = chain.render(np.ascontiguousarray(heard[part, first:last]), of_block)
         output = output[:, max(0, latency - start) :]
         if options.own_level:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pedalboard
+from pedalboard import PluginContainer
 
 from dfx.effects import ChainSpec, lv2, vst3
 from dfx.effects import pedalboard as built_in
@@ -136,7 +137,7 @@ def as_python(chain: ChainSpec, values: Dict[str, float]) -> str:
 def _code(plugin: Any) -> Iterator[str]:
     """The lines that make a plugin of pedalboard's, or a composite of them."""
     kind = type(plugin)
-    if kind in (pedalboard.Pedalboard, pedalboard.Mix):
+    if isinstance(plugin, PluginContainer):
         yield f"pedalboard.{kind.__name__}(["
         for part in plugin:
             *lines, last = _code(part)

@@ -133,12 +133,12 @@ def _track(
     yield "      POSITION 0"
     yield f"      LENGTH {take.seconds:.9g}"
     yield "      LOOP 0"
-    yield f'      NAME "{_plain(Path(file).name)}"'
+    yield f"      NAME {_quoted(Path(file).name)}"
     yield f"      VOLPAN 1 0 {gain:.9g} -1"
     yield "      SOFFS 0"
     yield f"      GUID {_guid(name + ' item')}"
     yield f"      <SOURCE {_SOURCES.get(Path(file).suffix.lower(), 'WAVE')}"
-    yield f'        FILE "{_relative(file, path)}"'
+    yield f"        FILE {_quoted(_relative(file, path))}"
     yield "      >"
     yield "    >"
     yield "  >"
@@ -230,6 +230,12 @@ def _states(preset: bytes) -> Tuple[str, bytes, bytes]:
 def _guid(name: str) -> str:
     """The same for the same name: a project written twice is the same."""
     return "{" + str(uuid.uuid5(uuid.NAMESPACE_URL, f"dfx:{name}")).upper() + "}"
+
+
+def _quoted(text: str) -> str:
+    """In the first of REAPER's quotation marks that the text does not hold."""
+    mark = next((mark for mark in "\"'`" if mark not in text), "`")
+    return mark + text.replace("`", "'") + mark if mark == "`" else mark + text + mark
 
 
 def _plain(text: str) -> str:

@@ -318,9 +318,7 @@ class AudioWriter:
         self._file.close()
         try:
             if kind is None and self.target.path == PIPE:
-                with open(self._path, "rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer)
-                sys.stdout.buffer.flush()
+                _to_standard_output(self._path)
             elif kind is None:
                 os.replace(self._path, self.target.path)
         finally:
@@ -335,6 +333,17 @@ class AudioWriter:
         over = 20 * np.log10(self.peak)
         what = "and is kept, in float" if self.target.subtype in _EXACT else f"{self.samples_over} samples are clipped"
         return f"{self.target.path}: the output peaks at {over:+.1f} dBFS: {what}"
+
+
+def _to_standard_output(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Python would complain again when it flushes on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DataError("standard output was closed before all was written") from None
 
 
 def pairs_of(input: str, output: str) -> List[Tuple[str, str]]:

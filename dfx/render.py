@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional
@@ -176,6 +177,10 @@ def main(arguments: Optional[List[str]] = None) -> None:
     pairs = pairs_of(options.input, options.output)
     model = load(options.checkpoint)
     jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
+    written = Counter(path for job in jobs for path in job.extras.values())
+    twice = [path for path, count in written.items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} would be written more than once: render the inputs of one name one by one")
     failed: Dict[str, str] = {}
     for job in jobs:
         try:
@@ -189,9 +194,9 @@ def main(arguments: Optional[List[str]] = None) -> None:
             )
             for name, path in job.extras.items():
                 _EXTRAS[name].write(path, _take(model, rendering, job))
-        except UserError as error:
+        except (UserError, OSError) as error:
             if len(jobs) == 1:
-                raise
+                raise UserError(error) from error
             failed[job.input] = str(error)
             continue
         if rendering.clipping:
@@ -232,8 +237,6 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
             raise UserError(f"--{name} {path}: of several files, each has its own; give a suffix, such as .json")
         if name == "project" and PIPE in (input, output):
             raise UserError(f"--project {path}: a project is of files, and not of standard input or output")
-        if path in extras.values():
-            raise UserError(f"--{name} {path}: another option writes there too; give it another name")
         for file in extra.files(path, chain):
             check_output(input, file, options.overwrite)
         extras[name] = path

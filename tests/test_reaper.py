@@ -45,7 +45,8 @@ def written(tmp_path):
 
 def test_a_project_holds_audio_and_plugins_as_an_independent_parser_reads_it(written):
     tracks = reaper_parser.parse(written[1]).project.tracks
-    assert [(track.name, track.muted) for track in tracks] == [("input through the chain", False), ("output of dfx", True)]
+    named = [(track.name, track.muted) for track in tracks]
+    assert named == [("input through the chain", False), ("output of dfx", True)]
     plugins = tracks[0].fx_chain.fxs
     assert [(fx.plugin.tag, fx.plugin.attrs[0], len(fx.envelopes)) for fx in plugins] == [
         ("VST", "VST3: ZamTube (Damien Zammit)", 1), ("LV2", "LV2: Calf Compressor", 2)

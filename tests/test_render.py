@@ -177,8 +177,9 @@ def test_at_the_models_rate_frames_get_the_parameters_that_evaluation_gives_them
 
 def test_the_encoder_hears_the_same_from_a_file_of_another_rate():
     n = np.arange(44100 * 2)
-    tones = sum(np.sin(2 * np.pi * hz * n / 44100) * np.cos(2 * np.pi * hz / 500 * n / 44100) for hz in (150, 900, 3000))
-    high = (0.1 * tones).astype(np.float32)
+    seconds = n / 44100
+    tones = [np.sin(2 * np.pi * hz * seconds) * np.cos(2 * np.pi * hz / 500 * seconds) for hz in (150, 900, 3000)]
+    high = (0.1 * sum(tones)).astype(np.float32)
     model = moving()
     low = model.render(high[::2], SAMPLE_RATE).automation
     np.testing.assert_allclose(model.render(high, 44100).automation.parameters, low.parameters, atol=0.02)
@@ -214,6 +215,29 @@ def test_memory_does_not_grow_with_the_recording():
         return most
 
     assert most_kept(90) < 1.01 * most_kept(30) < 26 * 44100
+
+
+def test_plugins_run_at_the_recordings_rate_in_chunks_too():
+    plugins = [EffectSpec("lv2:urn:zamaudio:ZamComp", train={"thr": None}), EffectSpec("vst3:ZamTube")]
+    audio = music(1.5, 44100, 2)
+    model = moving(plugins)
+    outputs = []
+    for chunk in (2048, 10**9):
+        parts = []
+        options = StreamingOptions(chunk_samples=chunk)
+        render_stream(model.task, lambda: stream_array(audio, 44100), parts.append, options)
+        outputs.append(np.concatenate(parts, axis=1))
+    assert outputs[0].shape == audio.shape and np.abs(outputs[0] - audio).max() > 0.01
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)
+
+
+def test_a_channel_of_many_is_rendered_as_if_alone_with_the_automation_of_all():
+    audio = music(1.0, 44100, 5)
+    model = moving()
+    together = model.render(audio, 44100)
+    assert together.audio.shape == audio.shape
+    heard = model.render(audio.mean(axis=0), 44100).automation
+    np.testing.assert_allclose(together.automation.parameters, heard.parameters, atol=1e-4)
 
 
 # --- time ----------------------------------------------------------------------------------------------
@@ -324,6 +348,22 @@ def test_a_folder_becomes_a_folder(checkpoint, tmp_path):
     main([checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), "--quiet", "--automation", ".json"])
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert found == ["a.json", "a.wav", "deep/b.flac", "deep/b.json"]
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_others_automation(checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / "in" / name, music(0.1).T, 44100)
+    with pytest.raises(UserError, match=r"a\.csv would be written more than once"):
+        main([checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), "--quiet", "--automation", ".csv"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "a.wav", music(0.1).T, 44100)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="file"):
+        main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "file" / "b.wav"), "--quiet"])
 
 
 def test_one_bad_file_of_a_folder_leaves_the_others_rendered(checkpoint, tmp_path):

@@ -1,67 +1,300 @@
-"""A whole recording through a trained model."""
+"""Recordings through a trained model, from the command line and from Python.
+
+    python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
+    python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
+    python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
+    sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
+
+The output has the length, sample rate, channels and bit depth of the input, and is aligned with it. Recordings may be
+of any length, in any format that soundfile or pedalboard reads. Mono and stereo are rendered by one chain; of more
+channels, each by a chain of its own, all with the same automation. What the task does to its audio (a high-pass, a
+loudness) is done here too. An output that exists is kept unless `--overwrite` is given, and one that would be
+incomplete is not left behind. Standard input is kept in a temporary file: it is heard more than once.
+
+`--automation` writes all parameters over time, in their units, as .csv or .json; `--preset` their medians over time as
+one setting of the chain, as .py or .json of pedalboard's effects, as .vstpreset, or as a folder .lv2; `--project` a
+REAPER project, .rpp, with the plugins and their envelopes, as far as REAPER has them. Each takes a path or, to lie
+beside the output under its name, a suffix alone.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, List, NamedTuple
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
-import torch
-from torch import Tensor
 
-if TYPE_CHECKING:
-    from dfx.tasks.task import Task
+from dfx.automation import Automation, automation_files
+from dfx.effects import ChainSpec
+from dfx.errors import UserError
+from dfx.files import BIT_DEPTHS, PIPE, AudioWriter, Target, local, pairs_of, stream_array, stream_file
+from dfx.presets import preset_files, write_preset
+from dfx.reaper import Take, project_files, write_project
+from dfx.streaming import StreamingOptions, native_chain, render_stream, together
+from dfx.tasks import Task, load_task
 
-_CHUNK = 64
-"""How many frames the encoder hears at once."""
 
-
-class Rendering(NamedTuple):
+@dataclass(frozen=True)
+class Rendering:
     """What a model makes of a recording.
 
     Args:
-        output: ``(channels, samples)``, aligned with the input.
-        automation: float64 ``(frames, P)``, the values of the parameters in their units.
+        audio: float32, of the input's shape, aligned with it.
+        sample_rate: in Hz.
+        automation: the parameters over time.
     """
 
-    output: Tensor
-    automation: np.ndarray
+    audio: np.ndarray
+    sample_rate: int
+    automation: Automation
 
 
-@torch.no_grad()
-def render(task: Task, audio: Tensor) -> Rendering:
-    """Renders ``audio`` frame by frame, as in training, from a fresh start; the latency is taken out.
+class Model:
+    """A trained model that renders recordings.
 
     Args:
-        task: the model; it is set to evaluation for the while.
-        audio: float32 ``(channels, samples)`` at the task's sample rate, with its channels, treated.
+        task: the model; it is set to evaluation.
     """
-    was_training = task.training
-    task.eval()
+
+    def __init__(self, task: Task) -> None:
+        self.task = task.eval()
+
+    def render(
+        self, audio: np.ndarray, sample_rate: int, causal: bool = False, own_level: bool = False, progress: bool = False
+    ) -> Rendering:
+        """Renders a recording in memory.
+
+        Args:
+            audio: ``(samples,)`` or ``(channels, samples)``, full scale at 1.
+            sample_rate: in Hz, any that the effects run at.
+            causal: parameters do not look ahead.
+            own_level: where the task brings its input to a loudness, undo that gain in the output.
+            progress: show a bar on stderr.
+
+        Raises:
+            UserError: if the audio is empty, not finite or of another shape, or if the chain cannot run at its rate.
+        """
+        audio = np.asarray(audio)
+        if not np.issubdtype(audio.dtype, np.floating):
+            raise UserError(f"the audio is of {audio.dtype}: give it in floating point, with full scale at 1")
+        if audio.ndim not in (1, 2) or audio.size == 0:
+            raise UserError(f"the audio has the shape {audio.shape}: it must be (samples,) or (channels, samples)")
+        channels = np.atleast_2d(audio)
+        if len(channels) > channels.shape[1]:
+            raise UserError(f"the audio has the shape {audio.shape}, (channels, samples): transpose it")
+        parts: List[np.ndarray] = []
+        options = StreamingOptions(causal, own_level)
+        automation = render_stream(
+            self.task, lambda: stream_array(channels, sample_rate), parts.append, options, progress
+        )
+        return Rendering(np.concatenate(parts, axis=1).reshape(audio.shape), sample_rate, automation)
+
+    def render_file(
+        self,
+        input: str,
+        output: str,
+        options: StreamingOptions = StreamingOptions(),
+        bit_depth: Optional[str] = None,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> FileRendering:
+        """Renders a file of any length.
+
+        Args:
+            input: its path, or ``-`` for standard input.
+            output: where to write, or ``-`` for standard output, as WAV; its suffix says the format.
+            options: how to render.
+            bit_depth: of the output, any of :data:`~dfx.files.BIT_DEPTHS`; by default the input's.
+            overwrite: replace an output that exists.
+            progress: show a bar on stderr.
+
+        Raises:
+            UserError: if the input cannot be read, the output cannot be written or exists, or the chain fails.
+        """
+        check_output(input, output, overwrite)
+        name = "standard input" if input == PIPE else input
+        with local(input) as path:
+            stream = stream_file(path, name)
+            stream.close()
+            target = Target.like(stream, output, bit_depth)
+            if output != PIPE:
+                Path(output).parent.mkdir(parents=True, exist_ok=True)
+            with AudioWriter(target) as writer:
+                automation = render_stream(
+                    self.task, lambda: stream_file(path, name), writer.write, options, progress
+                )
+        return FileRendering(target, automation, writer.clipping)
+
+
+@dataclass(frozen=True)
+class FileRendering:
+    """What was made of a file.
+
+    Args:
+        target: what was written.
+        automation: the parameters over time.
+        clipping: a sentence, where the output was louder than full scale.
+    """
+
+    target: Target
+    automation: Automation
+    clipping: Optional[str]
+
+
+def load(checkpoint: str) -> Model:
+    """The model of a checkpoint that ``train.py`` wrote.
+
+    Raises:
+        CheckpointError: if it cannot be used.
+    """
+    return Model(load_task(str(checkpoint)))
+
+
+def check_output(input: str, output: str, overwrite: bool) -> None:
+    """Raises a ``UserError`` where an output is its own input, or exists and is to be kept."""
+    if output == PIPE or not Path(output).exists():
+        return
+    if input != PIPE and Path(output).samefile(input):
+        raise UserError(f"{output} is the input: write to another file")
+    if not overwrite:
+        raise UserError(f"{output} exists: give --overwrite to replace it")
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """Runs the command line.
+
+    Raises:
+        UserError: for what cannot be rendered; with several files, after the others are.
+    """
+    options = _parser().parse_args(arguments)
+    pairs = pairs_of(options.input, options.output)
+    model = load(options.checkpoint)
+    jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
+    written = Counter(path for job in jobs for path in job.extras.values())
+    twice = [path for path, count in written.items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} would be written more than once: render the inputs of one name one by one")
+    failed: Dict[str, str] = {}
+    for job in jobs:
+        try:
+            rendering = model.render_file(
+                job.input,
+                job.output,
+                StreamingOptions(options.causal, options.own_level),
+                options.bit_depth,
+                options.overwrite,
+                not options.quiet,
+            )
+            for name, path in job.extras.items():
+                _EXTRAS[name].write(path, _take(model, rendering, job))
+        except (UserError, OSError) as error:
+            if len(jobs) == 1:
+                raise UserError(error) from error
+            failed[job.input] = str(error)
+            continue
+        if rendering.clipping:
+            print(f"warning: {rendering.clipping}", file=sys.stderr)
+    if failed:
+        first = next(iter(failed.values()))
+        raise UserError(f"{len(failed)} of {len(jobs)} files could not be rendered: {', '.join(failed)}; {first}")
+
+
+class _Job(NamedTuple):
+    """A file to render, and what else to write, by the name of the option."""
+
+    input: str
+    output: str
+    extras: Dict[str, str]
+
+
+def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
+    """Checks all that can be before long work."""
+    sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
+    if input != PIPE:
+        stream = stream_file(input)
+        stream.close()
+        Target.like(stream, output, options.bit_depth)
+        sample_rate, channels = stream.sample_rate, stream.channels
+    chain = native_chain(model.task, sample_rate, together(channels), input)
+    check_output(input, output, options.overwrite)
+    extras = {}
+    for name, extra in _EXTRAS.items():
+        path = getattr(options, name)
+        if not path:
+            continue
+        if _is_suffix(path):
+            if output == PIPE:
+                raise UserError(f"--{name} {path}: there is no output that it could lie beside; name a file")
+            path = str(Path(output).with_suffix(path))
+        elif is_one_of_many:
+            raise UserError(f"--{name} {path}: of several files, each has its own; give a suffix, such as .json")
+        if name == "project" and PIPE in (input, output):
+            raise UserError(f"--project {path}: a project is of files, and not of standard input or output")
+        for file in extra.files(path, chain):
+            check_output(input, file, options.overwrite)
+        extras[name] = path
+    return _Job(input, output, extras)
+
+
+def _take(model: Model, rendering: FileRendering, job: _Job) -> Take:
+    target = rendering.target
+    chain = native_chain(model.task, target.sample_rate, together(target.channels))
+    return Take(job.input, job.output, target.samples / target.sample_rate, chain, rendering.automation)
+
+
+class _Extra(NamedTuple):
+    """What can be written beside the output: which files at a path, or an error; and how."""
+
+    files: Callable[[str, ChainSpec], List[str]]
+    write: Callable[[str, Take], None]
+
+
+_EXTRAS = {
+    "automation": _Extra(
+        lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)
+    ),
+    "preset": _Extra(preset_files, lambda path, take: write_preset(path, take.chain, take.automation.median())),
+    "project": _Extra(project_files, write_project),
+}
+
+
+def _is_suffix(path: str) -> bool:
+    return path.startswith(".") and "." not in path[1:] and "/" not in path and "\\" not in path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m dfx.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a checkpoint that train.py wrote")
+    parser.add_argument("input", help="a file, a folder, or - for standard input")
+    parser.add_argument("output", help="a file, a folder, or - for standard output (WAV)")
+    parser.add_argument("--causal", action="store_true", help="parameters do not look ahead")
+    parser.add_argument(
+        "--own-level", action="store_true",
+        help="where the task brings its input to a loudness, undo that gain in the output",
+    )  # fmt: skip
+    parser.add_argument("--bit-depth", choices=BIT_DEPTHS, help="of the output; by default the input's")
+    parser.add_argument(
+        "--automation", metavar="FILE",
+        help="write all parameters over time, as .csv or .json; a bare suffix: beside the output, under its name",
+    )  # fmt: skip
+    parser.add_argument("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
+    parser.add_argument("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    return parser
+
+
+if __name__ == "__main__":
     try:
-        return _render(task, audio)
-    finally:
-        task.train(was_training)
-
-
-def _render(task: Task, audio: Tensor) -> Rendering:
-    window, latency = task.window, task.window.latency_samples
-    frame = window.frame_samples
-    frames = max(1, -(-(audio.shape[1] + latency) // frame))
-    after = dataclasses.replace(window, frames=frames).samples - window.before - audio.shape[1]
-    padded = torch.nn.functional.pad(audio, (window.before, after))
-
-    parameters: List[Tensor] = []
-    for first in range(0, frames, _CHUNK):
-        chunk = dataclasses.replace(window, frames=min(_CHUNK, frames - first))
-        context = chunk.context(padded[:, first * frame :])
-        parameters.append(task.encode(context[None].to(task.device))[0].cpu())
-    automation = task.chain.space.denormalize(torch.cat(parameters).numpy())
-    chain = task.chain.build()
-    heard = padded[:, window.before :].numpy()
-    outputs = [
-        chain.render(np.ascontiguousarray(heard[:, i * frame : (i + 1) * frame]), values)
-        for i, values in enumerate(automation)
-    ]
-    output = torch.from_numpy(np.concatenate(outputs, axis=1))
-    return Rendering(output[:, latency : latency + audio.shape[1]], automation)
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,38 +20,16 @@ class DataError(UserError):
     """Data that cannot be trained on; the message names the file, what is wrong, and the way out."""
 
 
-@dataclass(frozen=True)
-class AudioFile:
-    """An audio file's header.
+class Readable(ABC):
+    """Audio of which any window can be had at any sample rate.
 
-    Args:
-        path: of the file.
-        sample_rate: in Hz.
-        channels: how many.
-        samples: in each channel, at the file's own rate.
+    ``path`` names it in errors; ``sample_rate``, ``channels`` and ``samples`` are its own.
     """
 
     path: str
     sample_rate: int
     channels: int
     samples: int
-
-    @classmethod
-    def open(cls, path: str) -> AudioFile:
-        """Reads the header.
-
-        Raises:
-            DataError: if there is no such file, it is not audio, or it is empty.
-        """
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file")
-        try:
-            info = soundfile.info(str(path))
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{path} is not an audio file that can be read: {error.error_string}") from None
-        if info.frames == 0:
-            raise DataError(f"{path} holds no audio")
-        return cls(str(path), info.samplerate, info.channels, info.frames)
 
     @property
     def seconds(self) -> float:
@@ -82,10 +61,10 @@ class AudioFile:
             # the sinc, are resampled as the whole file would be.
             common = math.gcd(self.sample_rate, sample_rate)
             old, new = self.sample_rate // common, sample_rate // common
-            margin = math.ceil(_SINC_ZEROS * max(1.0, old / new) / (0.9 * old)) + 1
+            margin = math.ceil(SINC_ZEROS * max(1.0, old / new) / (0.9 * old)) + 1
             first, last = start // new - margin, -((start + samples) // -new) + margin
             audio = torchaudio.functional.resample(
-                self._read_native(first * old, last * old), old, new, lowpass_filter_width=_SINC_ZEROS
+                self._read_native(first * old, last * old), old, new, lowpass_filter_width=SINC_ZEROS
             )
             audio = audio[:, start - first * new :][:, :samples]
         if channels == 1:
@@ -93,6 +72,44 @@ class AudioFile:
         if self.channels not in (1, channels):
             raise DataError(f"{self.path} has {self.channels} channels where {channels} are wanted")
         return audio.expand(channels, -1).contiguous()
+
+    @abstractmethod
+    def _read_native(self, start: int, stop: int) -> Tensor:
+        """float32 ``(channels, stop - start)`` at its own rate, silent where there is none."""
+
+
+@dataclass(frozen=True)
+class AudioFile(Readable):
+    """An audio file's header.
+
+    Args:
+        path: of the file.
+        sample_rate: in Hz.
+        channels: how many.
+        samples: in each channel, at the file's own rate.
+    """
+
+    path: str
+    sample_rate: int
+    channels: int
+    samples: int
+
+    @classmethod
+    def open(cls, path: str) -> AudioFile:
+        """Reads the header.
+
+        Raises:
+            DataError: if there is no such file, it is not audio, or it is empty.
+        """
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+        try:
+            info = soundfile.info(str(path))
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{path} is not an audio file that can be read: {error.error_string}") from None
+        if info.frames == 0:
+            raise DataError(f"{path} holds no audio")
+        return cls(str(path), info.samplerate, info.channels, info.frames)
 
     def _read_native(self, start: int, stop: int) -> Tensor:
         first, last = max(start, 0), min(stop, self.samples)
@@ -108,4 +125,4 @@ class AudioFile:
         return torch.from_numpy(window)
 
 
-_SINC_ZEROS = 32
+SINC_ZEROS = 32

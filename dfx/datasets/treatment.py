@@ -12,7 +12,7 @@ import scipy.signal
 import torch
 from torch import Tensor
 
-from dfx.datasets.audio import AudioFile
+from dfx.datasets.audio import AudioFile, Readable
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError
 from dfx.metrics import SILENCE_LUFS, lufs
@@ -56,12 +56,13 @@ class Treatment:
 
     def read(self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int, side: Side) -> Tensor:
         """A window of the treated file, as :meth:`AudioFile.read`: the same whether read whole or in parts."""
-        audio = self._read_filtered(file, start, samples, sample_rate, channels)
+        audio = self.read_filtered(file, start, samples, sample_rate, channels)
         if side == "input" and self.input_lufs is not None:
             audio = audio * _gain_of_file(self, file, sample_rate, channels)
         return audio
 
-    def _read_filtered(self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
+    def read_filtered(self, file: Readable, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
+        """As :meth:`read`, but at the file's own level."""
         margin = self._margin(sample_rate)
         audio = self._highpass(
             file.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate
@@ -79,13 +80,21 @@ class Treatment:
         """``(channels, margin + samples + margin)`` to ``(channels, samples)``."""
         if self.highpass_hz is None:
             return audio
-        if self.highpass_hz >= sample_rate / 2:
-            raise UserError(f"highpass_hz is {self.highpass_hz:g}; at {sample_rate} Hz it must be below half of that")
-        sections = scipy.signal.butter(4, self.highpass_hz, "highpass", fs=sample_rate, output="sos")
+        sections = self.sections(sample_rate)
         forwards = scipy.signal.sosfilt(sections, audio.double().numpy())
         backwards = scipy.signal.sosfilt(sections, forwards[:, ::-1])[:, ::-1]
         margin = self._margin(sample_rate)
         return torch.from_numpy(backwards[:, margin : backwards.shape[1] - margin].astype(np.float32))
+
+    def sections(self, sample_rate: int) -> np.ndarray:
+        """The high-pass at a sample rate, as ``scipy.signal.sosfilt`` takes it.
+
+        Raises:
+            UserError: if the cutoff is not below half of the sample rate.
+        """
+        if self.highpass_hz >= sample_rate / 2:
+            raise UserError(f"highpass_hz is {self.highpass_hz:g}; at {sample_rate} Hz it must be below half of that")
+        return scipy.signal.butter(4, self.highpass_hz, "highpass", fs=sample_rate, output="sos")
 
     def _gain(self, audio: Tensor, sample_rate: int) -> float:
         if self.input_lufs is None:
@@ -96,7 +105,7 @@ class Treatment:
 
 @functools.lru_cache(maxsize=None)
 def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
-    audio = treatment._read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, channels)
+    audio = treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, channels)
     return treatment._gain(audio, sample_rate)
 
 

@@ -283,6 +283,20 @@ class ChainSpec:
         """The trained parameters of all effects, each named ``effect.parameter``."""
         return self.space.parameters
 
+    def settings(self, values: Mapping[str, float]) -> Dict[str, Dict[str, Any]]:
+        """Every control of every effect as it is set, by the effects' names.
+
+        Args:
+            values: of the trained parameters in their units, by ``effect.parameter``.
+        """
+        settings = {}
+        for recipe in self.recipes:
+            controls = _host(recipe.host).controls(recipe.effect, self.sample_rate, self.channels)
+            trained = {p.name: values[f"{recipe.name}.{p.name}"] for p in recipe.parameters}
+            defaults = {name: control.default for name, control in controls.items()}
+            settings[recipe.name] = {**defaults, **recipe.fixed, **trained}
+        return settings
+
     def build(self, watch: Optional[Watch] = None) -> Chain:
         """A live chain. Call it on the main thread: some hosts load plugins there only.
 

@@ -74,6 +74,16 @@ def list_plugins() -> Dict[str, str]:
     return names
 
 
+def plugin_name(uri: str) -> str:
+    """What a plugin calls itself."""
+    return _plugin(uri).name
+
+
+def port_value(name: str, symbol: str, value: Any, sample_rate: int, channels: int) -> float:
+    """The number that a control's port is set to for a value as it may stand in a config."""
+    return float(_number(controls(name, sample_rate, channels)[symbol], value))
+
+
 class Lv2Effect(Effect):
     """One plugin: one instance, or of a mono plugin one for every channel."""
 

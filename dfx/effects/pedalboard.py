@@ -15,7 +15,7 @@ stream, and what we do about it:
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pedalboard
@@ -107,11 +107,9 @@ class PedalboardEffect(Effect):
         plugins = []
         self._setters: List[Targets] = []
         for recipe in self._recipes:
-            definition = EFFECTS[recipe.effect]
-            plugin, targets = definition.make(self._sample_rate)
-            for control in definition.controls(self._sample_rate):
-                for part, attribute in targets[control.name]:
-                    _set(part, attribute, recipe.fixed.get(control.name, control.default))
+            controls_of_effect = EFFECTS[recipe.effect].controls(self._sample_rate)
+            defaults = {control.name: control.default for control in controls_of_effect}
+            plugin, targets = made(recipe.effect, {**defaults, **recipe.fixed}, self._sample_rate)
             self._setters += [targets[parameter.name] for parameter in recipe.parameters]
             plugins.append(plugin)
         self._values = [float("nan")] * len(self._setters)
@@ -120,6 +118,15 @@ class PedalboardEffect(Effect):
     def _measure_latency(self) -> int:
         silence = np.zeros((1, self._sample_rate), dtype=np.float32)
         return silence.shape[1] - self._board.process(silence, self._sample_rate, reset=False).shape[1]
+
+
+def made(effect: str, settings: Mapping[str, Any], sample_rate: int) -> Built:
+    """pedalboard's own plugin of an effect, with all controls set."""
+    built = EFFECTS[effect].make(sample_rate)
+    for name, value in settings.items():
+        for part, attribute in built.targets[name]:
+            _set(part, attribute, value)
+    return built
 
 
 def _set(part: Any, attribute: str, value: Any) -> None:

@@ -101,6 +101,41 @@ def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tu
     return [(PluginEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
 
 
+class Settled(NamedTuple):
+    """A plugin with its controls set.
+
+    Args:
+        path: of the file that it is in.
+        plugin: pedalboard's, live.
+        places: by control, the index of the plugin's parameter and its position in [0, 1].
+    """
+
+    path: str
+    plugin: Any
+    places: Dict[str, Tuple[int, float]]
+
+
+def settled(recipe: Recipe, values: Dict[str, float], sample_rate: int, channels: int) -> Settled:
+    """The plugin of a recipe, on the main thread, with what is fixed and the given values of what is trained."""
+    description = _describe(recipe.effect, sample_rate, channels)
+    plugin = _load(description.path, description.plugin_name)
+    places = {}
+    for name, value in {**recipe.fixed, **values}.items():
+        entry = description.entries[name]
+        places[name] = (entry.index, _position(entry, value))
+        plugin._parameters[entry.index].raw_value = places[name][1]
+    # Values reach what a plugin keeps of itself with a block.
+    plugin.process(np.zeros((description.channels, 64), dtype=np.float32), sample_rate, reset=False)
+    return Settled(description.path, plugin, places)
+
+
+def positions(recipe: Recipe, values: np.ndarray, sample_rate: int, channels: int) -> np.ndarray:
+    """Positions in [0, 1] of the trained parameters, both ``(points, P)``."""
+    entries = _describe(recipe.effect, sample_rate, channels).entries
+    of_values = Positions([entries[parameter.name].table for parameter in recipe.parameters])
+    return np.array([of_values(row) for row in values])
+
+
 class PluginEffect(Effect):
     """One plugin; or, where the plugin is mono and the audio is not, one for every channel.
 

@@ -21,7 +21,7 @@ from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
-from dfx.render import Rendering, render
+from dfx.tasks.framewise import Rendering, render
 
 
 @dataclasses.dataclass
@@ -299,7 +299,7 @@ class Task(pl.LightningModule):
         return self.treatment(audio.cpu(), self.chain.sample_rate)
 
     def render(self, audio: Tensor) -> Rendering:
-        """A whole recording that is treated already; see :mod:`dfx.render`.
+        """A whole recording that is treated already; see :mod:`dfx.tasks.framewise`.
 
         Args:
             audio: ``(channels, samples)`` at the task's sample rate, from :meth:`treat` or a data module.

@@ -1,0 +1,194 @@
+"""One setting of a chain for other programs: Python, JSON, VST3 presets and LV2 presets.
+
+======================  ================================================================================
+``NAME.py``             the chain as a ``pedalboard.Pedalboard``: built-in effects, VST3 and Audio Units
+``NAME.json``           every control of every effect, of whatever host
+``NAME.vstpreset``      the VST3 plugin of the chain; of several, ``NAME_EFFECT.vstpreset`` each
+``NAME.lv2``            a bundle with a preset for every LV2 plugin of the chain: goes into ``~/.lv2``
+======================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pedalboard
+from pedalboard import PluginContainer
+
+from dfx.effects import ChainSpec, lv2, vst3
+from dfx.effects import pedalboard as built_in
+from dfx.effects.effect import Recipe
+from dfx.errors import UserError
+
+_HOSTS = {
+    ".json": None,
+    ".py": ("pedalboard", "vst3", "au"),
+    ".vstpreset": ("vst3",),
+    ".lv2": ("lv2",),
+}
+"""Whose effects can be written as what; a chain's Python must hold them all."""
+
+
+def preset_files(path: str, chain: ChainSpec) -> List[str]:
+    """The files, or the bundle, that :func:`write_preset` makes.
+
+    Raises:
+        UserError: if a preset of this suffix cannot be made of the chain.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _HOSTS:
+        raise UserError(f"{path}: presets are written as {', '.join(_HOSTS)}")
+    if suffix == ".json":
+        return [path]
+    fitting = [recipe for recipe in chain.recipes if recipe.host in _HOSTS[suffix]]
+    hosts = " and ".join(f"{host}:" for host in _HOSTS[suffix])
+    if not fitting:
+        raise UserError(f"{path}: a {suffix} holds {hosts} effects, and the chain has none; .json holds all")
+    if suffix == ".py" and len(fitting) < len(chain.recipes):
+        other = next(recipe for recipe in chain.recipes if recipe not in fitting)
+        raise UserError(f"{path}: pedalboard cannot run {other.host}:{other.effect}; .json holds all effects")
+    if suffix == ".vstpreset" and len(fitting) > 1:
+        return [str(Path(path).with_name(f"{Path(path).stem}_{recipe.name}.vstpreset")) for recipe in fitting]
+    return [path]
+
+
+def write_preset(path: str, chain: ChainSpec, values: Dict[str, float]) -> None:
+    """Writes one setting; on the main thread, where the chain has plugins.
+
+    Args:
+        path: its suffix says the form.
+        chain: at the sample rate and with the channels that it is for.
+        values: of the trained parameters in their units, by ``effect.parameter``.
+
+    Raises:
+        UserError: as :func:`preset_files`.
+    """
+    files = preset_files(path, chain)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".json":
+        Path(path).write_text(json.dumps(_as_json(chain, values), indent=2) + "\n", encoding="utf-8")
+    elif suffix == ".py":
+        Path(path).write_text(as_python(chain, values), encoding="utf-8")
+    elif suffix == ".vstpreset":
+        for file, recipe in zip(files, (recipe for recipe in chain.recipes if recipe.host == "vst3")):
+            plugin = vst3.settled(recipe, _of(recipe, values), chain.sample_rate, chain.channels).plugin
+            Path(file).write_bytes(plugin.preset_data)
+    else:
+        _write_bundle(Path(path), chain, values)
+
+
+def _of(recipe: Recipe, values: Dict[str, float]) -> Dict[str, float]:
+    return {parameter.name: values[f"{recipe.name}.{parameter.name}"] for parameter in recipe.parameters}
+
+
+def _as_json(chain: ChainSpec, values: Dict[str, float]) -> Dict[str, Any]:
+    settings = chain.settings(values)
+    effects = [
+        {"effect": f"{recipe.host}:{recipe.effect}", "name": recipe.name, "settings": settings[recipe.name]}
+        for recipe in chain.recipes
+    ]
+    return {"sample_rate": chain.sample_rate, "channels": chain.channels, "effects": effects}
+
+
+# --- Python ------------------------------------------------------------------------------------------
+
+_HEAD = '''"""A chain of effects, set by dfx for {sample_rate} Hz.
+
+    board = make_board()
+    output = board(audio, sample_rate)
+"""
+
+import pedalboard
+'''
+
+_PLUGIN = '''
+
+def plugin(path, name, positions):
+    """A plugin with its controls at positions in [0, 1]."""
+    loaded = pedalboard.load_plugin(path, plugin_name=name)
+    for control, position in positions.items():
+        loaded.parameters[control].raw_value = position
+    return loaded
+'''
+
+
+def as_python(chain: ChainSpec, values: Dict[str, float]) -> str:
+    """A module with a function ``make_board``, which needs pedalboard and nothing else."""
+    settings = chain.settings(values)
+    lines: List[str] = []
+    for recipe in chain.recipes:
+        if recipe.host == "pedalboard":
+            made = built_in.made(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
+            code = list(_code(made))
+        else:
+            set_up = vst3.settled(recipe, _of(recipe, values), chain.sample_rate, chain.channels)
+            positions = {name: position for name, (_, position) in set_up.places.items()}
+            _, _, name = recipe.effect.partition("#")
+            code = [f"plugin({set_up.path!r}, {name or None!r}, {positions!r})"]
+        lines += [f"# {recipe.name}", *code[:-1], f"{code[-1]},"]
+    helper = "" if all(recipe.host == "pedalboard" for recipe in chain.recipes) else _PLUGIN
+    body = "\n".join(f"            {line}" for line in lines)
+    make = f"\n\ndef make_board():\n    return pedalboard.Pedalboard(\n        [\n{body}\n        ]\n    )\n"
+    return _HEAD.format(sample_rate=chain.sample_rate) + helper + make
+
+
+def _code(plugin: Any) -> Iterator[str]:
+    """The lines that make a plugin of pedalboard's, or a composite of them."""
+    kind = type(plugin)
+    if isinstance(plugin, PluginContainer):
+        yield f"pedalboard.{kind.__name__}(["
+        for part in plugin:
+            *lines, last = _code(part)
+            yield from (f"    {line}" for line in [*lines, f"{last},"])
+        yield "])"
+        return
+    names = [name for name in dir(kind) if isinstance(getattr(kind, name), property) and not name.startswith("_")]
+    names = [name for name in names if getattr(kind, name).fset is not None]
+    arguments = ", ".join(f"{name}={_literal(getattr(plugin, name))}" for name in names)
+    yield f"pedalboard.{kind.__name__}({arguments})"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (bool, int, float)):
+        return repr(value)
+    # A mode is a member of a class inside of its plugin's.
+    return f"pedalboard.{type(value).__qualname__}.{value.name}"
+
+
+# --- LV2 ---------------------------------------------------------------------------------------------
+
+_PREFIXES = """@prefix lv2: <http://lv2plug.in/ns/lv2core#> .
+@prefix pset: <http://lv2plug.in/ns/ext/presets#> .
+@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+"""
+
+
+def _write_bundle(folder: Path, chain: ChainSpec, values: Dict[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = chain.settings(values)
+    manifest = [_PREFIXES]
+    for recipe in chain.recipes:
+        if recipe.host != "lv2":
+            continue
+        head = f"a pset:Preset ;\n    lv2:appliesTo <{recipe.effect}> ;"
+        manifest.append(f"<{recipe.name}.ttl>\n    {head}\n    rdfs:seeAlso <{recipe.name}.ttl> .\n")
+        numbers = {
+            symbol: lv2.port_value(recipe.effect, symbol, value, chain.sample_rate, chain.channels)
+            for symbol, value in settings[recipe.name].items()
+        }
+        ports = " , ".join(
+            f'[\n        lv2:symbol "{symbol}" ;\n        pset:value {_decimal(number)}\n    ]'
+            for symbol, number in numbers.items()
+        )
+        label = json.dumps(f"{folder.stem}: {recipe.name}")
+        text = f"{_PREFIXES}\n<>\n    {head}\n    rdfs:label {label} ;\n    lv2:port {ports} .\n"
+        (folder / f"{recipe.name}.ttl").write_text(text, encoding="utf-8")
+    (folder / "manifest.ttl").write_text("\n".join(manifest), encoding="utf-8")
+
+
+def _decimal(number: float) -> str:
+    """As Turtle has decimals: with a point, and without an exponent."""
+    text = f"{number:.10f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text

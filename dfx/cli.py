@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import glob
@@ -12,7 +13,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, List, Literal, Mapping, Optional
+from typing import Any, Iterator, List, Literal, Mapping, Optional
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -72,7 +73,9 @@ class RunOptions:
 
 
 class Wandb(WandbLogger):
-    """Counts steps over all stages of a run; Lightning's trainers count those of their own.
+    """Counts steps over all stages of a run, where Lightning's trainers count those of their own; and does not end it.
+
+    W&B's own process waits for a server that is away. Should that process end, the run goes on without it.
 
     Attributes:
         first_step: how many steps the stages before have taken.
@@ -81,7 +84,25 @@ class Wandb(WandbLogger):
     first_step = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: Optional[int] = None) -> None:
-        super().log_metrics(metrics, None if step is None else self.first_step + step)
+        with self._unless_lost():
+            super().log_metrics(metrics, None if step is None else self.first_step + step)
+
+    def log_hyperparams(self, params: Any) -> None:
+        with self._unless_lost():
+            super().log_hyperparams(params)
+
+    @contextlib.contextmanager
+    def _unless_lost(self) -> Iterator[None]:
+        import wandb
+
+        try:
+            yield
+        except OSError as error:
+            self._experiment = wandb.init(mode="disabled", reinit="create_new")
+            print(
+                f"Weights & Biases has failed ({error}): the run goes on, and logs no more; what it had logged is in "
+                f"{self.save_dir}/wandb"
+            )
 
 
 class DfxCLI(LightningCLI):

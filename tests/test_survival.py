@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or find no room on the disk: nothing is lost, and they go on to the same bits."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+import wandb
 
 from dfx.cli import WandbLogger, main
 from dfx.tasks import Task
@@ -230,6 +232,7 @@ def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, mo
         do(asked, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
         ends(config)
     fit(config, *RESUME)
+    wandb.finish()
     assert logged == sorted(logged) and set(logged) == set(range(3 * 2 * STEPS_IN_EPOCH))
 
 
@@ -245,3 +248,23 @@ def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):  # noqa
     records = list((config.parent / "runs" / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(records) == 1 and records[0].stat().st_size > 0
     assert json.loads((config.parent / "runs" / "run" / "metrics.json").read_text())["step"] == 2 * STEPS_IN_EPOCH
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds W&B's process as Linux lists it")
+def test_a_run_goes_on_without_wandb_if_its_process_ends(config):  # noqa: F811
+    change(config, "wandb", mode="offline")
+    change(config, "trainer", log_every_n_steps=1, limit_train_batches=10)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "fit", "--config", str(config)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not last(config).exists() and process.poll() is None:
+        time.sleep(0.01)
+    for status in Path("/proc").glob("[0-9]*/status"):
+        # Others may end while their turn comes.
+        with contextlib.suppress(OSError):
+            if f"PPid:\t{process.pid}\n" in (said := status.read_text()) and "Name:\twandb-core" in said:
+                os.kill(int(status.parent.name), signal.SIGKILL)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "the run goes on, and logs no more" in out
+    assert checkpoints(config)["last.ckpt"]["dfx"]["stage"] == 2

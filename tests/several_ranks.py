@@ -1,6 +1,6 @@
 """What tests/test_ddp.py runs in one process and in several: a few steps, whose gradients it keeps.
 
-    python tests/several_ranks.py PAIRS FOLDER BACKBONE LOSS PROCESSES
+    python tests/several_ranks.py PAIRS FOLDER PROCESSES
 """
 
 import sys
@@ -36,7 +36,7 @@ class Kept(pl.Callback):
         self.directions.append(model.effect_layer._perturbation._held.clone())
 
 
-def main(pairs: str, folder: str, backbone: str, loss: str, processes: int) -> None:
+def main(pairs: str, folder: str, processes: int) -> None:
     pl.seed_everything(0, verbose=False)
     model = TubeAmp(
         [
@@ -44,7 +44,7 @@ def main(pairs: str, folder: str, backbone: str, loss: str, processes: int) -> N
             {"effect": "pedalboard:Distortion", "train": {"drive_db": [0, 30]}},
         ],
         context_samples=4096, frame_samples=1024, frames_per_step=2,
-        encoder=EncoderOptions(backbone, 0.1, start_at_defaults=False), loss=LossOptions(loss, fft_sizes=[512, 256]),
+        encoder=EncoderOptions(width=0.1, start_at_defaults=False), loss=LossOptions(fft_sizes=[512, 256]),
         # So small that the weights stay, and the gradients of later steps can be compared too.
         optimizer=OptimizerOptions(1e-7, "constant"),
         gradient=GradientOptions(control_variate="response", deviation=0.5),
@@ -66,4 +66,4 @@ def main(pairs: str, folder: str, backbone: str, loss: str, processes: int) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], int(sys.argv[5]))
+    main(*sys.argv[1:3], int(sys.argv[3]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 from dfx.cli import main
@@ -231,6 +232,7 @@ def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, mo
         do(asked, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
         ends(config)
     fit(config, *RESUME)
+    wandb.finish()
     assert logged == sorted(logged) and set(logged) == set(range(3 * 2 * STEPS_IN_EPOCH))
 
 

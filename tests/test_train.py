@@ -129,6 +129,15 @@ def test_help_explains_the_options():
         assert option in out
 
 
+def test_a_null_on_the_command_line_takes_back_what_a_config_says(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {class_path: TubeAmp, init_args: {optimizer: {patience: 3}}}")
+    options = ("--model.init_args.optimizer.patience", "null", "--model.init_args.gradient", "{epsilon_end: null}")
+    out, _ = run("train.py", "fit", *SMOKE, "--config", config, *options, "--print_config")
+    init_args = yaml.safe_load(out)["model"]["init_args"]
+    assert init_args["optimizer"]["patience"] is None and init_args["gradient"]["epsilon_end"] is None
+
+
 EFFECTS = "--model.init_args.effects"
 
 

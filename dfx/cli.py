@@ -53,6 +53,8 @@ class RunOptions:
         resume: continue the run of this name from its last checkpoint, in the stage that it was in.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
+        seed: of all that is random, in place of ``seed_everything`` (weights), ``data.seed`` (order, and split
+            where the data have none) and ``gradient.seed`` (directions).
     """
 
     name: str = "run"
@@ -60,6 +62,7 @@ class RunOptions:
     resume: bool = False
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
+    seed: Optional[int] = None
 
 
 class MidEpochCheckpoint(ModelCheckpoint):
@@ -111,6 +114,10 @@ class DfxCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         config = self.config.fit
+        if config.run.seed is not None:
+            config.seed_everything = config.data.seed = config.model.init_args.gradient.seed = config.run.seed
+            config.run.seed = None
+            self._set_seed()
         self.run_folder = _run_folder(RunOptions(**vars(config.run)))
         last = self.run_folder / "checkpoints" / "last.ckpt"
         if config.run.resume and config.ckpt_path is None and last.exists():

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 
-from dfx.callbacks import RunFolder
+from dfx.callbacks import History, RunFolder
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
 from dfx.evaluation import as_table, evaluate, find_removed
@@ -119,6 +119,8 @@ class DfxCLI(LightningCLI):
             config.run.seed = None
             self._set_seed()
         self.run_folder = _run_folder(RunOptions(**vars(config.run)))
+        # One for all stages.
+        self.history = History(self.run_folder)
         last = self.run_folder / "checkpoints" / "last.ckpt"
         if config.run.resume and config.ckpt_path is None and last.exists():
             config.ckpt_path = str(last)
@@ -169,6 +171,7 @@ class DfxCLI(LightningCLI):
             ),
             MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
             RunFolder(self.run_folder),
+            self.history,
             *([LearningRateMonitor()] if self.logger else []),
         ]
         options = {} if self.model.stage.renders else {"max_epochs": self.model.stage_options.pretraining_epochs}

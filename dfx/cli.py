@@ -27,6 +27,7 @@ from dfx.callbacks import (
     History,
     LoggingOptions,
     MidEpochCheckpoint,
+    Progress,
     RunFolder,
     Stopped,
     StopOnSignal,
@@ -76,6 +77,8 @@ class RunOptions:
             SLURM has put in the queue again continues its run in any case.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
+        seed: of all that is random, in place of ``seed_everything`` (weights), ``data.seed`` (order, and split
+            where the data have none) and ``gradient.seed`` (directions).
     """
 
     name: str = "run"
@@ -83,6 +86,7 @@ class RunOptions:
     resume: bool = False
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
+    seed: Optional[int] = None
 
 
 class DfxCLI(LightningCLI):
@@ -123,9 +127,15 @@ class DfxCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         config = self.config.fit
+        if config.run.seed is not None:
+            config.seed_everything = config.data.seed = config.model.init_args.gradient.seed = config.run.seed
+            config.run.seed = None
+            self._set_seed()
         requeued = _run_of_slurm_job(Path(config.run.folder), config.run.name)
         resumes = config.run.resume or requeued is not None
         self.run_folder = requeued or _run_folder(RunOptions(**vars(config.run)))
+        # One for all stages.
+        self.progress = Progress()
         if resumes and config.ckpt_path is None:
             last = last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
@@ -190,6 +200,7 @@ class DfxCLI(LightningCLI):
             MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
             StopOnSignal(checkpoints / "last.ckpt"),
             RunFolder(self.run_folder),
+            self.progress,
             LearningRateMonitor(),
             Health(logging.health_every_n_steps),
             Excerpts(self.run_folder, logging),

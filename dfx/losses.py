@@ -23,12 +23,19 @@ class LossOptions:
         fft_sizes: of ``mrstft``, in samples, 64 to 2048 in powers of two; a frame must be longer than half
             of the largest.
         max_delay_samples: of ``paper``, the largest delay that is taken out; 0 takes out none.
+        alignment: of ``paper``: ``signed`` takes a delay out; ``reversed`` is what the paper's released code does,
+            with the wrong sign: an output that comes late stays late, and one that comes early is moved as far
+            again; ``none`` looks for no delay.
+        polarity: of ``paper``, taken as the better of the two for each ``example``, or for the whole ``batch``
+            at once, as in the paper's released code.
         time_weight, magnitude_weight, log_magnitude_weight: of the terms of ``paper``.
     """
 
     kind: Literal["mrstft", "paper"] = "mrstft"
     fft_sizes: List[int] = field(default_factory=lambda: [1024, 2048, 512])
     max_delay_samples: int = 300
+    alignment: Literal["signed", "reversed", "none"] = "signed"
+    polarity: Literal["example", "batch"] = "example"
     time_weight: float = 10.0
     magnitude_weight: float = 1.0
     log_magnitude_weight: float = 1.0
@@ -96,8 +103,8 @@ class PaperLoss(nn.Module):
     """The paper's loss (its section 2.4), with delay and polarity taken out as it means to.
 
     ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over
-    samples or bins, after both signals are cut to the part they share. ``s`` is the polarity, taken for
-    each example as the better of the two. Spectra are of Hann windows of 1024 samples that do not
+    samples or bins, after both signals are cut to the part they share. ``s`` is the polarity, taken
+    as the better of the two. Spectra are of Hann windows of 1024 samples that do not
     overlap, the last one padded with silence.
     """
 
@@ -109,17 +116,23 @@ class PaperLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Both ``(batch, channels, samples)``, to a scalar."""
-        delay, _ = find_delay(output, target, self.options.max_delay_samples)
+        options = self.options
+        delay, _ = find_delay(output, target, 0 if options.alignment == "none" else options.max_delay_samples)
+        if options.alignment == "reversed":
+            delay = (-delay).clamp(min=0)
         output, target, shared = align(output, target, delay)
         same, inverted = ((target - sign * output).abs().sum(dim=(1, 2)) for sign in (1, -1))
-        time = torch.minimum(same, inverted) / (shared * output.shape[1])
+        length = shared * output.shape[1]
+        if options.polarity == "example":
+            time = (torch.minimum(same, inverted) / length).mean()
+        else:
+            time = torch.minimum((same / length).mean(), (inverted / length).mean())
 
         estimated, true = self._magnitude(output), self._magnitude(target)
         magnitude = (true - estimated).square().mean()
         log_magnitude = ((true + 1e-5).log() - (estimated + 1e-5).log()).square().mean()
-        options = self.options
         return (
-            options.time_weight * time.mean()
+            options.time_weight * time
             + options.magnitude_weight * magnitude
             + options.log_magnitude_weight * log_magnitude
         )

@@ -1,26 +1,24 @@
 """Every config that is committed."""
 
+import contextlib
+import functools
+import io
 from pathlib import Path
-from typing import List
 
 import pytest
 import torch
+import yaml
 
 from dfx.cli import DfxCLI
 from dfx.effects import EffectError
 from dfx.effects.probe import load_chain
+from dfx.sweep.grid import read_sweep
 from dfx.tasks import Task
+from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, flat, given, resolve, to_pin
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-TASKS = ("tube_amp", "nonspeech", "mastering")
-
-
-def given(config: Path) -> List[str]:
-    """The configs of a run: those in ``corpus/`` say only what differs from their task's."""
-    task = next((task for task in TASKS if config.stem.startswith(task)), None)
-    of_task = ["--config", str(ROOT / "configs" / f"{task}.yaml")] if config.parent.name == "corpus" else []
-    return [*of_task, "--config", str(config)]
+ABLATIONS = [config for config in CONFIGS if config.parent.parent.name == "ablations"]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+IDS = {"ids": lambda path: path.relative_to(ROOT / "configs").with_suffix("").as_posix()}
 
 
 def installed(config: Path) -> bool:
@@ -32,19 +30,55 @@ def installed(config: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_config_resolves_and_takes_two_steps_in_each_of_its_stages(config, tmp_path, monkeypatch):
+RESOLVED = {}
+
+
+@functools.lru_cache
+def pinned() -> dict:
+    return yaml.safe_load(PINNED.read_text())
+
+
+class SmallCLI(DfxCLI):
+    """Notes what a config resolves to, and then trains only as much of it as shows that it can be."""
+
+    SMALL = {
+        "run.evaluate": False, "wandb.mode": "disabled",
+        "data.batch_size": 2, "data.check_audio": False, "data.root": "data/tube_amp", "data.rows": None,
+        "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
+    }  # fmt: skip
+
+    def __init__(self, config: Path, **options: object) -> None:
+        self.file = config
+        self.options = {**self.SMALL, **{name.replace("__", "."): value for name, value in options.items()}}
+        super().__init__(["fit", *given(config)])
+
+    def before_instantiate_classes(self) -> None:
+        dumped = self._parser("fit").dump(self.config.fit, skip_none=False)
+        RESOLVED[self.file] = flat(yaml.safe_load(dumped))
+        for name, value in self.options.items():
+            self.config.fit[name] = value
+        super().before_instantiate_classes()
+
+
+def is_pinned(config: Path) -> None:
+    """Compares what a config has resolved to with what is pinned."""
+    base = base_of(config)
+    if base and base not in RESOLVED:
+        RESOLVED[base] = resolve(base)
+    name = config.relative_to(ROOT).as_posix()
+    assert to_pin(config, RESOLVED) == pinned().get(name), f"{name} resolves to something else: python -m tests.resolved_configs"
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config not in ABLATIONS], **IDS)
+def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(config, tmp_path, monkeypatch):
     if config.parent.name in ("paper", "vst3") and not installed(config):
         pytest.skip("apt-get install calf-plugins lsp-plugins-lv2 liblilv-0-0 zam-plugins")
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(ROOT)
     trained = []
     monkeypatch.setattr(Task, "on_train_end", lambda self: trained.append(self.stage.name), raising=False)
-    cli = DfxCLI(
-        ["fit", *given(config), "--run.folder", str(tmp_path), "--run.evaluate", "false",
-         "--wandb.mode", "disabled", "--trainer.max_steps", "2", "--trainer.limit_train_batches", "2",
-         "--trainer.limit_val_batches", "2", "--trainer.check_val_every_n_epoch", "1",
-         "--trainer.enable_progress_bar", "false", "--data.batch_size", "2", "--data.check_audio", "false",
-         "--data.root", "data/tube_amp", "--data.rows", "null"]
+    cli = SmallCLI(
+        config, run__folder=str(tmp_path), trainer__max_steps=2, trainer__limit_train_batches=2,
+        trainer__limit_val_batches=2, trainer__check_val_every_n_epoch=1,
     )  # fmt: skip
     assert cli.trainer.global_step == 2
     effects = {"paper/mastering": 3}.get(f"{config.parent.name}/{config.stem}", 1)
@@ -55,6 +89,68 @@ def test_a_config_resolves_and_takes_two_steps_in_each_of_its_stages(config, tmp
     folder = tmp_path / cli.config.fit.run.name / "checkpoints"
     assert all((folder / stage / "best.ckpt").exists() for stage in trained[:-1])
     assert (folder / "best.ckpt").exists()
+    is_pinned(config)
+
+
+@pytest.mark.parametrize("config", ABLATIONS, **IDS)
+def test_an_arm_of_an_ablation_resolves_as_pinned_and_takes_a_step(config, tmp_path, monkeypatch):
+    if config.parent.name == "chain" and not installed(config):
+        pytest.skip("apt-get install calf-plugins liblilv-0-0 zam-plugins")
+    monkeypatch.chdir(ROOT)
+    cli = SmallCLI(
+        config, run__folder=str(tmp_path), trainer__max_steps=1, trainer__limit_train_batches=1,
+        trainer__limit_val_batches=0, trainer__enable_checkpointing=True,
+    )  # fmt: skip
+    assert cli.trainer.global_step == 1
+    assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
+    is_pinned(config)
+
+
+def test_an_arm_differs_by_values_of_options_and_says_what_it_asks():
+    for config in ABLATIONS:
+        text, content = config.read_text(), yaml.safe_load(config.read_text())
+        assert "class_path" not in text, f"{config}: init_args leak where a class is swapped"
+        assert text.startswith("# ") and "?" in text.split("#   python")[0]
+        assert content["run"] == {"name": f"{config.parent.name}_{config.stem}"}
+        assert content["wandb"] == {"group": config.parent.name, "tags": [config.stem]}
+
+
+def test_every_config_is_pinned_and_nothing_else():
+    assert set(pinned()) == {config.relative_to(ROOT).as_posix() for config in CONFIGS}
+
+
+def test_every_arm_is_in_the_sweep_of_its_question_over_the_config_that_it_names():
+    for question in {config.parent.name for config in ABLATIONS}:
+        arms = {c.relative_to(ROOT).as_posix() for c in ABLATIONS if c.parent.name == question}
+        sweep = read_sweep(str(ROOT / "configs" / "sweeps" / f"{question}.yaml"))
+        assert set(sweep.parameters["config"]) == arms
+        (base,) = {base_of(ROOT / arm).relative_to(ROOT).as_posix() for arm in arms}
+        assert f"--config={base}" in sweep.command
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, **IDS)
+def test_every_point_of_a_committed_sweep_is_a_command_that_train_takes(sweep, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    points = read_sweep(str(sweep)).points()
+    assert len({point.name for point in points}) == len(points)
+    # One is enough: the overlays themselves are tested above.
+    command = points[-1].command
+    assert command[1] == "train.py"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as exit:
+        DfxCLI([*command[2:], "--print_config"])
+    assert exit.value.code == 0 and yaml.safe_load(printed.getvalue())["run"]["seed"] == 2
+
+
+def test_one_seed_is_that_of_weights_order_and_directions(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cli = DfxCLI(["fit", "--config", "configs/smoke.yaml", "--run.folder", str(tmp_path), "--run.evaluate", "false",
+                  "--trainer.max_steps", "1", "--run.seed", "7"])  # fmt: skip
+    config = cli.config.fit
+    assert (config.seed_everything, config.data.seed, config.model.init_args.gradient.seed) == (7, 7, 7)
+    assert cli.datamodule.seed == 7 and torch.initial_seed() == 7
+    resolved = yaml.safe_load((tmp_path / "smoke" / "resolved_config.yaml").read_text())
+    assert resolved["seed_everything"] == 7 and resolved["run"]["seed"] is None
 
 
 def test_parameters_that_do_nothing_are_refused_by_name(tmp_path, monkeypatch):
@@ -79,9 +175,7 @@ def test_effects_on_the_command_line_take_nothing_from_those_they_replace(tmp_pa
 
 def test_numbers_in_configs_are_numbers():
     # PyYAML reads 1e-4 as a string; a config must not depend on who reads it.
-    import yaml
-
-    for config in CONFIGS:
+    for config in [*CONFIGS, *SWEEPS]:
         assert "e-" not in str([v for v in _values(yaml.safe_load(config.read_text())) if isinstance(v, str)])
 
 

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,23 @@ def test_finite_differences_are_exact_for_every_example_and_coordinate(sides, at
     torch.testing.assert_close(gradient.double(), quadratic_gradient(audio, at), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("estimator", ["spsa", "finite_difference"])
+@pytest.mark.parametrize("value, share", [(0.0, 0.5), (0.005, 0.75), (0.5, 1.0), (1.0, 0.5)])
+def test_divided_by_epsilon_the_gradient_is_halved_at_the_bounds_as_released(estimator, value, share):
+    options = GradientOptions(estimator, directions="rademacher", sides=2, redraw="frame", epsilon=0.01)
+    audio, at = frames(2, 64), parameters(2, 3, value)
+    ours, released = (
+        estimates(EffectLayer(chain(known("Quadratic")), replace(options, divisor=divisor)), audio, at, 1)
+        for divisor in ("step", "epsilon")
+    )
+    torch.testing.assert_close(released, share * ours)
+
+
+def test_divided_by_epsilon_a_difference_has_two_sides():
+    with pytest.raises(UserError, match="sides: 2"):
+        GradientOptions(divisor="epsilon", sides=1)
+
+
 def test_a_control_variate_takes_off_the_noise_of_what_is_known():
     audio, at = frames(8, 8192), parameters(8, 3)
     exact = quadratic_gradient(audio, at)
@@ -189,6 +207,30 @@ def test_frames_of_a_lane_continue_each_other_until_it_restarts():
     torch.testing.assert_close(torch.cat([first, second], dim=1)[:1], whole)
     anew = torch.from_numpy(spec.build().render(audio[1:, 512:].numpy(), np.array([1.4])))
     torch.testing.assert_close(second[1:], anew)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_effects_that_never_restart_begin_in_what_another_excerpt_left_but_only_in_training(isolate):
+    layer = EffectLayer(
+        chain(known("Leaky")), GradientOptions(restart="never"), RenderingOptions(workers=1, isolate=isolate)
+    )
+    audio, at = frames(2), parameters(2, 1)
+    first, second = (layer(audio, at, flags(2)).detach() for _ in range(2))
+    whole = EffectLayer(chain(known("Leaky")))(torch.cat([audio, audio], dim=1), at, flags(2)).detach()
+    assert torch.equal(torch.cat([first, second], dim=1), whole) and not torch.equal(first, second)
+    with torch.no_grad():
+        assert torch.equal(layer(audio, at, flags(2)), layer(audio, at, flags(2)))
+
+
+def test_a_layer_that_never_restarts_resumes_with_the_excerpt_under_way():
+    audio, at = frames(2), parameters(2, 1)
+    layer, resumed, fresh = (EffectLayer(chain(known("Leaky")), GradientOptions(restart="never")) for _ in range(3))
+    for restart in (True, True, False):
+        layer(audio, at, flags(2, restart))
+    resumed.load_streaming_state(layer.streaming_state())
+    for restart in (True, False):
+        fresh(audio, at, flags(2, restart))
+    assert torch.equal(resumed(audio, at, flags(2, False)), fresh(audio, at, flags(2, False)))
 
 
 def test_perturbed_instances_hear_every_frame_once_as_the_nominal_one_does():

@@ -41,9 +41,29 @@ def test_the_papers_loss_of_a_planted_delay_is_that_of_what_both_share(kind):
         assert loss(-0.3 * output[i : i + 1], target[i : i + 1]) == pytest.approx(float(alone), rel=1e-3)
 
 
-def test_it_hears_a_delay_that_it_is_told_not_to_take_out():
-    loss = make_loss(LossOptions(kind="paper", max_delay_samples=0))
+@pytest.mark.parametrize("options", [{"max_delay_samples": 0}, {"alignment": "none"}])
+def test_it_hears_a_delay_that_it_is_told_not_to_take_out(options):
+    loss = make_loss(LossOptions(kind="paper", **options))
     assert loss(delayed(music(), 20), music()) > 0.5
+
+
+@pytest.mark.parametrize("delay", [-20, -300, 20, 300])
+def test_reversed_a_late_output_stays_late_and_an_early_one_becomes_twice_as_early(delay):
+    output, target = delayed(music(), delay), music()
+    found = make_loss(LossOptions(kind="paper", alignment="reversed"))(output, target)
+    if delay > 0:
+        as_is, expected = (output, target), LossOptions(kind="paper", alignment="none")
+    else:
+        as_is, expected = (output[..., -delay:], target[..., :delay]), LossOptions(kind="paper", alignment="none")
+    assert found > 0.5
+    assert found == pytest.approx(float(make_loss(expected)(*as_is)), rel=0.1)
+
+
+def test_polarity_of_a_batch_is_one_for_all_where_it_is_asked_for():
+    loss = make_loss(LossOptions(kind="paper", polarity="batch"))
+    mixed = music() * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    assert loss(-music(), music()) == pytest.approx(0, abs=1e-6)
+    assert loss(mixed, music()) > 0.1
 
 
 def test_polarity_is_taken_example_by_example():

@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dfx.blackbox import GradientOptions
 from dfx.datasets import PairedAudio
-from dfx.effects import EffectSpec
+from dfx.effects import EffectError, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
 from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
@@ -145,6 +145,17 @@ def test_a_checkpoint_loads_without_code_and_renders_the_same(make_pairs, tmp_pa
     assert isinstance(loaded, TubeAmp) and not loaded.training
     assert torch.equal(loaded.render(audio).output, model.render(audio).output)
     np.testing.assert_array_equal(loaded.render(audio).automation, model.render(audio).automation)
+
+
+def test_one_scale_is_that_of_all_parameters_that_are_given_none():
+    effects = [
+        EffectSpec("pedalboard:LowpassFilter"), EffectSpec("pedalboard:HighpassFilter", scale="log"),
+        EffectSpec("pedalboard:PeakFilter", train={"cutoff_frequency_hz": {"scale": "log"}, "gain_db": None}),
+    ]  # fmt: skip
+    assert [p.scale for p in task(effects, scale="linear").chain.parameters] == ["linear", "log", "log", "linear"]
+    assert [p.scale for p in task(effects).chain.parameters] == ["log", "log", "log", "linear"]
+    with pytest.raises(EffectError, match="positive for a log scale"):
+        task(effects, scale="log")
 
 
 def test_a_checkpoint_of_another_chain_or_task_is_refused(make_pairs, tmp_path):

@@ -10,7 +10,8 @@ averaged over the draws (SPSA: Spall 1992, equation 2.2; the paper, section 2.3)
 the step really possible, coordinate by coordinate: at a bound it is half as long as inside, and the estimate
 stays unbiased, where dividing by ``2 epsilon`` would halve it. The one-sided form shares the divisor: a coordinate
 at a bound moves for one of the two signs only, and counts double for it. Finite differences are the same with a
-direction for each coordinate, summed instead of averaged.
+direction for each coordinate, summed instead of averaged. What the paper's released code does, so that it can be
+compared, are options: ``directions: shared``, ``restart: never`` and ``divisor: epsilon``.
 """
 
 from __future__ import annotations
@@ -48,10 +49,17 @@ class GradientOptions:
         memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
         deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
             estimate unbiased where directions are drawn anew; less trades its noise for a pull towards the guess.
+        restart: when the effects that train forget what they have heard: with every ``excerpt``; or ``never``, as
+            in the paper's released code, whose reset did nothing, so that an excerpt begins in what others have
+            left behind. Validation and evaluation begin anew all the same; and so does the excerpt under way,
+            in a run that is resumed.
+        divisor: what a difference is divided by: the ``step`` that was taken; or, as in the paper's released code,
+            ``epsilon``, whatever of it the bounds have cut off: at a bound the gradient is then half of the true
+            one, and within ``epsilon`` of it too small.
         seed: of the directions.
 
     Raises:
-        UserError: for an option out of its range.
+        UserError: for an option out of its range, or for ``divisor: epsilon`` with anything but two sides.
     """
 
     estimator: Literal["spsa", "finite_difference"] = "spsa"
@@ -65,6 +73,8 @@ class GradientOptions:
     control_variate: Literal["none", "response"] = "none"
     memory: float = 0.9
     deviation: float = 1.0
+    restart: Literal["excerpt", "never"] = "excerpt"
+    divisor: Literal["step", "epsilon"] = "step"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +92,8 @@ class GradientOptions:
             raise UserError(f"deviation is {self.deviation:g}; it must be from 0 to 1")
         if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
             raise UserError("finite_difference takes no draws and no control_variate: it has nothing random")
+        if self.divisor == "epsilon" and self.sides == 1:
+            raise UserError("divisor: epsilon is the released code's, which has sides: 2")
 
     def perturbation(self) -> Perturbation:
         """What draws the directions."""
@@ -149,6 +161,8 @@ class Estimator:
         """
         sides, epsilon, nominal = self.options.sides, self.epsilon(progress), parameters[:, None]
         possible = np.minimum(nominal + epsilon, 1.0) - np.maximum(nominal - epsilon, 0.0)
+        if self.options.divisor == "epsilon":
+            possible = np.broadcast_to(2 * epsilon, possible.shape)
         if self.options.estimator == "spsa":
             weights = directions * (2 / sides) / (possible * directions.shape[1])
         elif sides == 2:

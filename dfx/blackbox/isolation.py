@@ -38,12 +38,10 @@ _NO_EFFECT = -1.0
 """What stands at ``_FIRST`` while no effect works."""
 
 
-def make_lanes(
-    spec: ChainSpec, renderings: int, options: RenderingOptions, keep_history: bool = False
-) -> Lanes:
-    """Lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes`."""
+def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
+    """Lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the others."""
     kind = IsolatedLanes if options.isolate else Lanes
-    return kind(spec, renderings, options, keep_history)
+    return kind(spec, renderings, options, **others)
 
 
 def in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
@@ -75,10 +73,8 @@ class IsolatedLanes(Lanes):
     new instances, which have heard nothing: every lane should restart.
     """
 
-    def __init__(
-        self, spec: ChainSpec, renderings: int, options: RenderingOptions, keep_history: bool = False
-    ) -> None:
-        super().__init__(spec, renderings, options, keep_history)
+    def __init__(self, spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> None:
+        super().__init__(spec, renderings, options, **others)
         self._timeout_seconds = options.timeout_seconds
         self._processes: Dict[int, _Worker] = {}
         self._memory: List[_Memory] = []

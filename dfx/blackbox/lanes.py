@@ -151,15 +151,22 @@ class Lanes:
         options: who renders.
         keep_history: remember what the lanes heard since they restarted, so that their state, which
             no host can save, can be built again from a checkpoint by rendering it once more.
+        forget: begin anew where a lane restarts; otherwise its chains go on in the state that they are in.
     """
 
     def __init__(
-        self, spec: ChainSpec, renderings: int, options: RenderingOptions, keep_history: bool = False
+        self,
+        spec: ChainSpec,
+        renderings: int,
+        options: RenderingOptions,
+        keep_history: bool = False,
+        forget: bool = True,
     ) -> None:
         self._spec = spec
         self._renderings = renderings
         self.workers = Workers(options.workers or cores())
         self._keep_history = keep_history
+        self._forget = forget
         self._history: List[List[_Heard]] = []
         self._lanes: List[Lane] = []
 
@@ -184,7 +191,7 @@ class Lanes:
         if self._keep_history:
             for lane in range(batch):
                 self._history[lane].append((audio, values, lane))
-        return self._render(range(batch), audio, values, restart)
+        return self._render(range(batch), audio, values, restart & self._forget)
 
     def end_excerpts(self) -> None:
         """Forgets what the lanes heard; every lane must restart with its next frame."""

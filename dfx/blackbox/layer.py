@@ -62,7 +62,10 @@ class EffectLayer(nn.Module):
         self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate)
         self._rendering = rendering or RenderingOptions()
         self._workers = Workers(self._rendering.workers or cores())
-        self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True)
+        forget = self.gradient.restart == "excerpt"
+        self._training_lanes = make_lanes(
+            chain, self.renderings, self._rendering, keep_history=True, forget=forget
+        )
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:

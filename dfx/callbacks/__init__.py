@@ -4,10 +4,11 @@ from dfx.callbacks.checkpoints import MidEpochCheckpoint, Stopped, StopOnSignal,
 from dfx.callbacks.excerpts import Excerpts, LoggingOptions
 from dfx.callbacks.health import Health
 from dfx.callbacks.history import History, best_row, read_history
+from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.callbacks.wandb_run import WandbRun
 
 __all__ = [
-    "Excerpts", "Health", "History", "LoggingOptions", "MidEpochCheckpoint", "RunFolder", "Stopped", "StopOnSignal",
-    "WandbRun", "WholeCheckpoints", "best_row", "last_checkpoint", "read_history", "versions",
+    "Excerpts", "Health", "History", "LoggingOptions", "MidEpochCheckpoint", "Progress", "RunFolder", "Stopped",
+    "StopOnSignal", "WandbRun", "WholeCheckpoints", "best_row", "last_checkpoint", "read_history", "versions",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.effects import ChainSpec, EffectError, EffectSpec
+from dfx.effects.parameter import Scale
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
@@ -84,6 +85,8 @@ class Task(pl.LightningModule):
             :class:`~dfx.effects.EffectSpec`, or one.
         sample_rate: in Hz, of all audio.
         channels: of all audio.
+        scale: ``linear`` or ``log``, of every trained parameter for which ``effects`` say nothing; by default the
+            host's.
         context_samples: what the encoder hears around a frame.
         frame_samples: what is rendered with one set of parameters.
         frames_per_step: how many consecutive frames a step renders and the loss compares as one.
@@ -104,6 +107,7 @@ class Task(pl.LightningModule):
         effects: List[Dict[str, Any]],
         sample_rate: int = 22050,
         channels: int = 1,
+        scale: Optional[Scale] = None,
         context_samples: int = 40960,
         frame_samples: int = 1024,
         frames_per_step: int = 1,
@@ -123,6 +127,7 @@ class Task(pl.LightningModule):
         # Mappings and not EffectSpecs in the signature: jsonargparse would fill what an effect on the command
         # line leaves out with what stands at its place in the config.
         specs = [EffectSpec.of(effect) for effect in effects]
+        specs = [dataclasses.replace(spec, scale=spec.scale or scale) for spec in specs]
         self.whole_chain = ChainSpec(specs, sample_rate, channels)
         self.treatment = treatment
         self.augmentation = augmentation

@@ -1,0 +1,44 @@
+"""What a run has spent so far."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict
+
+import pytorch_lightning as pl
+
+
+class Progress(pl.Callback):
+    """Logs, with every validation, what training has cost until then, over all stages:
+
+    - ``progress/renderings``: of one example's step each, those of perturbed parameters included.
+    - ``progress/seconds``: of training and validation. What a resumed run does again is not counted twice.
+    """
+
+    def __init__(self) -> None:
+        self._renderings = 0
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.stage.renders:
+            self._renderings += len(batch["input"]) * pl_module.effect_layer.renderings * trainer.world_size
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            spent = {f"progress/{name}": float(value) for name, value in self.state_dict().items()}
+            pl_module.log_dict(spent, rank_zero_only=True)
+
+    def state_dict(self) -> Dict[str, Any]:
+        now = time.monotonic()
+        self._seconds += now - self._since
+        self._since = now
+        return {"renderings": self._renderings, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self._renderings, self._seconds = state_dict["renderings"], state_dict["seconds"]

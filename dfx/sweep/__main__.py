@@ -1,0 +1,103 @@
+"""Runs a grid and compares its arms.
+
+    python -m dfx.sweep configs/sweeps/estimator.yaml
+    python -m dfx.sweep configs/sweeps/estimator.yaml --seeds 0 1 --arms released response -- --trainer.max_epochs 2
+    python -m dfx.sweep configs/sweeps/estimator.yaml --list
+    python -m dfx.sweep configs/sweeps/estimator.yaml --summarize
+
+The same command again runs what is missing, and resumes what was cut off. A point that fails does not keep the
+others from running; it is named at the end, and the exit status is 1. The folder then holds a run for each point,
+their logs, and summary.md, summary.csv, runs.csv and summary.png.
+
+The files are Weights & Biases' own: `wandb sweep FILE` and `wandb agent` run the same points from its server.
+`--list` prints a command for each point that is not finished, for any scheduler: in a SLURM array, line
+$SLURM_ARRAY_TASK_ID of it. List anew to go on with what was cut off, and summarize when all have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from dfx.effects.effect import nearest
+from dfx.errors import UserError
+from dfx.sweep.grid import Point, SweepError, read_sweep
+from dfx.sweep.runner import Budget, Runner, full_command, is_finished, register, run_here, run_on_ray
+from dfx.sweep.summary import summarize
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command line; the exit status is 1 if a point has failed."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    given = _parser().parse_args(arguments[:cut])
+    sweep = read_sweep(given.file)
+    points = _of_arms(sweep.points(given.seeds, arguments[cut + 1 :]), given.arms)
+    folder = Path(given.folder or Path("runs", "sweeps", sweep.name))
+    if not given.summarize:
+        register(folder, points)
+    left = [point for point in points if not is_finished(folder, point)]
+    if given.list:
+        for point in left:
+            print(shlex.join(full_command(folder, sweep.name, point, given.wandb_mode)))
+        return 0
+    failures = []
+    if left and not given.summarize:
+        budget = Budget.of(len(left), given.jobs)
+        threads = given.threads or budget.threads
+        runner = Runner(folder, sweep.name, given.wandb_mode, threads)
+        if given.ray:
+            failures = run_on_ray(runner, left, given.ray, given.gpus)
+        else:
+            print(f"{len(left)} of {len(points)} runs to do, {budget.jobs} at once, {threads} threads each; in {folder}")
+            failures = run_here(runner, left, budget.jobs)
+    print(f"\n{summarize(folder, sweep.name, points, given.wandb_mode)}\n")
+    missing = [point.name for point in points if not is_finished(folder, point)]
+    if missing:
+        print(f"not finished: {', '.join(missing)}")
+    print(f"table, figure and runs: {folder}")
+    for failure in failures:
+        print(f"error: {failure.point} failed, {failure.message} ({failure.log})", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dfx.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s FILE [options] [-- options of train.py for every run]",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", help="a sweep, as in configs/sweeps/")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the file")
+    parser.add_argument("--arms", nargs="+", help="some of the arms only, by name")
+    parser.add_argument("--jobs", type=int, help="how many runs at once; by default one a core, and 16 at most")
+    parser.add_argument("--threads", type=int, help="of a run; by default the cores that there are for each")
+    parser.add_argument("--folder", help="of the sweep; by default runs/sweeps/NAME")
+    parser.add_argument("--list", action="store_true", help="print the commands of what is not finished, and run none")
+    parser.add_argument("--summarize", action="store_true", help="compare what is finished, and run none")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one here")
+    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of a run, or a share of one")
+    parser.add_argument(
+        "--wandb-mode", choices=("offline", "online", "disabled"), default="offline",
+        help="of all runs, whatever the file says",
+    )  # fmt: skip
+    return parser
+
+
+def _of_arms(points: List[Point], arms: Optional[Sequence[str]]) -> List[Point]:
+    known = list(dict.fromkeys(point.arm for point in points))
+    for arm in arms or ():
+        if arm not in known:
+            raise SweepError(f"the sweep has no arm '{arm}'{nearest(arm, known)}")
+    return [point for point in points if not arms or point.arm in arms]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nerror: interrupted; the same command goes on from here")

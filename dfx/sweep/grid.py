@@ -1,0 +1,138 @@
+"""Sweep files: Weights & Biases' own format, of which a grid is run here as its agent would run it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
+
+from dfx.errors import UserError
+
+SEED = "run.seed"
+"""The parameter whose values are seeds: points that differ in nothing else are of one arm."""
+
+
+class SweepError(UserError):
+    """A sweep file, or a folder of a sweep, that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Args:
+        name: of the run, unique in the sweep.
+        arm: what it has in common with the points of other seeds.
+        command: that trains it, without where it is kept and where it is logged.
+    """
+
+    name: str
+    arm: str
+    command: List[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid.
+
+    Args:
+        name: of the sweep; the group of its runs in Weights & Biases.
+        program: that is run, from the folder of the repository.
+        parameters: the values of each.
+        command: with macros, of which ``${args}`` stands for the parameters of a point.
+    """
+
+    name: str
+    program: str
+    parameters: Dict[str, List[Any]]
+    command: List[str]
+
+    def points(self, seeds: Optional[Sequence[int]] = None, options: Sequence[str] = ()) -> List[Point]:
+        """All points, arm by arm in the order of the file.
+
+        Args:
+            seeds: instead of those of the file.
+            options: that every command ends with.
+
+        Raises:
+            SweepError: if two arms would have one name.
+        """
+        parameters = dict(self.parameters)
+        if seeds:
+            parameters[SEED] = list(seeds)
+        varied = [name for name, values in parameters.items() if len(values) > 1 and name != SEED]
+        points = []
+        for values in itertools.product(*parameters.values()):
+            of_point = dict(zip(parameters, values))
+            arm = "_".join(_label(name, of_point[name]) for name in varied) or self.name
+            name = f"{arm}_seed{of_point[SEED]}" if SEED in of_point else arm
+            points.append(Point(name, arm, [*self._expand(of_point), *options]))
+        names = [point.name for point in points]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise SweepError(f"two points of the sweep {self.name} are called {twice}: rename a file, or drop a value")
+        arms = list(dict.fromkeys(point.arm for point in points))
+        return sorted(points, key=lambda point: arms.index(point.arm))
+
+    def _expand(self, values: Dict[str, Any]) -> List[str]:
+        # Weights & Biases' own, so that a command is the same here and there; not above, since it takes a second.
+        from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+        try:
+            command = create_sweep_command(list(self.command))
+        except ValueError as error:
+            raise SweepError(f"sweep {self.name}: {error}") from None
+        macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
+        macros.update(env=[], interpreter=[sys.executable], program=[self.program])
+        expanded: List[str] = []
+        for part in map(str, command):
+            macro = re.fullmatch(r"\$\{(\w+)\}", part)
+            if macro and not isinstance(macros.get(macro[1]), list):
+                raise SweepError(f"sweep {self.name}: {part} is not a macro that works here; take ${{args}}")
+            expanded += macros[macro[1]] if macro else [part]
+        return expanded
+
+
+def read_sweep(path: str) -> Sweep:
+    """The grid of a sweep file.
+
+    Raises:
+        SweepError: if there is no such file, or if it does not describe a grid.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SweepError(f"{path}: no such file")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SweepError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SweepError(f"{path} is not a sweep: see configs/sweeps/")
+    for key in ("program", "parameters", "command"):
+        if not content.get(key):
+            raise SweepError(f"{path} has no `{key}`; see configs/sweeps/")
+    if content.get("method") != "grid":
+        raise SweepError(f"{path} has the method {content.get('method')}; here only a grid is run, others by wandb agent")
+    parameters = {}
+    for name, how in content["parameters"].items():
+        if isinstance(how, dict) and "value" in how:
+            parameters[name] = [how["value"]]
+        elif isinstance(how, dict) and isinstance(how.get("values"), list) and how["values"]:
+            parameters[name] = how["values"]
+        else:
+            raise SweepError(f"{path}: the parameter {name} of a grid needs `values`, a list, or `value`")
+    if not any(str(part).startswith("${args") for part in content["command"]):
+        raise SweepError(f"{path}: the command has no ${{args}}, and all points would be the same")
+    return Sweep(str(content.get("name") or file.stem), content["program"], parameters, content["command"])
+
+
+def _label(parameter: str, value: Any) -> str:
+    """What stands for a value in the name of an arm: of a config file its own name."""
+    if parameter == "config":
+        return Path(str(value)).stem
+    return re.sub(r"[^\w.+-]+", "-", f"{parameter.rsplit('.')[-1]}_{value}")

@@ -1,0 +1,343 @@
+"""Sweeps: what their points are, that they are run to their end, and what is made of them."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+import yaml
+
+from dfx.callbacks import read_history
+from dfx.sweep.__main__ import main
+from dfx.sweep.grid import SweepError, read_sweep
+from dfx.sweep.runner import Budget, Runner, is_finished
+from dfx.sweep.summary import COLUMNS, arms_of, as_markdown, read_runs, summarize
+
+ROOT = Path(__file__).parent.parent
+
+# Keeps the promises of train.py that a sweep relies on, in a moment: a folder of the run's name, a history, a
+# checkpoint to resume from, and metrics at the very end. The name of its config says how it ends.
+PROGRAM = '''
+import json, os, pathlib, sys, time
+options = dict(argument[2:].split("=", 1) for argument in sys.argv[2:])
+run = pathlib.Path(options["run.folder"], options["run.name"])
+resumed = options.get("run.resume") == "true"
+assert run.is_dir() == resumed, "begun twice"
+run.mkdir(parents=True, exist_ok=True)
+state = run / "state.json"
+seen = json.loads(state.read_text()) if resumed and state.exists() else {"starts": 0, "steps": 0}
+seen["starts"] += 1
+behave = options["config"].removesuffix(".yaml")
+while seen["steps"] < 3:
+    seen["steps"] += 1
+    state.write_text(json.dumps(seen))
+    if behave == "fail":
+        sys.exit("error: the effect has failed")
+    if behave == "raise":
+        raise RuntimeError("a fault of ours")
+    if behave == "wait" and seen["starts"] == 1:
+        time.sleep(600)
+seed = float(options["run.seed"])
+with (run / "history.jsonl").open("w") as file:
+    for step in range(1, 4):
+        spent = {"progress/renderings": 32 * step, "progress/seconds": 10.0 * step}
+        print(json.dumps({"stage": 0, "step": step, "validation/loss": 4 - step + seed, **spent}), file=file)
+(run / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"] + " " + options["model.init_args.rendering.workers"])
+(run / "evaluation").mkdir()
+(run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": seed, "mrstft": 2 * seed}}))
+'''
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Writes a sweep of a quick program; ``arms`` say how they end."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def make(arms: List[str], seeds=(0, 1), **changes: object) -> str:
+        content = {
+            "program": str(tmp_path / "program.py"), "name": "made", "method": "grid",
+            "parameters": {"config": {"values": [f"{arm}.yaml" for arm in arms]}, "run.seed": {"values": list(seeds)}},
+            "command": ["${env}", "${interpreter}", "${program}", "fit", "--wandb.mode=online", "${args}"], **changes,
+        }  # fmt: skip
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in content.items() if value is not None}))
+        return str(path)
+
+    return make
+
+
+def options_of(command: List[str]) -> Dict[str, str]:
+    return dict(argument[2:].split("=", 1) for argument in command if argument.startswith("--"))
+
+
+def starts(folder: Path, point: str) -> int:
+    return json.loads((folder / point / "state.json").read_text())["starts"]
+
+
+def rows_of(path: Path) -> List[Dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the grid ----------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_combination_arm_by_arm(sweep):
+    parameters = {
+        "run.seed": {"values": [0, 1]}, "config": {"values": ["a/x.yaml", "a/y.yaml"]},
+        "model.init_args.gradient.epsilon": {"values": [0.01, 0.1]}, "data.batch_size": {"value": 8},
+    }  # fmt: skip
+    points = read_sweep(sweep([], parameters=parameters)).points()
+    assert [point.name for point in points] == [
+        f"{config}_epsilon_{epsilon}_seed{seed}" for config in "xy" for epsilon in (0.01, 0.1) for seed in (0, 1)
+    ]
+    assert len({point.arm for point in points}) == 4
+    options = options_of(points[-1].command)
+    assert options["config"] == "a/y.yaml" and options["model.init_args.gradient.epsilon"] == "0.1"
+    assert options["data.batch_size"] == "8" and options["run.seed"] == "1"
+
+
+def test_a_point_is_run_as_an_agent_of_weights_and_biases_would(sweep):
+    # What its agent does with the values that its server gives it.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+    path = str(ROOT / "configs" / "sweeps" / "estimator.yaml")
+    config = load_sweep_config(path)
+    values = {"config": {"value": "configs/ablations/estimator/written.yaml"}, "run.seed": {"value": 1}}
+    macros = create_sweep_command_args({"args": values})
+    macros.update(env=[], interpreter=[sys.executable], program=[config["program"]])
+    expected = []
+    for part in create_sweep_command(config["command"]):
+        expected += macros[part[2:-1]] if part.startswith("${") else [part]
+    (point,) = [point for point in read_sweep(path).points() if point.name == "written_seed1"]
+    assert point.command == expected
+
+
+def test_seeds_and_options_of_the_command_line_come_last(sweep):
+    points = read_sweep(sweep(["end"])).points(seeds=[5], options=["--trainer.max_epochs", "1"])
+    assert [point.name for point in points] == ["made_seed5"]
+    assert points[0].command[-2:] == ["--trainer.max_epochs", "1"] and "--run.seed=5" in points[0].command
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"method": "bayes"}, "only a grid"),
+        ({"program": None}, "no `program`"),
+        ({"command": ["python", "train.py"]}, "no ${args}"),
+        ({"command": ["${interpreter}", "${nothing}", "${args}"]}, "${nothing} is not a macro"),
+        ({"parameters": {"data.batch_size": {"min": 1, "max": 4}}}, "data.batch_size of a grid needs `values`"),
+        ({"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, "are called x"),
+    ],
+)
+def test_what_is_no_grid_is_refused(sweep, changes, said):
+    with pytest.raises(SweepError) as error:
+        read_sweep(sweep(["end"], **changes)).points()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("arguments, said", [(["nowhere.yaml"], "no such file"), (["--arms", "ends"], "did you mean 'end'")])
+def test_what_is_wrong_is_said_in_one_line(sweep, tmp_path, arguments, said):
+    path = sweep(["end", "fail"])
+    command = [sys.executable, "-m", "dfx.sweep", *(arguments if arguments[0].endswith("yaml") else [path, *arguments])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ") and said in done.stderr
+
+
+def test_cores_are_shared_out_to_the_runs(monkeypatch):
+    for cores, points, jobs, expected in [
+        (2, 18, None, (2, 1)), (64, 18, None, (16, 4)), (64, 4, None, (4, 16)), (2, 18, 1, (1, 2)), (2, 18, 8, (8, 1)),
+    ]:  # fmt: skip
+        monkeypatch.setattr("dfx.sweep.runner.cores", lambda count=cores: count)
+        assert (Budget.of(points, jobs).jobs, Budget.of(points, jobs).threads) == expected
+
+
+# --- running -----------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_what_is_missing_once_and_ends_with_a_table_and_a_figure(sweep, tmp_path, capsys):
+    path, folder = sweep(["end", "also"]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--jobs", "2", "--threads", "3"]
+    assert main([*arguments, "--seeds", "0"]) == 0
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 4 runs to do" in printed and "| end  |    2 |" in printed
+    for point in ("end_seed0", "end_seed1", "also_seed0", "also_seed1"):
+        assert starts(folder, point) == 1
+        assert (folder / point / "threads.txt").read_text() == "3 3"
+    for name in ("summary.md", "summary.csv", "runs.csv", "summary.png"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_points_that_fail_are_named_at_the_end_with_their_logs_and_the_others_finish(sweep, tmp_path, capsys):
+    path, folder = sweep(["fail", "end", "raise"], seeds=[0]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    log = folder / "logs" / "fail_seed0.log"
+    assert f"error: fail_seed0 failed, exit status 1: error: the effect has failed ({log})" in printed.err
+    assert "exit status 1: RuntimeError: a fault of ours" in printed.err and "end_seed0 failed" not in printed.err
+    assert "not finished: fail_seed0, raise_seed0" in printed.out and "| end " in printed.out
+    assert main(arguments) == 1 and starts(folder, "fail_seed0") == 2 and starts(folder, "end_seed0") == 1
+
+
+@pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_once(sweep, tmp_path, killed):
+    path, folder = sweep(["wait"]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--jobs", "2"]
+    runner = subprocess.Popen([sys.executable, "-m", "dfx.sweep", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    states = [folder / f"made_seed{seed}" / "state.json" for seed in (0, 1)]
+    _until(lambda: all(state.exists() and state.stat().st_size for state in states))
+    runner.send_signal(killed)
+    _, err = runner.communicate(timeout=200)
+    if killed == signal.SIGKILL:
+        # The points live on; one ends now, and the other is waited for.
+        point = Runner(folder, "made", "disabled", 1), read_sweep(path).points()[0]
+        pids = _pids_of(folder)
+        assert len(pids) == 2
+        os.kill(pids[0], signal.SIGKILL)
+        quicker = subprocess.Popen([sys.executable, "-m", "dfx.sweep", *arguments], cwd=ROOT)
+        time.sleep(1)
+        assert len(_pids_of(folder)) <= 2
+        os.kill(pids[1], signal.SIGKILL)
+        assert quicker.wait(200) == 0 and is_finished(folder, point[1])
+    else:
+        assert "the same command goes on from here" in err and not _pids_of(folder)
+        assert main(arguments) == 0
+    assert [starts(folder, f"made_seed{seed}") for seed in (0, 1)] == [2, 2]
+
+
+def test_a_point_that_is_killed_is_a_failure_and_resumed_by_the_next_command(sweep, tmp_path, capsys):
+    path, folder = sweep(["wait", "end"], seeds=[0]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled"]
+    runner = subprocess.Popen([sys.executable, "-m", "dfx.sweep", *arguments], cwd=ROOT)
+    _until(lambda: (folder / "wait_seed0" / "state.json").exists() and _pids_of(folder, "wait_seed0"))
+    for pid in _pids_of(folder, "wait_seed0"):
+        os.kill(pid, signal.SIGKILL)
+    assert runner.wait(200) == 1
+    assert main(arguments) == 0 and starts(folder, "wait_seed0") == 2 and starts(folder, "end_seed0") == 1
+
+
+def test_a_folder_of_other_options_is_refused(sweep, tmp_path):
+    folder = tmp_path / "runs"
+    arguments = ["--folder", str(folder), "--wandb-mode", "disabled", "--arms", "end"]
+    assert main([sweep(["end", "fail"], seeds=[0]), *arguments]) == 0
+    changed = sweep(["end", "fail"], seeds=[0], command=["${interpreter}", "${program}", "fit", "--more=1", "${args}"])
+    with pytest.raises(SweepError, match="other options"):
+        main([changed, *arguments])
+
+
+def test_list_prints_commands_that_run_anywhere_and_make_the_same_folder(sweep, tmp_path, capsys):
+    path, folder = sweep(["end"]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled"]
+    assert main([*arguments, "--list"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    options = options_of(shlex.split(commands[0]))
+    assert options["wandb.group"] == "made" and options["wandb.tags"] == '["made"]' and options["wandb.mode"] == "disabled"
+    (folder / "made_seed1").mkdir()
+    assert main([*arguments, "--list"]) == 0
+    assert ["--run.resume=true" in line for line in capsys.readouterr().out.splitlines()] == [False, True]
+    for command in (commands[0], f"{commands[1]} --run.resume=true"):
+        command += " --model.init_args.rendering.workers=1"
+        subprocess.run(command, shell=True, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert main([*arguments, "--list"]) == 0 and capsys.readouterr().out == ""
+    assert main([*arguments, "--summarize"]) == 0 and "| made |    2 |" in capsys.readouterr().out
+
+
+def test_ray_runs_the_points_on_two_workers(sweep, tmp_path, capsys):
+    path, folder = sweep(["end", "fail"], seeds=[0]), tmp_path / "runs"
+    arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--ray", "local", "--threads", "1"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "error: fail_seed0 failed, exit status 1: error: the effect has failed" in printed.err
+    assert starts(folder, "end_seed0") == 1 and "| end " in printed.out
+
+
+def test_without_ray_it_is_said_how_to_get_it(sweep, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SweepError, match="pip install ray"):
+        main([sweep(["end"]), "--folder", str(tmp_path / "runs"), "--ray", "local"])
+
+
+def test_train_itself_is_killed_resumed_and_summarized(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    content = {
+        "program": "train.py", "name": "real", "method": "grid", "parameters": {"run.seed": {"values": [3]}},
+        "command": ["${interpreter}", "${program}", "fit", "--config=configs/smoke.yaml", "${args}"],
+    }  # fmt: skip
+    path, folder = tmp_path / "sweep.yaml", tmp_path / "runs"
+    path.write_text(yaml.safe_dump(content))
+    arguments = [str(path), "--folder", str(folder), "--wandb-mode", "disabled"]
+    runner = subprocess.Popen([sys.executable, "-m", "dfx.sweep", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    _until(lambda: (folder / "real_seed3" / "checkpoints" / "last.ckpt").exists(), seconds=200)
+    for pid in _pids_of(folder):
+        os.kill(pid, signal.SIGKILL)
+    assert runner.wait(200) == 1
+    assert main(arguments[:3] + ["--wandb-mode", "offline"]) == 0
+    history = [row for row in read_history(folder / "real_seed3") if "validation/loss" in row]
+    assert [(row["epoch"], row["progress/renderings"]) for row in history] == [(0, 40), (1, 80)]
+    assert 0 < history[0]["progress/seconds"] < history[1]["progress/seconds"]
+    (run,) = rows_of(folder / "runs.csv")
+    assert float(run["validation loss at the end"]) == history[-1]["validation/loss"] and float(run["test mrstft"]) > 0
+    (record,) = (folder / "wandb").glob("offline-run-*")
+    assert list(record.glob("files/media/table/*.json")) and list(record.glob("files/media/images/*.png"))
+
+
+# --- the summary -------------------------------------------------------------------------------------
+
+
+def test_the_summary_is_means_and_deviations_over_the_seeds_of_an_arm(sweep, tmp_path):
+    points = read_sweep(sweep(["a", "b"], seeds=[0, 1, 2])).points()
+    for point in points:
+        run, seed = tmp_path / "runs" / point.name, int(point.name[-1])
+        if point.name == "b_seed1":
+            continue
+        (run / "evaluation").mkdir(parents=True)
+        (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": 2.0 + seed, "mrstft": 1.0}}))
+        columns = ("stage", "step", "progress/renderings", "progress/seconds", "validation/loss")
+        rows = [(0, 5, 0, 1, 9.0), (1, 10, 32, 2, 0.1), (2, 20, 64, 3, 1.0 + seed), (2, 30, 96, 4, 2.0 + seed)]
+        (run / "history.jsonl").write_text("\n".join(json.dumps(dict(zip(columns, row))) for row in rows))
+    runs = read_runs(tmp_path / "runs", points)
+    # A stage before the last has fewer effects, and pretraining another loss.
+    assert runs[0]["course"] == [(32, 0.1), (64, 1.0), (96, 2.0)]
+    a, b = arms_of(runs)
+    assert [a[column] for column in COLUMNS] == pytest.approx([3, 2, 96, 3, 1, 4])
+    assert [a[f"{column} deviation"] for column in COLUMNS] == pytest.approx([1, 1, 0, 1, 0, 0])
+    assert (a["runs"], b["runs"]) == (3, 2) and b["test loss deviation"] == pytest.approx(2**0.5)
+    assert arms_of(runs[:1])[0]["test loss deviation"] is None
+    table = as_markdown([a, b]).splitlines()
+    assert "3.000 ± 1.000" in table[2] and "|         96 |" in table[2] and len({len(line) for line in table}) == 1
+    summarize(tmp_path / "runs", "made", points, "disabled")
+    written = rows_of(tmp_path / "runs" / "summary.csv")
+    assert [row["arm"] for row in written] == ["a", "b"] and float(written[0]["test loss"]) == 3
+
+
+def test_without_a_finished_run_there_is_nothing_to_summarize(sweep, tmp_path, capsys):
+    assert main([sweep(["end"]), "--folder", str(tmp_path / "runs"), "--summarize"]) == 0
+    assert "No run of the sweep is finished" in capsys.readouterr().out
+
+
+def _until(condition, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def _pids_of(folder: Path, point: str = "") -> List[int]:
+    """The processes of a sweep's points, by the folder on their command lines."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listed.splitlines()]
+    return [
+        int(pid) for pid, state, command in processes
+        if f"--run.folder={folder} " in command and point in command and not state.startswith("Z")
+    ]  # fmt: skip

@@ -236,13 +236,18 @@ def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, mo
     assert logged == sorted(logged) and set(logged) == set(range(3 * 2 * STEPS_IN_EPOCH))
 
 
+def without_wandb() -> dict:
+    """The environment, without what W&B says there: a process that hears it shares the W&B process of this one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+
+
 def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):  # noqa: F811
     change(config, "wandb", mode="online")
     change(config, "model.init_args", stages={"pretraining_epochs": 0})
     # Nobody listens there, and nobody waits for long.
     away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0", "WANDB_INIT_TIMEOUT": "2"}
     command = [sys.executable, "train.py", "fit", "--config", str(config)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env={**os.environ, **away}, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env={**without_wandb(), **away}, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Weights & Biases cannot be reached" in done.stdout
     records = list((config.parent / "runs" / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -255,7 +260,7 @@ def test_a_run_goes_on_without_wandb_if_its_process_ends(config):  # noqa: F811
     change(config, "wandb", mode="offline")
     change(config, "trainer", log_every_n_steps=1, limit_train_batches=10)
     process = subprocess.Popen(
-        [sys.executable, "train.py", "fit", "--config", str(config)], cwd=ROOT, text=True,
+        [sys.executable, "train.py", "fit", "--config", str(config)], cwd=ROOT, text=True, env=without_wandb(),
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not last(config).exists() and process.poll() is None:

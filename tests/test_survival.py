@@ -155,7 +155,9 @@ def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):  # noqa: F811
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(config, monkeypatch, tmp_path):  # noqa: F811
+def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(
+    config, monkeypatch, tmp_path  # noqa: F811
+):
     fit(config, *ALONE)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
@@ -247,7 +249,8 @@ def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):  # noqa
     # Nobody listens there, and nobody waits for long.
     away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0", "WANDB_INIT_TIMEOUT": "2"}
     command = [sys.executable, "train.py", "fit", "--config", str(config)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env={**without_wandb(), **away}, timeout=300)
+    environment = {**without_wandb(), **away}
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Weights & Biases cannot be reached" in done.stdout
     records = list((config.parent / "runs" / "run" / "wandb").glob("offline-run-*/*.wandb"))

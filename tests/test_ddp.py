@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import List
 
+import pytest
 import torch
 
+from dfx.cli import main
 from tests.test_stages import change, checkpoints, config, same  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -85,8 +87,8 @@ def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(c
     assert "go on with --run.name run --run.resume true" in said_by(process, 128 + signal.SIGTERM)
     assert sorted(path.name for path in runs.iterdir()) == ["alone", "run"]
     resume = ("--run.resume", "true", "--run.evaluate", "false")
-    with_one = said_by(start("train.py", "fit", "--config", config, *resume), 1)
-    assert "error: the run was trained in 2 processes and cannot go on in 1" in with_one
+    with pytest.raises(SystemExit, match="error: the run was trained in 2 processes and cannot go on in 1"):
+        main(["fit", "--config", str(config), *resume, "--wandb.mode", "disabled"])
     said_by(start(*torchrun(*fit, *resume)))
     assert same(checkpoints(config), checkpoints(config, "alone"))
 

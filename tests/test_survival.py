@@ -155,7 +155,9 @@ def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):  # noqa: F811
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(config, monkeypatch, tmp_path):  # noqa: F811
+def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(
+    config, monkeypatch, tmp_path  # noqa: F811
+):
     fit(config, *ALONE)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
@@ -236,13 +238,19 @@ def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, mo
     assert logged == sorted(logged) and set(logged) == set(range(3 * 2 * STEPS_IN_EPOCH))
 
 
+def without_wandb() -> dict:
+    """The environment, without what W&B says there: a process that hears it shares the W&B process of this one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+
+
 def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):  # noqa: F811
     change(config, "wandb", mode="online")
     change(config, "model.init_args", stages={"pretraining_epochs": 0})
     # Nobody listens there, and nobody waits for long.
     away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0", "WANDB_INIT_TIMEOUT": "2"}
     command = [sys.executable, "train.py", "fit", "--config", str(config)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env={**os.environ, **away}, timeout=300)
+    environment = {**without_wandb(), **away}
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "W&B cannot be reached" in done.stderr
     records = list((config.parent / "runs" / "run" / "wandb").glob("offline-run-*/*.wandb"))

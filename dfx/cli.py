@@ -229,7 +229,7 @@ class DfxCLI(LightningCLI):
         if not ranks.is_first() or self.trainer.interrupted or not best.exists():
             return
         results = self._evaluate(best) if self.config.fit.run.evaluate else {}
-        tested = {f"test/{method}/{name}": mean for method, of in results.items() for name, mean in of.items()}
+        tested = {f"test/{method}/{name}": float(mean) for method, of in results.items() for name, mean in of.items()}
         if tested:
             for logger in self.trainer.loggers:
                 logger.log_metrics(tested, step=self.trainer.global_step)

@@ -22,7 +22,7 @@ from dfx.sweep.summary import COLUMNS, arms_of, as_markdown, read_runs, summariz
 ROOT = Path(__file__).parent.parent
 
 # Keeps the promises of train.py that a sweep relies on, in a moment: a folder of the run's name, a history, a
-# checkpoint to resume from, and metrics at the very end. `--behave` says how it ends.
+# checkpoint to resume from, and metrics at the very end. The name of its config says how it ends.
 PROGRAM = '''
 import csv, json, os, pathlib, sys, time
 options = dict(argument[2:].split("=", 1) for argument in sys.argv[2:])
@@ -33,7 +33,7 @@ run.mkdir(parents=True, exist_ok=True)
 state = run / "state.json"
 seen = json.loads(state.read_text()) if resumed and state.exists() else {"starts": 0, "steps": 0}
 seen["starts"] += 1
-behave = options["behave"]
+behave = options["config"].removesuffix(".yaml")
 while seen["steps"] < 3:
     seen["steps"] += 1
     state.write_text(json.dumps(seen))
@@ -42,7 +42,7 @@ while seen["steps"] < 3:
     if behave == "raise":
         raise RuntimeError("a fault of ours")
     if behave == "wait" and seen["starts"] == 1:
-        time.sleep(60)
+        time.sleep(600)
 seed = float(options["run.seed"])
 with (run / "history.csv").open("w", newline="") as file:
     rows = csv.writer(file)
@@ -56,14 +56,14 @@ with (run / "history.csv").open("w", newline="") as file:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """Writes a sweep of a quick program; ``behave`` are its arms."""
+    """Writes a sweep of a quick program; ``arms`` say how they end."""
     monkeypatch.chdir(ROOT)
     (tmp_path / "program.py").write_text(PROGRAM)
 
-    def make(behave: List[str], seeds=(0, 1), **changes: object) -> str:
+    def make(arms: List[str], seeds=(0, 1), **changes: object) -> str:
         content = {
             "program": str(tmp_path / "program.py"), "name": "made", "method": "grid",
-            "parameters": {"behave": {"values": behave}, "run.seed": {"values": list(seeds)}},
+            "parameters": {"config": {"values": [f"{arm}.yaml" for arm in arms]}, "run.seed": {"values": list(seeds)}},
             "command": ["${env}", "${interpreter}", "${program}", "fit", "--wandb.mode=online", "${args}"], **changes,
         }  # fmt: skip
         path = tmp_path / "sweep.yaml"
@@ -139,7 +139,7 @@ def test_seeds_and_options_of_the_command_line_come_last(sweep):
 )
 def test_what_is_no_grid_is_refused(sweep, changes, said):
     with pytest.raises(SweepError) as error:
-        read_sweep(sweep([], **changes)).points()
+        read_sweep(sweep(["end"], **changes)).points()
     assert said in str(error.value)
 
 
@@ -197,7 +197,7 @@ def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_o
     states = [folder / f"made_seed{seed}" / "state.json" for seed in (0, 1)]
     _until(lambda: all(state.exists() and state.stat().st_size for state in states))
     runner.send_signal(killed)
-    _, err = runner.communicate(timeout=60)
+    _, err = runner.communicate(timeout=200)
     if killed == signal.SIGKILL:
         # The points live on; one ends now, and the other is waited for.
         point = Runner(folder, "made", "disabled", 1), read_sweep(path).points()[0]
@@ -208,7 +208,7 @@ def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_o
         time.sleep(1)
         assert len(_pids_of(folder)) <= 2
         os.kill(pids[1], signal.SIGKILL)
-        assert quicker.wait(60) == 0 and is_finished(folder, point[1])
+        assert quicker.wait(200) == 0 and is_finished(folder, point[1])
     else:
         assert "the same command goes on from here" in err and not _pids_of(folder)
         assert main(arguments) == 0
@@ -222,7 +222,7 @@ def test_a_point_that_is_killed_is_a_failure_and_resumed_by_the_next_command(swe
     _until(lambda: (folder / "wait_seed0" / "state.json").exists() and _pids_of(folder, "wait_seed0"))
     for pid in _pids_of(folder, "wait_seed0"):
         os.kill(pid, signal.SIGKILL)
-    assert runner.wait(60) == 1
+    assert runner.wait(200) == 1
     assert main(arguments) == 0 and starts(folder, "wait_seed0") == 2 and starts(folder, "end_seed0") == 1
 
 
@@ -280,7 +280,7 @@ def test_train_itself_is_killed_resumed_and_summarized(tmp_path, monkeypatch):
     _until(lambda: (folder / "real_seed3" / "checkpoints" / "last.ckpt").exists(), seconds=200)
     for pid in _pids_of(folder):
         os.kill(pid, signal.SIGKILL)
-    assert runner.wait(60) == 1
+    assert runner.wait(200) == 1
     assert main(arguments[:3] + ["--wandb-mode", "offline"]) == 0
     history = rows_of(folder / "real_seed3" / "history.csv")
     assert [(row["epoch"], row["step"], row["renderings"]) for row in history] == [("0", "5", "40"), ("1", "10", "80")]
@@ -325,7 +325,7 @@ def test_without_a_finished_run_there_is_nothing_to_summarize(sweep, tmp_path, c
     assert "No run of the sweep is finished" in capsys.readouterr().out
 
 
-def _until(condition, seconds: float = 60) -> None:
+def _until(condition, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -334,7 +334,7 @@ def _until(condition, seconds: float = 60) -> None:
 
 def _pids_of(folder: Path, point: str = "") -> List[int]:
     """The processes of a sweep's points, by the folder on their command lines."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     processes = [line.split(None, 2) for line in listed.splitlines()]
     return [
         int(pid) for pid, state, command in processes

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.blackbox.lanes import cores
+from dfx.machine import cores
 from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss

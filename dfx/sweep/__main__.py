@@ -52,7 +52,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if given.ray:
             failures = run_on_ray(runner, left, given.ray, given.gpus)
         else:
-            print(f"{len(left)} of {len(points)} runs to do, {budget.jobs} at once, {threads} threads each; in {folder}")
+            how = f"{budget.jobs} at once, {threads} thread{'s' if threads > 1 else ''} each"
+            print(f"{len(left)} of {len(points)} runs to do, {how}; in {folder}")
             failures = run_here(runner, left, budget.jobs)
     print(f"\n{summarize(folder, sweep.name, points, given.wandb_mode)}\n")
     missing = [point.name for point in points if not is_finished(folder, point)]
@@ -80,8 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one here")
     parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of a run, or a share of one")
     parser.add_argument(
-        "--wandb-mode", choices=("offline", "online", "disabled"), default="offline", help="of all runs, whatever the file says"
-    )
+        "--wandb-mode", choices=("offline", "online", "disabled"), default="offline",
+        help="of all runs, whatever the file says",
+    )  # fmt: skip
     return parser
 
 

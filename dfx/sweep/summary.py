@@ -43,9 +43,8 @@ def read_runs(folder: Path, points: Sequence[Point]) -> List[Row]:
             losses[-1], min(losses), float(history[-1]["renderings"]), of_output["loss"], of_output["mrstft"],
             float(history[-1]["seconds"]),
         )  # fmt: skip
-        course = [
-            (float(row["renderings"]), float(row["validation/loss"])) for row in history if row["stage"] != "pretraining"
-        ]
+        rendered = [row for row in history if row["stage"] != "pretraining"]
+        course = [(float(row["renderings"]), float(row["validation/loss"])) for row in rendered]
         runs.append({"arm": point.arm, "run": point.name, **dict(zip(COLUMNS, reached)), "course": course})
     return runs
 

@@ -57,7 +57,8 @@ def to_pin(config: Path, resolved: Dict[Path, Flat]) -> Flat:
         return options
     before = resolved[base]
     dropped = {name: "(no longer there)" for name in before if name not in options}
-    return {**{name: options[name] for name in options if name not in before or before[name] != options[name]}, **dropped}
+    changed = {name: value for name, value in options.items() if name not in before or before[name] != value}
+    return {**changed, **dropped}
 
 
 def flat(options: Any, name: str = "") -> Flat:

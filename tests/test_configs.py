@@ -66,7 +66,8 @@ def is_pinned(config: Path) -> None:
     if base and base not in RESOLVED:
         RESOLVED[base] = resolve(base)
     name = config.relative_to(ROOT).as_posix()
-    assert to_pin(config, RESOLVED) == pinned().get(name), f"{name} resolves to something else: python -m tests.resolved_configs"
+    found = to_pin(config, RESOLVED)
+    assert found == pinned().get(name), "pinned otherwise; if it should be: python -m tests.resolved_configs"
 
 
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in ABLATIONS], **IDS)

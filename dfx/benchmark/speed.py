@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.blackbox.lanes import cores
 from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
+from dfx.machine import cores
 
 MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RATE)}
 """How many frames a step has, and of how many samples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ import numpy as np
 
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
+from dfx.machine import cores
 
 
 @dataclass
@@ -38,11 +38,6 @@ class RenderingOptions:
     def __post_init__(self) -> None:
         if not self.timeout_seconds > 0:
             raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:

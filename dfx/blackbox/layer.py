@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 from dfx import ranks
 from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
 from dfx.blackbox.isolation import in_process, make_lanes
-from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers, cores
+from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers
 from dfx.blackbox.response import Cells
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import ROUNDING, dead_parameters
+from dfx.machine import cores
 
 _PROBE_SECONDS = 300.0
 """How long a probe may take in a process of its own; for the largest chains it takes a few."""

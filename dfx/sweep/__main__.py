@@ -52,7 +52,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if given.ray:
             failures = run_on_ray(runner, left, given.ray, given.gpus)
         else:
-            print(f"{len(left)} of {len(points)} runs to do, {budget.jobs} at once, {threads} threads each; in {folder}")
+            how = f"{budget.jobs} at once, {threads} thread{'s' if threads > 1 else ''} each"
+            print(f"{len(left)} of {len(points)} runs to do, {how}; in {folder}")
             failures = run_here(runner, left, budget.jobs)
     print(f"\n{summarize(folder, sweep.name, points, given.wandb_mode)}\n")
     missing = [point.name for point in points if not is_finished(folder, point)]

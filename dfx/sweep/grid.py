@@ -117,7 +117,7 @@ def read_sweep(path: str) -> Sweep:
         if not content.get(key):
             raise SweepError(f"{path} has no `{key}`; see configs/sweeps/")
     if content.get("method") != "grid":
-        raise SweepError(f"{path} has the method {content.get('method')}; here only a grid is run, others by wandb agent")
+        raise SweepError(f"{path} has the method {content.get('method')}: only a grid is run here; take wandb agent")
     parameters = {}
     for name, how in content["parameters"].items():
         if isinstance(how, dict) and "value" in how:

@@ -10,7 +10,6 @@ from typing import Any, Dict, List, Sequence
 
 from matplotlib.figure import Figure
 
-from dfx.callbacks import read_history
 from dfx.sweep.grid import Point
 from dfx.sweep.runner import is_finished
 
@@ -31,6 +30,9 @@ def read_runs(folder: Path, points: Sequence[Point]) -> List[Row]:
         For each ``arm``, ``run``, the columns of :data:`COLUMNS`, and ``course``: pairs of renderings and validation
         loss, of all stages that render.
     """
+    # Not before the end: it brings torch, which the runner does without.
+    from dfx.callbacks import read_history
+
     runs = []
     for point in points:
         if not is_finished(folder, point):

@@ -190,6 +190,16 @@ def find_removed(pairs: Sequence[Pair]) -> Dict[str, List[Span]]:
     return removed
 
 
+def read_means(folder: Path) -> Results:
+    """What :func:`evaluate` has returned, from the folder that it wrote."""
+    results: Results = {}
+    for method, metrics in json.loads((folder / "means.json").read_text(encoding="utf-8")).items():
+        for name, row in metrics.items():
+            mean = results.setdefault(method, {})[name] = Mean(row["mean"])
+            mean.low, mean.high, mean.count = row["low"], row["high"], row["files"]
+    return results
+
+
 def as_table(results: Results, columns: int = 120) -> str:
     """The results as text, no wider than so many columns: a line for each method, and the ratio to the input.
 

@@ -14,7 +14,7 @@ from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import DataError
 from dfx.datasets.pairs import find_pairs
 from dfx.errors import UserError
-from dfx.evaluation import EXPLAINED, Mean, as_table, evaluate, find_removed
+from dfx.evaluation import EXPLAINED, Mean, as_table, evaluate, find_removed, read_means
 from dfx.metrics import COLUMNS
 from tests.conftest import known
 from tests.test_task import task
@@ -79,6 +79,8 @@ def test_means_come_with_their_intervals_as_json_and_csv(folder):
     rows = {(row["method"], row["metric"]): row for row in csv.DictReader((folder / "means.csv").open())}
     assert float(rows["output", "esr"]["high"]) == mean["high"]
     assert rows["output", "removed_db"]["files"] == "1" and rows["output", "removed_db"]["low"] == ""
+    read = read_means(folder)["output"]["esr"]
+    assert (read, read.low, read.high, read.count) == tuple(mean.values())
 
 
 def test_a_mean_is_a_number_that_can_be_copied_with_its_interval():

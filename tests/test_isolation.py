@@ -212,8 +212,9 @@ def test_after_an_error_and_after_a_worker_was_killed_new_ones_start():
     with pytest.raises(RenderError, match=NOT_FINITE):
         render(lanes, 0.75)
     render(lanes, 0.25)
-    multiprocessing.active_children()[0].kill()
-    multiprocessing.active_children()[0].join()
+    worker = multiprocessing.active_children()[0]
+    worker.kill()
+    worker.join()
     with pytest.raises(RenderError, match=r"a worker for before \+ it \+ after .*SIGKILL.* at none of them"):
         render(lanes, 0.25)
     assert multiprocessing.active_children() == []

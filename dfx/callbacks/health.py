@@ -40,7 +40,8 @@ class Health(pl.Callback):
     @aside
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Task, batch: Any, batch_idx: int) -> None:
         # Not the first step: threads and live effects only come up with it.
-        if trainer.is_global_zero and trainer.global_step % self._every_n_steps == min(1, self._every_n_steps - 1):
+        # Nor on one rank alone: passes backwards through batch normalization are those of all.
+        if trainer.global_step % self._every_n_steps == min(1, self._every_n_steps - 1):
             self._step = _Step(pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Task, loss: Tensor) -> None:
@@ -67,13 +68,12 @@ class Health(pl.Callback):
 
     @aside
     def on_train_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
-        if trainer.is_global_zero:
-            self._log(trainer, {})
+        self._log(trainer, {})
 
     def _log(self, trainer: pl.Trainer, metrics: Dict[str, float]) -> None:
         start, before = self._start
         share = (aside.seconds - before) / (time.perf_counter() - start)
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics({**metrics, "speed/share_logging": share}, step=max(0, trainer.global_step - 1))
 
 

@@ -31,8 +31,8 @@ def draw_rendering(
     """Draws levels, spectrograms and parameters over one axis of time, as the paper shows its automation.
 
     Levels are of 20 ms, in dB below full scale; spectrograms share one scale of 80 dB. Both are of the mean of the
-    channels. Every parameter has a panel of its own, in its unit and on its scale, from its lowest to its highest value in the
-    recording, or a tenth of its range where it hardly moves.
+    channels. Every parameter has a panel of its own, in its unit and on its scale, from its lowest to its highest value
+    in the recording, or a tenth of its range where it hardly moves.
 
     Args:
         input, output: ``(channels, samples)``, aligned with each other.

@@ -200,7 +200,6 @@ class TestStreaming:
             return np.abs(in_frames(chain, audio, values) - first).max(), chain._effects[0].restart_is_exact
 
         assert second_pass("ZaMultiComp") == (0, True)
-        assert second_pass("ZamTube")[1] is False
 
     def test_restarting_a_tube_often_does_not_crash(self):
         spec = chain_of("ZamTube")

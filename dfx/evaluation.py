@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 from pathlib import Path
@@ -21,6 +20,7 @@ from dfx.datasets.pairs import Pair
 from dfx.losses import loss_of_recordings
 from dfx.metrics import METRICS, Span, attenuated, compare, damage, level_change, outside
 from dfx.report import write_report
+from dfx.tables import write_csv
 from dfx.tasks import Task
 
 
@@ -160,9 +160,9 @@ def evaluate(
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     reasons = ["; ".join(f"{name}: {reason}" for name, reason in row["left_out"].items()) for row in rows]
     flat = [{**row, "left_out": reason} for row, reason in zip(rows, reasons)]
-    _write_csv(folder / "files.csv", ["file", "method", *columns, "left_out"], flat)
+    write_csv(folder / "files.csv", flat, ["file", "method", *columns, "left_out"])
     flat = [{"method": method, "metric": name, **mean} for method, of in means.items() for name, mean in of.items()]
-    _write_csv(folder / "means.csv", ["method", "metric", "mean", "low", "high", "files"], flat)
+    write_csv(folder / "means.csv", flat, ["method", "metric", "mean", "low", "high", "files"])
     write_report(folder)
     return results
 
@@ -293,13 +293,6 @@ def _stem(name: str, taken: Sequence[object]) -> str:
     return stem
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _write_audio(folder: Path, stem: str, audio: Dict[str, Tensor], task: Task) -> None:
     peak = max(float(heard.abs().max()) for heard in audio.values())
     gain = min(1.0, 0.99 / peak) if peak > 0 else 1.0
@@ -311,4 +304,4 @@ def _write_automation(path: Path, automation: np.ndarray, task: Task) -> None:
     seconds = np.arange(len(automation)) * task.window.frame_samples / task.chain.sample_rate
     rows = np.column_stack([seconds, automation]).tolist()
     names = ["seconds", *task.chain.space.names]
-    _write_csv(path, names, [dict(zip(names, row)) for row in rows])
+    write_csv(path, [dict(zip(names, row)) for row in rows], names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -22,6 +21,7 @@ from dfx.callbacks.figures import SIDES, draw_automation, draw_spectrograms
 from dfx.callbacks.run_folder import write_json
 from dfx.callbacks.wandb_run import WandbRun
 from dfx.errors import UserError
+from dfx.tables import write_csv
 from dfx.tasks import Task
 
 PARAMETERS = "parameters.csv"
@@ -129,7 +129,7 @@ class Excerpts(pl.Callback):
         self._validation.end(max(0, trainer.global_step - 1), float(trainer.callback_metrics["validation/loss"]))
         self._shown = False
         self._log(trainer, {"parameters/share_at_bounds": self._validation.share_at_bounds})
-        _write_csv(self._folder / PARAMETERS, self._validation.parameters)
+        write_csv(self._folder / PARAMETERS, self._validation.parameters)
         if self._validations % self._options.media_every_n_validations == 0:
             self._show(trainer, pl_module)
         self._validations += 1
@@ -166,7 +166,7 @@ class Excerpts(pl.Callback):
         validation.measure_sensitivity(excerpts)
         dead = sum(row["sensitivity_db"] == -math.inf for row in validation.parameters)
         self._log(trainer, {"parameters/dead": dead})
-        _write_csv(self._folder / PARAMETERS, validation.parameters)
+        write_csv(self._folder / PARAMETERS, validation.parameters)
         media = self._folder / "media"
         if task.stage != task.stages[-1]:
             media /= task.stage.name
@@ -328,8 +328,8 @@ class _Validation:
         for excerpt in excerpts:
             for side, audio in excerpt.sides.items():
                 soundfile.write(folder / f"{excerpt.name}_{side}.flac", audio.T, self._sample_rate)
-        _write_csv(folder / PARAMETERS, self.parameters)
-        _write_csv(folder / AUTOMATION, self.automation(excerpts))
+        write_csv(folder / PARAMETERS, self.parameters)
+        write_csv(folder / AUTOMATION, self.automation(excerpts))
         sides = {excerpt.name: excerpt.sides for excerpt in excerpts}
         draw_spectrograms(sides, self._sample_rate, folder / SPECTROGRAMS)
         values = {excerpt.name: excerpt.values for excerpt in excerpts}
@@ -347,13 +347,6 @@ def _keep_few(media: Path) -> None:
     best = min(in_order, key=lambda folder: folders[folder]["validation/loss"])
     for folder in set(in_order) - {in_order[0], best, in_order[-1]}:
         shutil.rmtree(folder)
-
-
-def _write_csv(path: Path, rows: List[Dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _rounded(value: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dfx.sweep.grid import Point
 from dfx.sweep.runner import is_finished
+from dfx.tables import write_csv
 
 COLUMNS = (
     "validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds"
@@ -121,8 +121,8 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point], wandb_mode: str
         return "No run of the sweep is finished."
     arms = arms_of(runs)
     table = as_markdown(arms)
-    _write_csv(folder / "summary.csv", arms)
-    _write_csv(folder / "runs.csv", [{name: run[name] for name in ("arm", "run", *COLUMNS)} for run in runs])
+    write_csv(folder / "summary.csv", arms)
+    write_csv(folder / "runs.csv", [{name: run[name] for name in ("arm", "run", *COLUMNS)} for run in runs])
     (folder / "summary.md").write_text(table + "\n", encoding="utf-8")
     draw(runs, sweep, folder / "summary.png")
     if wandb_mode != "disabled":
@@ -134,10 +134,3 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point], wandb_mode: str
             data = [[arm[column] for column in columns] for arm in arms]
             run.log({"summary": wandb.Table(columns, data), "figure": wandb.Image(str(folder / "summary.png"))})
     return table
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

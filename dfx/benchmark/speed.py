@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox.lanes import Workers
 from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
@@ -47,6 +48,8 @@ def speed(
     Yields:
         A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
         and backward over that of the same renderings in a plain loop on one thread, divided by the workers;
+        ``threads_over_limit`` the same of that loop, shared among as many threads and without any layer, which is as
+        near as threads come here;
         ``original_over_layer`` the time of the original's design (a process for each example, pickled through
         pipes, two-sided) over the layer's; ``response_over_layer`` that of a layer which also learns the chain's
         response; ``share_of_step`` the layer's part of a training step with
@@ -85,8 +88,10 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
     learning = layer_of(cores(), "response")
     renderings = learning.renderings
     original = _Original(chain.spec, batch)
+    plain = _plain_loop(chain.spec, input, parameters, renderings)
     contenders: Dict[str, Callable[[], None]] = {
-        "bare": _plain_loop(chain.spec, input, parameters, renderings),
+        "bare": lambda: plain(range(batch)),
+        **{f"threads {workers}": functools.partial(Workers(workers).share, plain, batch) for workers in layers},
         **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
         "response": lambda: through(learning),
         "original": lambda: original.step(input, parameters, grad),
@@ -109,6 +114,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
             "layer_ms": 1e3 * median[f"layer {workers}"],
             **{f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")},
             "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
+            "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
             "original_over_layer": median["original"] / median[f"layer {workers}"],
             "response_over_layer": median["response"] / median[f"layer {cores()}"],
             "share_of_step": median[f"layer {cores()}"] / median["step"],
@@ -135,17 +141,17 @@ def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, describe
     return {name: statistics.median(of) for name, of in times.items()}
 
 
-def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[], None]:
-    """The layer's renderings, effect by effect on one thread, without lanes, checks and gradients."""
+def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[range], None]:
+    """The layer's renderings of some of the examples, effect by effect, without lanes, checks and gradients."""
     chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
     audio = _frame_by_frame(input, parameters)
     nominal = parameters.detach().double().numpy()
     # Values as they come in training: other ones for every example, rendering and frame.
     values = [[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in nominal]
 
-    def run() -> None:
-        for lane, chains_of_lane in enumerate(chains):
-            for chain, of_frames in zip(chains_of_lane, values[lane]):
+    def run(lanes: range) -> None:
+        for lane in lanes:
+            for chain, of_frames in zip(chains[lane], values[lane]):
                 for heard, value in zip(audio[lane], of_frames):
                     for effect, part in chain:
                         heard = effect.render(heard, value[part])

@@ -62,29 +62,32 @@ class Workers:
         workers = max(1, min(self.count, rows, round(rows * self._seconds_a_row / _LEAST_SECONDS)))
         size = -(-rows // (workers * _BLOCKS if workers > 1 else 1))
         blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
+        seconds: List[float] = []
 
         def take() -> None:
+            start = time.perf_counter()
             while True:
                 try:
-                    # Taking from the end of a list is safe between threads.
+                    # Taking from the end of a list, and appending to one, is safe between threads.
                     block = blocks.pop()
                 except IndexError:
-                    return
+                    break
                 try:
                     work(block)
                 except BaseException:
                     blocks.clear()
                     raise
+            seconds.append(time.perf_counter() - start)
 
         if workers > 1 and self._executor is None:
             self._executor = ThreadPoolExecutor(self.count - 1, thread_name_prefix="workers")
         futures = [self._executor.submit(take) for _ in range(workers - 1)]
-        start = time.perf_counter()
         try:
             take()
         finally:
             wait(futures)
-        self._seconds_a_row = (time.perf_counter() - start) * workers / rows
+        # Without what it takes a worker to wake: that would call for more of them where one is quicker.
+        self._seconds_a_row = sum(seconds) / rows
         for future in futures:
             future.result()
 

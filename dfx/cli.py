@@ -38,11 +38,11 @@ from dfx.callbacks import (
     read_history,
     versions,
 )
-from dfx.callbacks.run_folder import write_text
 from dfx.datasets import DataError, PairedAudio
 from dfx.errors import UserError
 from dfx.evaluation import Results, as_table, evaluate, find_removed, where_it_lies
 from dfx.tasks import Task, load_task, read_checkpoint
+from dfx.writing import write_text
 
 RESOLVED_CONFIG = "resolved_config.yaml"
 SLURM_JOB = "slurm_job"

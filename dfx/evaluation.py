@@ -20,8 +20,8 @@ from dfx.datasets.pairs import Pair
 from dfx.losses import loss_of_recordings
 from dfx.metrics import METRICS, Span, attenuated, compare, damage, level_change, outside
 from dfx.report import write_report
-from dfx.tables import write_csv
 from dfx.tasks import Task
+from dfx.writing import write_csv
 
 
 class Mean(float):

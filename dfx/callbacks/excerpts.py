@@ -18,11 +18,10 @@ from torch import Tensor
 
 from dfx.callbacks.aside import aside
 from dfx.callbacks.figures import SIDES, draw_automation, draw_spectrograms
-from dfx.callbacks.run_folder import write_json
 from dfx.callbacks.wandb_run import WandbRun
 from dfx.errors import UserError
-from dfx.tables import write_csv
 from dfx.tasks import Task
+from dfx.writing import write_csv, write_json
 
 PARAMETERS = "parameters.csv"
 ABOUT = "about.json"

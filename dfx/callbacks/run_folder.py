@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Dict
 import pytorch_lightning as pl
 
 from dfx.effects import RenderError
+from dfx.writing import write_json
 
 PACKAGES = (
     "torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard", "auraloss",
@@ -61,15 +61,3 @@ def versions() -> Dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replaces a file by new content, as :func:`write_text`."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Replaces a file by new content at once: a run that is killed leaves the old or the new."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dfx.machine import cores
 from dfx.sweep.grid import Point, SweepError
+from dfx.writing import write_json
 
 try:
     import fcntl
@@ -95,10 +96,7 @@ def register(folder: Path, points: Sequence[Point]) -> None:
             )
         known[point.name] = command
     folder.mkdir(parents=True, exist_ok=True)
-    # At once, so that one who is killed leaves the old or the new.
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, known)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dfx.sweep.grid import Point
 from dfx.sweep.runner import is_finished
-from dfx.tables import write_csv
+from dfx.writing import write_csv
 
 COLUMNS = (
     "validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -28,6 +29,10 @@ MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RAT
 
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
+_STEPS = 8
+
+_Share = Callable[[Callable[[range], None], int], None]
+"""Shares out some rows to workers; see :meth:`dfx.blackbox.lanes.Workers.share`."""
 _LEAST_ROUNDS = 3
 _TURN_SECONDS = 0.02
 
@@ -43,7 +48,7 @@ def speed(
             ``excerpt``, two seconds.
         batches: examples in a step.
         seconds: that go into each chain, mode and batch. The contenders take turns, at least three of 20 ms or
-            one call, and their medians count.
+            one call, after one that is not timed, and their medians count.
 
     Yields:
         A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
@@ -65,37 +70,39 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
     frames, samples = MODES[mode]
     input, target = notes(batch, frames * samples)
     count = len(chain.spec.parameters)
-    parameters = torch.rand(batch, frames, count, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
-    parameters.requires_grad_()
+    steps = _parameters(batch, frames, count)
+    parameters = itertools.cycle(steps)
     restart = torch.ones(batch, dtype=torch.bool)
     grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
 
     def layer_of(workers: int, control_variate: str = "none") -> EffectLayer:
         options = GradientOptions(control_variate=control_variate)
         layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers))
-        layer(input, parameters, restart).backward(grad)
+        layer(input, next(parameters), restart).backward(grad)
         return layer
 
     def through(layer: EffectLayer) -> None:
-        layer(input, parameters, ~restart).backward(grad)
+        layer(input, next(parameters), ~restart).backward(grad)
         # What it remembers for checkpoints would grow with the benchmark.
         layer.end_excerpts()
 
+    # First: what a process holds when it forks is copied page by page as it is written to.
+    original = _Original(chain.spec, batch)
     before = _memory_mb()
     layers = {cores(): layer_of(cores())}
     layer_mb = _memory_mb() - before
     layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, cores()})}
     learning = layer_of(cores(), "response")
     renderings = learning.renderings
-    original = _Original(chain.spec, batch)
-    plain = _plain_loop(chain.spec, input, parameters, renderings)
+    plain = _plain_loop(chain.spec, input, steps, renderings)
     contenders: Dict[str, Callable[[], None]] = {
-        "bare": lambda: plain(range(batch)),
-        **{f"threads {workers}": functools.partial(Workers(workers).share, plain, batch) for workers in layers},
+        "bare": lambda: plain(lambda work, examples: work(range(examples))),
+        **{f"threads {workers}": functools.partial(plain, Workers(workers).share) for workers in layers},
         **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
         "response": lambda: through(learning),
-        "original": lambda: original.step(input, parameters, grad),
-        "step": _training_step(chain.spec, layers[cores()], input, target, frames),
+        "original": lambda: original.step(input, next(parameters), grad),
+        # With a layer of its own: the others' effects would have a long way to go from its encoder's parameters.
+        "step": _training_step(chain.spec, layer_of(cores()), input, target, frames),
     }
     try:
         median = _medians(contenders, seconds, f"{chain.name}, {mode}, batch {batch}")
@@ -126,13 +133,13 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
 
 
 def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, described: str) -> Dict[str, float]:
-    for run in contenders.values():
-        run()
     times: Dict[str, List[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
     with tqdm(desc=described, unit="round", leave=False) as progress:
         while progress.n < _LEAST_ROUNDS or time.perf_counter() < end:
             for name, run in contenders.items():
+                # Untimed: another's memory fills the caches, and some contenders share theirs.
+                run()
                 turn_ends = time.perf_counter() + _TURN_SECONDS
                 times[name].append(_timed(run))
                 while time.perf_counter() < turn_ends:
@@ -141,22 +148,44 @@ def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, describe
     return {name: statistics.median(of) for name, of in times.items()}
 
 
-def _plain_loop(spec: ChainSpec, input: Tensor, parameters: Tensor, renderings: int) -> Callable[[range], None]:
-    """The layer's renderings of some of the examples, effect by effect, without lanes, checks and gradients."""
-    chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
-    audio = _frame_by_frame(input, parameters)
-    nominal = parameters.detach().double().numpy()
-    # Values as they come in training: other ones for every example, rendering and frame.
-    values = [[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in nominal]
+def _parameters(batch: int, frames: int, count: int) -> List[Tensor]:
+    """Those of some steps, ``(batch, frames, count)``: as in training, they move a little from one to the next."""
+    random = torch.Generator().manual_seed(0)
+    where = torch.rand(batch, frames, count, generator=random) * 0.8 + 0.1
+    moves = (0.01 * torch.randn(where.shape, generator=random) for _ in range(_STEPS))
+    return [(where + move).clamp(0, 1).requires_grad_() for move in moves]
 
-    def run(lanes: range) -> None:
+
+def _plain_loop(
+    spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int
+) -> Callable[[_Share], None]:
+    """The layer's renderings, effect by effect, without lanes, checks and gradients.
+
+    Args:
+        steps: the parameters of some steps, which are taken in turn.
+
+    Returns:
+        What renders a step, and is given who shares out its examples, as :meth:`Workers.share` does.
+    """
+    chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
+    audio = _frame_by_frame(input, steps[0])
+    # Values as they come in training: other ones for every example, rendering and frame.
+    nominal = [parameters.detach().double().numpy() for parameters in steps]
+    values = itertools.cycle(
+        [[[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in of_step] for of_step in nominal]
+    )
+
+    def render(lanes: range, of_lanes: List[List[np.ndarray]]) -> None:
         for lane in lanes:
-            for chain, of_frames in zip(chains[lane], values[lane]):
+            for chain, of_frames in zip(chains[lane], of_lanes[lane]):
                 for heard, value in zip(audio[lane], of_frames):
                     for effect, part in chain:
                         heard = effect.render(heard, value[part])
 
-    return run
+    def step(share: _Share) -> None:
+        share(functools.partial(render, of_lanes=next(values)), len(input))
+
+    return step
 
 
 def _frame_by_frame(input: Tensor, parameters: Tensor) -> List[List[np.ndarray]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions, lanes
 from dfx.blackbox.lanes import Workers
 from dfx.effects import Chain, ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
@@ -315,13 +315,23 @@ def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 7])
-def test_the_number_of_workers_changes_nothing(workers):
-    layer = EffectLayer(chain(*TUBE), rendering=RenderingOptions(workers=workers))
-    reference = EffectLayer(chain(*TUBE), rendering=RenderingOptions(workers=3))
-    for of in (layer, reference):
-        of.result = of(frames(5), parameters(5, len(of.chain.parameters)), flags(5))
-    assert torch.equal(layer.result, reference.result)
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("workers", [2, 7])
+def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
+    # However little there is to do, all of them are woken.
+    monkeypatch.setattr(lanes, "_LEAST_SECONDS", 1e-9)
+    one, several = (
+        EffectLayer(chain(*TUBE), GradientOptions(**options), RenderingOptions(workers=count)) for count in (1, workers)
+    )
+    results = []
+    for layer in (one, several):
+        at = parameters(7, len(layer.chain.parameters))
+        results.append([])
+        for step in range(3):
+            output = layer(frames(7, 1024, seed=step), at, flags(7, step == 0))
+            output.square().sum().backward()
+            results[-1] += [output.detach(), at.grad.clone()]
+    assert all(map(torch.equal, *results))
 
 
 def test_an_error_of_any_kind_in_a_worker_is_raised():

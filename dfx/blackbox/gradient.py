@@ -17,7 +17,7 @@ compared, are options: ``directions: shared``, ``restart: never`` and ``divisor:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Literal, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -178,8 +178,18 @@ class Estimator:
         minus = np.clip(nominal - move, 0.0, 1.0)
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
+    def blocks(self, rendered: np.ndarray) -> List[slice]:
+        """The parts of a batch to measure one by one, small enough for their differences to stay in the cache.
+
+        They depend on the shape alone, and on no worker: rounding differs between blocks of other sizes, and a run
+        repeats to the last bit.
+        """
+        batch = len(rendered)
+        size = -(-batch // min(batch, -(-rendered.size // _CACHED_SAMPLES)))
+        return [slice(first, first + size) for first in range(0, batch, size)]
+
     def measure(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> Measured:
-        """What the renderings say of some examples; it may be called from several threads.
+        """What the renderings say of a block of examples; it may be called from several threads.
 
         Args:
             grad_output: float32 ``(batch, channels, frames * samples)``, the gradient of the loss.
@@ -190,20 +200,13 @@ class Estimator:
             plus, minus = rendered[:, 1:], rendered[:, :1]
         else:
             plus, minus = np.split(rendered[:, 1:], 2, axis=1)
-        measured = []
-        # A few rows at a time: their differences stay in the processor's cache.
-        rows = max(1, _CACHED_SAMPLES // plus[0].size)
-        for first in range(0, len(rendered), rows):
-            block = slice(first, first + rows)
-            difference = plus[block] - minus[block]
-            by_frame = difference.reshape(*difference.shape[:3], frames, -1)
-            grad = grad_output[block].reshape(*grad_output[block].shape[:2], frames, -1)
-            slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
-            cells = None
-            if self._response is not None:
-                cells = self._response.measure(rendered[block, 0], grad_output[block], difference, frames)
-            measured.append(Measured(slopes, cells))
-        return Measured.joined(measured)
+        difference = plus - minus
+        by_frame = difference.reshape(*difference.shape[:3], frames, -1)
+        grad = grad_output.reshape(*grad_output.shape[:2], frames, -1)
+        slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
+        if self._response is None:
+            return Measured(slopes, None)
+        return Measured(slopes, self._response.measure(rendered[:, 0], grad_output, difference, frames))
 
     def estimate(self, measured: Measured, points: Points) -> np.ndarray:
         """The vector-Jacobian product, ``(batch, frames, P)``.

@@ -174,14 +174,16 @@ class EffectLayer(nn.Module):
 
     def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
         """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
-        parts: Dict[int, Measured] = {}
+        blocks = self._estimator.blocks(rendered)
+        parts: List[Optional[Measured]] = [None] * len(blocks)
 
-        def work(rows: range) -> None:
-            block = slice(rows.start, rows.stop)
-            parts[rows.start] = self._estimator.measure(grad_output[block], rendered[block], points.where.shape[2])
+        def work(numbers: range) -> None:
+            for number in numbers:
+                block = blocks[number]
+                parts[number] = self._estimator.measure(grad_output[block], rendered[block], points.where.shape[2])
 
-        self._workers.share(work, len(rendered))
-        measured = Measured.joined([parts[first] for first in sorted(parts)])
+        self._workers.share(work, len(blocks))
+        measured = Measured.joined(parts)
         gradient = self._estimator.estimate(measured, points)
         if measured.cells is not None:
             self._estimator.learn(Cells(*map(ranks.gather, measured.cells)), ranks.gather(points.steps))

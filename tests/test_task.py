@@ -39,9 +39,10 @@ def data(root, model: Task) -> PairedAudio:
 
 
 def trainer(folder=None, epochs=2, callbacks=(), **options) -> pl.Trainer:
+    saves = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
     return pl.Trainer(
         accelerator="cpu", max_epochs=epochs, limit_train_batches=STEPS_IN_EPOCH, logger=False,
-        enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=saves, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks), **options,
     )  # fmt: skip
 

@@ -6,10 +6,12 @@ import functools
 import time
 import warnings
 from typing import Any, Callable, Set
+from weakref import WeakKeyDictionary
 
 
 class Aside:
-    """A decorator for what only logs. It sums up the time that is spent so, and an error becomes a warning, once.
+    """A decorator for methods that only log. It sums up the time that is spent so, and an error becomes a warning, once
+    for each object and method.
 
     Attributes:
         seconds: that this process has spent on logging so far.
@@ -18,20 +20,21 @@ class Aside:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._depth = 0
-        self._warned: Set[str] = set()
+        self._warned: WeakKeyDictionary[Any, Set[str]] = WeakKeyDictionary()
 
     def __call__(self, method: Callable) -> Callable:
         name = method.__qualname__
 
         @functools.wraps(method)
-        def beside(*args: Any, **kwargs: Any) -> Any:
+        def beside(owner: Any, *args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             self._depth += 1
             try:
-                return method(*args, **kwargs)
+                return method(owner, *args, **kwargs)
             except Exception as error:
-                if name not in self._warned:
-                    self._warned.add(name)
+                warned = self._warned.setdefault(owner, set())
+                if name not in warned:
+                    warned.add(name)
                     message = f"logging has failed, and the run goes on: {name}: {in_one_line(error)}"
                     warnings.warn(message, stacklevel=2)
             finally:

@@ -192,3 +192,17 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     for name, said in [("none.ckpt", "no such file"), ("text.ckpt", "cannot be read"), ("foreign.ckpt", "dfx has")]:
         with pytest.raises(CheckpointError, match=said):
             load_task(str(tmp_path / name))
+
+
+def test_a_checkpoint_with_options_of_another_version_is_refused(make_pairs, tmp_path):
+    path, model = tmp_path / "model.ckpt", task()
+    fit = trainer(tmp_path, epochs=1)
+    fit.fit(model, datamodule=data(make_pairs(12), model))
+    fit.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    for arguments in (saved["dfx"]["arguments"], saved["dfx"]["arguments"]["gradient"]):
+        arguments["of_tomorrow"] = 1
+        torch.save(saved, path)
+        with pytest.raises(CheckpointError, match="a version of dfx with other options .*of_tomorrow"):
+            load_task(str(path))
+        del arguments["of_tomorrow"]

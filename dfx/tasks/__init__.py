@@ -41,14 +41,23 @@ def load_task(path: str) -> Task:
 
 
 def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
-    """The trained task of a checkpoint that :func:`read_checkpoint` has read."""
+    """The trained task of a checkpoint that :func:`read_checkpoint` has read.
+
+    Raises:
+        CheckpointError: if it is of a task, or has options, that this version lacks.
+    """
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
         raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
-    arguments = {
-        name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()
-    }
-    task = TASKS[saved["task"]](**arguments)
+    try:
+        arguments = {
+            name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()
+        }
+        task = TASKS[saved["task"]](**arguments)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path} was trained by a version of dfx with other options ({error}): use that one, or train anew"
+        ) from None
     task.enter_stage(saved["stage"])
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -332,6 +333,43 @@ def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
             output.square().sum().backward()
             results[-1] += [output.detach(), at.grad.clone()]
     assert all(map(torch.equal, *results))
+
+
+def test_what_is_still_in_use_is_not_rendered_over():
+    at_once, later = EffectLayer(chain(*TUBE)), EffectLayer(chain(*TUBE))
+    expected, kept = [], []
+    for step in range(3):
+        audio, (one, other) = frames(4, 1024, seed=step), (parameters(4, len(later.chain.parameters)) for _ in range(2))
+        output = at_once(audio, one, flags(4, step == 0))
+        output.square().sum().backward()
+        expected.append((output.detach().clone(), one.grad))
+        kept.append((later(audio, other, flags(4, step == 0)), other))
+    views = [output.detach()[1:].numpy() for output, _ in kept]
+    for output, other in kept:
+        output.square().sum().backward()
+    for (output, grad), (kept_output, other), view in zip(expected, kept, views):
+        assert torch.equal(kept_output, output) and torch.equal(other.grad, grad)
+        assert np.array_equal(view, output[1:])
+
+
+def test_memory_that_nothing_refers_to_is_used_again():
+    layer = EffectLayer(chain(*TUBE), GradientOptions(draws=7), RenderingOptions(workers=1))
+    audio, at = frames(8, 16384), parameters(8, len(layer.chain.parameters))
+
+    def step() -> None:
+        layer(audio, at, flags(8, False)).square().sum().backward()
+        layer.end_excerpts()
+
+    layer(audio, at, flags(8))
+    tracemalloc.start()
+    step()
+    step()
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - before < audio.nbytes * layer.renderings / 2
 
 
 def test_an_error_of_any_kind_in_a_worker_is_raised():

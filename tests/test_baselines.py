@@ -37,7 +37,7 @@ def test_a_search_finds_the_setting_that_made_the_target():
 @pytest.mark.parametrize("gain", [0.1, 0.5, 2.0])
 def test_the_best_gain_is_found_also_at_the_end_of_its_range(gain):
     input = pair(1.0)["input"]
-    search = Search(chain(GAIN), LOSS, QUICK)
+    search = Search(chain(GAIN), LOSS, BaselineOptions(evaluations=100))
     found = search(input[None], gain * input[None])
     assert search.named(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
 

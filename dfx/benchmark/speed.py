@@ -30,11 +30,11 @@ MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RAT
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
 _STEPS = 8
+_LEAST_ROUNDS = 3
+_TURN_SECONDS = 0.02
 
 _Share = Callable[[Callable[[range], None], int], None]
 """Shares out some rows to workers; see :meth:`dfx.blackbox.lanes.Workers.share`."""
-_LEAST_ROUNDS = 3
-_TURN_SECONDS = 0.02
 
 
 def speed(

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfx import ranks
 from dfx.errors import UserError
 
 FFT_SAMPLES = 1024
@@ -32,20 +33,25 @@ class EncoderOptions:
             ``inception`` has 2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3
             million; ``mobilenet_v2`` at 0.35 and ``conv`` train on a CPU.
         start_at_defaults: begin with every parameter at its effect's default.
+        dropout: the share of what the backbone says, in [0, 1), that the head does without in training, drawn anew
+            for every example and step: of few recordings it learns less by heart (Srivastava et al. 2014).
 
     Raises:
-        UserError: for a width that the backbone cannot have.
+        UserError: for a width that the backbone cannot have, or a dropout out of its range.
     """
 
     backbone: Backbone = "mobilenet_v2"
     width: float = 1.0
     start_at_defaults: bool = True
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.width > 0:
             raise UserError(f"the encoder's width is {self.width:g}; it must be above 0")
         if self.backbone == "inception" and self.width != 1:
             raise UserError(f"inception has one size: leave its width at 1, and not {self.width:g}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"the encoder's dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
 
 class LogMel(nn.Module):
@@ -71,6 +77,32 @@ class LogMel(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """``(batch, samples)`` in [-1, 1] to ``(batch, 1, mel frames, 128)``."""
         return torch.log10(self.mel(context) + 1e-6).transpose(1, 2)[:, None]
+
+
+class Dropout(nn.Module):
+    """Leaves features out in training, the same ones in all frames of an example.
+
+    Unlike torch's it draws for the rows of all ranks, and from a seed that lies beside the weights: a run in several
+    processes is that of one, and one that is resumed goes on to the bit.
+
+    Args:
+        share: of the features that is left out; what stays grows by as much.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.register_buffer("seed", torch.randint(1 << 31, ()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, frames, features)`` to the same shape."""
+        if not self.training:
+            return features
+        rows = len(features) * ranks.count()
+        generator = torch.Generator().manual_seed(int(self.seed))
+        self.seed += 1
+        stays = torch.rand(rows, 1, features.shape[-1], generator=generator) >= self.share
+        return features * stays[ranks.own_rows(rows)].to(features) / (1 - self.share)
 
 
 class Encoder(nn.Module):
@@ -117,6 +149,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(self.backbone.out_features, len(defaults))
         if options.start_at_defaults:
             self._start_at(torch.as_tensor(defaults, dtype=torch.float32))
+        self.dropout = Dropout(options.dropout) if options.dropout else nn.Identity()
 
     def forward(self, context: Tensor) -> Tensor:
         """Parameters in (0, 1), ``(batch, frames, P)``.
@@ -142,7 +175,7 @@ class Encoder(nn.Module):
             contexts = audio.unfold(1, self.context_samples, self.frame_samples)
             features = self.backbone(self.input_norm(self.log_mel(contexts.flatten(0, 1))))
             features = features.unflatten(0, contexts.shape[:2])
-        return torch.sigmoid(self.head(features))
+        return torch.sigmoid(self.head(self.dropout(features)))
 
     @torch.no_grad()
     def _start_at(self, defaults: Tensor) -> None:

@@ -44,7 +44,7 @@ def main(pairs: str, folder: str, processes: int) -> None:
             {"effect": "pedalboard:Distortion", "train": {"drive_db": [0, 30]}},
         ],
         context_samples=4096, frame_samples=1024, frames_per_step=2,
-        encoder=EncoderOptions(width=0.1, start_at_defaults=False), loss=LossOptions(fft_sizes=[512, 256]),
+        encoder=EncoderOptions(width=0.1, start_at_defaults=False, dropout=0.5), loss=LossOptions(fft_sizes=[512, 256]),
         # So small that the weights stay, and the gradients of later steps can be compared too.
         optimizer=OptimizerOptions(1e-7, "constant"),
         gradient=GradientOptions(control_variate="response", deviation=0.5),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfx.encoder import Conv, Encoder, EncoderOptions, Inception, LogMel
+from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel
 from dfx.errors import UserError
 
 DEFAULTS = [0.1, 0.5, 0.9, 1.0]
@@ -145,6 +145,31 @@ def test_it_starts_at_the_defaults_and_inside_where_they_lie_on_a_bound(backbone
 
 def test_it_need_not_start_at_the_defaults():
     assert (encoder(start_at_defaults=False).eval()(torch.zeros(1, 1, 20480)) - 0.5).abs().max() < 0.2
+
+
+def test_dropout_leaves_out_its_share_of_features_anew_with_every_step_and_keeps_their_mean():
+    dropout = Dropout(0.25)
+    features = torch.ones(50, 3, 400)
+    first, second = dropout(features), dropout(features)
+    assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert first.mean() == pytest.approx(1.0, abs=0.02)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first[:, 0], first[:, 2])
+
+
+def test_dropout_leaves_rendering_alone_and_weights_without_it_as_they_were():
+    context = 0.1 * torch.randn(3, 1, 20480)
+    dropping = encoder("conv", dropout=0.5).eval()
+    assert torch.equal(dropping(context), dropping(context))
+    torch.testing.assert_close(dropping.dropout(context), context)
+    assert "dropout.seed" not in encoder("conv").state_dict()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_dropout_of_all_or_less_than_nothing_is_refused(share):
+    with pytest.raises(UserError, match="the encoder's dropout is .*; it must be at least 0 and below 1"):
+        EncoderOptions(dropout=share)
 
 
 def test_channels_are_averaged():

@@ -75,6 +75,7 @@ def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence
     (lambda: Treatment(highpass_hz=20000)(torch.zeros(1, 100), SAMPLE_RATE), "below half"),
     (lambda: Augmentation(noise_db=(50, 30)), "the lower first"),
     (lambda: Augmentation(gain=(0, 1)), "above 0"),
+    (lambda: Augmentation(deeper_db=-1), "at least 0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(make, said):
     with pytest.raises(UserError, match=said):
@@ -86,11 +87,11 @@ def test_what_cannot_be_is_refused(make, said):
 
 def test_noise_is_in_the_input_only_and_as_far_below_it_as_was_asked():
     audio = torch.randn(1, 50_000)
-    input, target = Augmentation(noise_db=(30, 50))(audio, audio, seed=3)
+    input, target = Augmentation(noise_db=(30, 50))(audio, audio, SAMPLE_RATE, seed=3)
     assert torch.equal(target, audio)
     ratios = []
     for seed in range(20):
-        noise = Augmentation(noise_db=(30, 50))(audio, audio, seed)[0] - audio
+        noise = Augmentation(noise_db=(30, 50))(audio, audio, SAMPLE_RATE, seed)[0] - audio
         ratios.append(-20 * float(torch.log10(noise.std() / audio.std())))
     assert 29.9 < min(ratios) < 35 and 45 < max(ratios) < 50.1
 
@@ -99,10 +100,34 @@ def test_one_gain_is_on_both():
     audio = torch.randn(2, 1, 1000)
     gains = []
     for seed in range(20):
-        input, target = Augmentation(gain=(0.1, 1))(*audio, seed)
+        input, target = Augmentation(gain=(0.1, 1))(*audio, SAMPLE_RATE, seed)
         gains.append(float(target[0, 0] / audio[1, 0, 0]))
         torch.testing.assert_close(input, gains[-1] * audio[0])
     assert 0.1 <= min(gains) < 0.3 and 0.8 < max(gains) <= 1
+
+
+def test_what_a_target_takes_away_is_taken_away_deeper_and_the_rest_is_left_to_the_bit():
+    audio = torch.randn(2, SAMPLE_RATE)
+    removed = slice(round(0.3 * SAMPLE_RATE), round(0.6 * SAMPLE_RATE))
+    target = audio.clone()
+    target[:, removed] *= 0.1
+    input, deeper = Augmentation(deeper_db=20)(audio, target, SAMPLE_RATE, seed=0)
+    assert torch.equal(input, audio)
+    frame = round(0.02 * SAMPLE_RATE)
+    inside = slice(removed.start + 2 * frame, removed.stop - 2 * frame)
+    torch.testing.assert_close(deeper[:, inside], 0.1 * target[:, inside])
+    for outside in (slice(removed.start - 2 * frame), slice(removed.stop + 2 * frame, None)):
+        assert torch.equal(deeper[:, outside], target[:, outside])
+    assert torch.equal(Augmentation()(audio, target, SAMPLE_RATE, seed=0)[1], target)
+
+
+@pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE])
+def test_silence_and_short_excerpts_can_be_deepened(samples):
+    silence = torch.zeros(1, samples)
+    deepen = Augmentation(deeper_db=20)
+    assert torch.equal(deepen(silence, silence, SAMPLE_RATE, seed=0)[1], silence)
+    noise = torch.randn(1, samples)
+    torch.testing.assert_close(deepen(noise, 0.1 * noise, SAMPLE_RATE, seed=0)[1], 0.01 * noise)
 
 
 def data(root, **options) -> PairedAudio:

@@ -115,7 +115,7 @@ class Steps(Dataset):
         start = excerpt.start - self.window.before
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         input, target = self.pairs.read(excerpt.pair, start, samples)
-        return self.augmentation(input, target, excerpt.seed)
+        return self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed)
 
 
 class Excerpts(Sampler[Excerpt]):

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.signal
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfx.datasets.audio import AudioFile, Readable
 from dfx.datasets.pairs import Pair
@@ -148,23 +149,32 @@ class Augmentation:
         noise_db: the signal-to-noise ratio, from which to which, of white noise in the input only; the signal
             counts as loud as it is in the root mean square over the excerpt. None adds none.
         gain: the factor, from which to which, on input and target alike. None is 1.
+        deeper_db: by how much the target is lowered further where it takes something away, which is where it is at
+            least 3 dB under the input in a frame of 20 ms. What is trained so removes more than its targets.
 
     Raises:
-        UserError: for a range that is not two numbers, the lower first, or gains that are not positive.
+        UserError: for a range that is not two numbers, the lower first, gains that are not positive, or a negative
+            ``deeper_db``.
     """
 
     noise_db: Optional[Tuple[float, float]] = None
     gain: Optional[Tuple[float, float]] = None
+    deeper_db: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, ends in vars(self).items():
+        for name in ("noise_db", "gain"):
+            ends = getattr(self, name)
             if ends is not None and not (len(ends) == 2 and ends[0] <= ends[1]):
                 raise UserError(f"{name} is {list(ends)}; it must be two numbers, the lower first")
         if self.gain is not None and not self.gain[0] > 0:
             raise UserError(f"gain begins at {self.gain[0]:g}; it must be above 0")
+        if not self.deeper_db >= 0:
+            raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0")
 
-    def __call__(self, input: Tensor, target: Tensor, seed: int) -> Tuple[Tensor, Tensor]:
+    def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> Tuple[Tensor, Tensor]:
         """An excerpt, input and target ``(channels, samples)``; the same for the same seed."""
+        if self.deeper_db:
+            target = _deepened(target, input, self.deeper_db, sample_rate)
         generator = torch.Generator().manual_seed(seed)
 
         def uniform(low: float, high: float) -> float:
@@ -177,3 +187,15 @@ class Augmentation:
             gain = uniform(*self.gain)
             input, target = gain * input, gain * target
         return input, target
+
+
+def _deepened(target: Tensor, input: Tensor, by_db: float, sample_rate: int) -> Tensor:
+    """The target, quieter still where it is well under the input, with fades from frame to frame."""
+    frame = max(1, round(0.02 * sample_rate))
+    before, after = (
+        functional.avg_pool1d(audio.square().mean(dim=0, keepdim=True), frame, frame, ceil_mode=True)
+        for audio in (input, target)
+    )
+    falls = (after < before * 10**-0.3).to(target)
+    gain_db = -by_db * functional.interpolate(falls[None], scale_factor=frame, mode="linear")[0, :, : target.shape[1]]
+    return target * 10 ** (gain_db / 20)

@@ -153,8 +153,8 @@ class Augmentation:
             least 3 dB under the input in a frame of 20 ms. What is trained so removes more than its targets.
 
     Raises:
-        UserError: for a range that is not two numbers, the lower first, gains that are not positive, or a negative
-            ``deeper_db``.
+        UserError: for a range that is not two numbers, the lower first, gains that are not positive, or a
+            ``deeper_db`` that is negative or not finite.
     """
 
     noise_db: Optional[Tuple[float, float]] = None
@@ -168,8 +168,8 @@ class Augmentation:
                 raise UserError(f"{name} is {list(ends)}; it must be two numbers, the lower first")
         if self.gain is not None and not self.gain[0] > 0:
             raise UserError(f"gain begins at {self.gain[0]:g}; it must be above 0")
-        if not self.deeper_db >= 0:
-            raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0")
+        if not 0 <= self.deeper_db < math.inf:
+            raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0, and finite")
 
     def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> Tuple[Tensor, Tensor]:
         """An excerpt, input and target ``(channels, samples)``; the same for the same seed."""

@@ -25,6 +25,9 @@ Span = Tuple[float, float]
 METRIC_SAMPLE_RATE = 22050
 """The paper's rate: metrics that depend on the rate are taken at it."""
 
+REMOVED_DB = 3.0
+"""How far a target is under its input, in a frame of 20 ms, where it counts as taking something away."""
+
 SILENCE_LUFS = -70.0
 """The absolute gate of BS.1770: what is quieter has no loudness."""
 
@@ -209,6 +212,11 @@ def damage(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: in
     return float((after - before)[audible].abs().mean()) if audible.any() else 0.0
 
 
+def level_frame_samples(sample_rate: int) -> int:
+    """The length of the frames, of 20 ms, that levels are taken of."""
+    return max(1, round(_LEVEL_SECONDS * sample_rate))
+
+
 def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> Optional[List[Span]]:
     """Where a target takes something away: the frames of 20 ms in which it is at least 3 dB under the input.
 
@@ -223,10 +231,10 @@ def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> Optional[List
     before, after = (_levels_db(audio, [(0.0, seconds)], sample_rate) for audio in (input, target))
     audible = before > _INAUDIBLE_DB
     kept = audible & ((after - before).abs() < 1)
-    removed = audible & (after - before <= -3)
+    removed = audible & (after - before <= -REMOVED_DB)
     if not removed.any() or 3 * int(kept.sum()) < int(audible.sum()):
         return None
-    frame_seconds = _level_frame(sample_rate) / sample_rate
+    frame_seconds = level_frame_samples(sample_rate) / sample_rate
     return [(i * frame_seconds, (i + 1) * frame_seconds) for i in removed.nonzero()[:, 0].tolist()]
 
 
@@ -291,13 +299,9 @@ def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> Tuple[float,
     return float(delay), float(polarity)
 
 
-def _level_frame(sample_rate: int) -> int:
-    return max(1, round(_LEVEL_SECONDS * sample_rate))
-
-
 def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor:
     """The levels in dBFS of the whole frames in some spans, float64 ``(frames,)``, -100 at least."""
-    frame = _level_frame(sample_rate)
+    frame = level_frame_samples(sample_rate)
     parts = [slice(max(0, round(start * sample_rate)), max(0, round(end * sample_rate))) for start, end in spans]
     frames = [audio[:, part].unfold(1, frame, frame) for part in parts if audio[:, part].shape[1] >= frame]
     if not frames:

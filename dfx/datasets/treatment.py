@@ -16,7 +16,7 @@ from torch.nn import functional
 from dfx.datasets.audio import AudioFile, Readable
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError
-from dfx.metrics import SILENCE_LUFS, lufs
+from dfx.metrics import REMOVED_DB, SILENCE_LUFS, level_frame_samples, lufs
 
 Side = Literal["input", "target"]
 
@@ -191,11 +191,11 @@ class Augmentation:
 
 def _deepened(target: Tensor, input: Tensor, by_db: float, sample_rate: int) -> Tensor:
     """The target, quieter still where it is well under the input, with fades from frame to frame."""
-    frame = max(1, round(0.02 * sample_rate))
+    frame = level_frame_samples(sample_rate)
     before, after = (
         functional.avg_pool1d(audio.square().mean(dim=0, keepdim=True), frame, frame, ceil_mode=True)
         for audio in (input, target)
     )
-    falls = (after < before * 10**-0.3).to(target)
+    falls = (after < before * 10 ** (-REMOVED_DB / 10)).to(target)
     gain_db = -by_db * functional.interpolate(falls[None], scale_factor=frame, mode="linear")[0, :, : target.shape[1]]
     return target * 10 ** (gain_db / 20)

@@ -16,14 +16,15 @@ evaluations.
 
 import argparse
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 
-from dfx.baselines import BASELINES, BaselineOptions
 from dfx.datasets import PairedAudio
-from dfx.errors import UserError
-from dfx.evaluation import as_table, evaluate, find_removed, where_it_lies
+from dfx.errors import errors_in_one_line
+from dfx.evaluation.baselines import BASELINES
+from dfx.evaluation.evaluate import evaluate, find_removed
+from dfx.evaluation.results import as_table, where_it_lies
+from dfx.evaluation.search import BaselineOptions
 from dfx.tasks import read_checkpoint, task_of
 
 BUDGET = {
@@ -82,7 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

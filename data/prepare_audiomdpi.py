@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx is used from where it lies
 
-from dfx.datasets.prepare import ZenodoPairs, run, split_as_published
+from dfx.datasets.preparation.pairs import ZenodoPairs, run, split_as_published
 
 AUDIOMDPI = ZenodoPairs(
     record="https://zenodo.org/api/records/3562442",

@@ -44,20 +44,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx is used f
 
 from tqdm import tqdm
 
-from dfx.datasets.audio import DataError
-from dfx.datasets.download import DownloadError, RemoteFile, download
-from dfx.datasets.matching import cut_to_match, match
-from dfx.datasets.prepare import (
-    Report,
-    argument_parser,
-    existing,
-    read_manifest,
-    read_whole,
-    run,
-    safe_name,
-    split_by_group,
-    write_audio,
-)
+from dfx.errors import DataError
+from dfx.datasets.preparation.download import DownloadError, RemoteFile, download
+from dfx.datasets.preparation.matching import cut_to_match, match
+from dfx.datasets.preparation.pairs import Report, argument_parser, existing, read_manifest, read_whole, run, safe_name, split_by_group, write_audio
 from dfx.errors import UserError
 
 SITE = "https://multitracksearch.cambridge-mt.com/"

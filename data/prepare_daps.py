@@ -27,7 +27,7 @@ from typing import Dict, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx is used from where it lies
 
-from dfx.datasets.prepare import ZenodoPairs, run
+from dfx.datasets.preparation.pairs import ZenodoPairs, run
 
 HELD_OUT = {"f10": "validation", "m10": "validation", "f9": "test", "m9": "test"}
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dfx.render import Model
+    from dfx.render.model import Model
 
 # Before torch is imported: its threads would otherwise spin for a while after each operation, on the cores
 # that effects are to render on. On two cores, that is most of the time of a step.
@@ -14,8 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load(checkpoint: str) -> Model:
-    """The trained model of a checkpoint: see :class:`dfx.render.Model`."""
+    """The trained model of a checkpoint: see :class:`dfx.render.model.Model`."""
     # Not above: most of dfx does without torch.
-    from dfx.render import load
+    from dfx.render.model import load
 
     return load(checkpoint)

@@ -6,14 +6,12 @@ count it (the paper, section 2.4).
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> Tuple[Tensor, Tensor]:
+def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[Tensor, Tensor]:
     """How much later the output comes than the target, and whether it is inverted.
 
     At every lag the part that both share is correlated, and divided by its own energy: a plain correlation
@@ -51,7 +49,7 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> Tuple[
     return lags[best], torch.where(sign < 0, -1.0, 1.0).to(output)
 
 
-def align(output: Tensor, target: Tensor, delay_samples: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def align(output: Tensor, target: Tensor, delay_samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts both signals to the part in which each has a partner, example by example.
 
     Gradients flow to the output; the delay counts as a constant.

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, List, Literal, Optional
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -20,27 +20,26 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from dfx import ranks
+from dfx import distributed
 from dfx.callbacks import (
     Excerpts,
     Health,
-    History,
     LoggingOptions,
     MidEpochCheckpoint,
     Progress,
     RunFolder,
-    Stopped,
     StopOnSignal,
-    WandbRun,
+    Stopped,
     WholeCheckpoints,
-    best_row,
     last_checkpoint,
-    read_history,
     versions,
 )
-from dfx.datasets import DataError, PairedAudio
-from dfx.errors import UserError
-from dfx.evaluation import Results, as_table, evaluate, find_removed, where_it_lies
+from dfx.datasets import PairedAudio
+from dfx.errors import DataError, UserError
+from dfx.evaluation.evaluate import evaluate, find_removed
+from dfx.evaluation.results import Results, as_table, where_it_lies
+from dfx.loggers.history import History, best_row, read_history
+from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task, load_task, read_checkpoint
 from dfx.writing import write_text
 
@@ -62,8 +61,8 @@ class WandbOptions:
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "dfx"
-    group: Optional[str] = None
-    tags: List[str] = field(default_factory=list)
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -86,7 +85,7 @@ class RunOptions:
     resume: bool = False
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
-    seed: Optional[int] = None
+    seed: int | None = None
 
 
 class DfxCLI(LightningCLI):
@@ -165,7 +164,7 @@ class DfxCLI(LightningCLI):
         if "SLURM_JOB_ID" in os.environ:
             write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
 
-    def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: Optional[str] = None, **options: Any) -> None:
+    def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None = None, **options: Any) -> None:
         """Every stage of the task, from the first or that of a checkpoint, each with a trainer of its own."""
         first = 0
         if ckpt_path is not None:
@@ -226,7 +225,7 @@ class DfxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        if not ranks.is_first() or self.trainer.interrupted or not best.exists():
+        if not distributed.is_first() or self.trainer.interrupted or not best.exists():
             return
         results = self._evaluate(best) if self.config.fit.run.evaluate else {}
         tested = {f"test/{method}/{name}": float(mean) for method, of in results.items() for name, mean in of.items()}
@@ -273,7 +272,7 @@ def _run_folder(options: RunOptions) -> Path:
     return folder
 
 
-def _run_of_slurm_job(folder: Path, name: str) -> Optional[Path]:
+def _run_of_slurm_job(folder: Path, name: str) -> Path | None:
     """The run that a job of SLURM had begun before it was put in the queue again."""
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return None
@@ -302,7 +301,7 @@ def main(args: Any = None) -> None:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         # The others end well: Lightning's launcher kills the first process where one of its own has failed.
-        if ranks.is_first():
+        if distributed.is_first():
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
     except OSError as error:

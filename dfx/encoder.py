@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 import torchaudio
@@ -11,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfx import ranks
+from dfx import distributed
 from dfx.errors import UserError
 
 FFT_SAMPLES = 1024
@@ -98,11 +99,11 @@ class Dropout(nn.Module):
         """``(batch, frames, features)`` to the same shape."""
         if not self.training:
             return features
-        rows = len(features) * ranks.count()
+        rows = len(features) * distributed.count()
         generator = torch.Generator().manual_seed(int(self.seed))
         self.seed += 1
         stays = torch.rand(rows, 1, features.shape[-1], generator=generator) >= self.share
-        return features * stays[ranks.own_rows(rows)].to(features) / (1 - self.share)
+        return features * stays[distributed.own_rows(rows)].to(features) / (1 - self.share)
 
 
 class Encoder(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List, Literal
+from typing import Literal
 
 import auraloss
 import torch
@@ -32,7 +32,7 @@ class LossOptions:
     """
 
     kind: Literal["mrstft", "paper"] = "mrstft"
-    fft_sizes: List[int] = field(default_factory=lambda: [1024, 2048, 512])
+    fft_sizes: list[int] = field(default_factory=lambda: [1024, 2048, 512])
     max_delay_samples: int = 300
     alignment: Literal["signed", "reversed", "none"] = "signed"
     polarity: Literal["example", "batch"] = "example"
@@ -73,7 +73,7 @@ class MultiResolutionSTFT(nn.Module):
         UserError: for other sizes.
     """
 
-    def __init__(self, fft_sizes: List[int]) -> None:
+    def __init__(self, fft_sizes: list[int]) -> None:
         super().__init__()
         unknown = [size for size in fft_sizes if size not in _RESOLUTIONS]
         if unknown or not fft_sizes:

@@ -8,18 +8,18 @@ factor. Silent, very short and one-sided signals are no errors.
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import auraloss
-import pyloudnorm
 import torch
 import torchaudio
 from torch import Tensor
 
 from dfx.alignment import find_delay
+from dfx.audio.loudness import lufs
 
-Span = Tuple[float, float]
+Span = tuple[float, float]
 """From when to when, in seconds."""
 
 METRIC_SAMPLE_RATE = 22050
@@ -27,9 +27,6 @@ METRIC_SAMPLE_RATE = 22050
 
 REMOVED_DB = 3.0
 """How far a target is under its input, in a frame of 20 ms, where it counts as taking something away."""
-
-SILENCE_LUFS = -70.0
-"""The absolute gate of BS.1770: what is quieter has no loudness."""
 
 
 class Undefined(ValueError):
@@ -44,8 +41,8 @@ class Comparison(NamedTuple):
         left_out: the metrics that have no value, and why.
     """
 
-    metrics: Dict[str, float]
-    left_out: Dict[str, str]
+    metrics: dict[str, float]
+    left_out: dict[str, str]
 
 
 def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
@@ -168,16 +165,6 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
     return abs(centroid_hz(output, "output") - centroid_hz(target, "target"))
 
 
-def lufs(audio: Tensor, sample_rate: int) -> float:
-    """Integrated loudness in LUFS (ITU-R BS.1770-4), -70 for what is quieter; padded to one 0.4 s block."""
-    padding = max(0, int(0.4 * sample_rate) + 1 - audio.shape[-1])
-    samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
-        loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(samples)
-    return max(float(loudness), SILENCE_LUFS)
-
-
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
     """How much louder some parts of the output are than of the input: the difference of median levels, in dB.
 
@@ -217,7 +204,7 @@ def level_frame_samples(sample_rate: int) -> int:
     return max(1, round(_LEVEL_SECONDS * sample_rate))
 
 
-def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> Optional[List[Span]]:
+def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> list[Span] | None:
     """Where a target takes something away: the frames of 20 ms in which it is at least 3 dB under the input.
 
     It is a fair question only of targets that leave the rest alone. On the nonspeech pairs that ship this finds 97
@@ -238,9 +225,9 @@ def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> Optional[List
     return [(i * frame_seconds, (i + 1) * frame_seconds) for i in removed.nonzero()[:, 0].tolist()]
 
 
-def outside(spans: Sequence[Span], seconds: float) -> List[Span]:
+def outside(spans: Sequence[Span], seconds: float) -> list[Span]:
     """The parts of a recording that lie between the spans, which may overlap and come in any order."""
-    gaps: List[Span] = []
+    gaps: list[Span] = []
     position = 0.0
     for start, end in sorted(spans):
         if start > position:
@@ -249,7 +236,7 @@ def outside(spans: Sequence[Span], seconds: float) -> List[Span]:
     return [*gaps, (position, seconds)] if position < seconds else gaps
 
 
-METRICS: Dict[str, Callable[[Tensor, Tensor], float]] = {
+METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "mrstft": mrstft,
     "mrstft_level_matched": mrstft_level_matched,
     "mfcc_cosine": mfcc_cosine,
@@ -287,7 +274,7 @@ def _sounding(audio: Tensor, name: str) -> Tensor:
     return audio.double()
 
 
-def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> Tuple[float, float]:
+def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> tuple[float, float]:
     for audio, name in ((output, "output"), (target, "target")):
         _sounding(audio, name)
     # The loudest part of the target tells it as well as the whole of an hour does, and sooner.
@@ -310,7 +297,7 @@ def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor
     return 20 * levels.clamp(min=1e-5).log10()
 
 
-def _mfccs(output: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
+def _mfccs(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Of both, the output brought to the target's mean magnitude."""
     output, target = output.mean(dim=0), target.mean(dim=0)
     output = output * (target.abs().mean() / output.abs().mean().clamp(min=1e-12))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Optional[Sequence[str]] = None) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> None:
     """Writes rows, at least one, below a line of their columns; by default those of the first row."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]))

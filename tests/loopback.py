@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Dict, List, Optional, Tuple
 
 
 class Loopback:
@@ -18,13 +17,13 @@ class Loopback:
     """
 
     def __init__(self) -> None:
-        self.files: Dict[str, bytes] = {}
-        self.breaks_after: Optional[int] = None
+        self.files: dict[str, bytes] = {}
+        self.breaks_after: int | None = None
         self.ranges = True
         self.misplaced = 0
-        self.published: Dict[str, dict] = {}
-        self.status: Dict[str, List[int]] = {}
-        self.requests: List[Tuple[str, Optional[str]]] = []
+        self.published: dict[str, dict] = {}
+        self.status: dict[str, list[int]] = {}
+        self.requests: list[tuple[str, str | None]] = []
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,8 +80,8 @@ class Loopback:
         handler: BaseHTTPRequestHandler,
         status: int,
         body: bytes,
-        headers: Optional[dict] = None,
-        breaks_after: Optional[int] = None,
+        headers: dict | None = None,
+        breaks_after: int | None = None,
     ) -> None:
         handler.send_response(status)
         for key, value in (headers or {}).items():

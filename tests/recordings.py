@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def planted(kind: str, samples: int, count: int = 100, reach: int = 300) -> Plan
     return Planted(output, target, torch.tensor(delays), torch.tensor(signs))
 
 
-def _recordings(kind: str, random: np.random.Generator) -> List[np.ndarray]:
+def _recordings(kind: str, random: np.random.Generator) -> list[np.ndarray]:
     if kind == "made_speech":
         return [_speech(random) for _ in range(10)]
     if kind == "made_music":

@@ -11,7 +11,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import yaml
 
@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 PINNED = ROOT / "tests" / "resolved_configs.yaml"
 
-Flat = Dict[str, Any]
+Flat = dict[str, Any]
 
 
-def base_of(config: Path) -> Optional[Path]:
+def base_of(config: Path) -> Path | None:
     """The config that a config goes over, as the command in its first lines says; none if it stands alone."""
     said = re.search(r"fit --config (\S+) --config (\S+)", config.read_text())
     if said is None:
@@ -31,7 +31,7 @@ def base_of(config: Path) -> Optional[Path]:
     return ROOT / said[1]
 
 
-def given(config: Path) -> List[str]:
+def given(config: Path) -> list[str]:
     """The options of train.py for a config, and the one that it goes over."""
     base = base_of(config)
     return [*(["--config", str(base)] if base else []), "--config", str(config)]
@@ -50,7 +50,7 @@ def resolve(config: Path) -> Flat:
     return flat(options)
 
 
-def to_pin(config: Path, resolved: Dict[Path, Flat]) -> Flat:
+def to_pin(config: Path, resolved: dict[Path, Flat]) -> Flat:
     """What is pinned of a config, given all that are resolved."""
     options, base = resolved[config], base_of(config)
     if base is None:

@@ -1,34 +1,34 @@
 """What tests/test_ddp.py runs in one process and in several: a few steps, whose gradients it keeps.
 
-    python tests/several_ranks.py PAIRS FOLDER PROCESSES
+python tests/several_ranks.py PAIRS FOLDER PROCESSES
 """
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dfx.blackbox import GradientOptions  # noqa: E402
-from dfx.datasets import PairedAudio  # noqa: E402
-from dfx.encoder import EncoderOptions  # noqa: E402
-from dfx.losses import LossOptions  # noqa: E402
-from dfx.tasks import TubeAmp  # noqa: E402
-from dfx.tasks.task import OptimizerOptions  # noqa: E402
+from dfx.blackbox import GradientOptions
+from dfx.datasets import PairedAudio
+from dfx.encoder import EncoderOptions
+from dfx.losses import LossOptions
+from dfx.tasks import TubeAmp
+from dfx.tasks.task import OptimizerOptions
 
 
 class Kept(pl.Callback):
     """What a rank hears, and the gradients that all of them arrive at."""
 
     def __init__(self) -> None:
-        self.heard: List[torch.Tensor] = []
-        self.directions: List[torch.Tensor] = []
-        self.gradients: List[Dict[str, torch.Tensor]] = []
+        self.heard: list[torch.Tensor] = []
+        self.directions: list[torch.Tensor] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Dict[str, torch.Tensor], _: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: dict[str, torch.Tensor], _: int) -> None:
         self.heard.append(batch["input"].clone())
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, model: Any, optimizer: Any) -> None:

@@ -4,7 +4,8 @@ import soundfile
 import torch
 import torchaudio
 
-from dfx.datasets import AudioFile, DataError
+from dfx.audio.reading import AudioFile
+from dfx.errors import DataError
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from dfx.automation import Automation, thinned
 from dfx.effects import Parameter, ParameterSpace
 from dfx.errors import UserError
+from dfx.render.automation import Automation, thinned
 
 SPACE = ParameterSpace(
     [

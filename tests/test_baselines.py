@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from dfx.baselines import BASELINES, BaselineOptions, Network, Search, draw_excerpts, make_baselines, train_network
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
+from dfx.evaluation.baselines import BASELINES, make_baselines
+from dfx.evaluation.search import BaselineOptions, Search, draw_excerpts
+from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
 from tests.conftest import SAMPLE_RATE, known
 
@@ -112,9 +114,7 @@ def test_files_shorter_than_the_loss_needs_can_be_searched():
 def test_the_network_begins_with_the_input_and_learns_the_target():
     training = [pair(0.3, "t" * i, samples=6000) for i in range(4)]
     loss = make_loss(LossOptions(fft_sizes=[512]))
-    networks = [
-        train_network(training, 1, loss, BaselineOptions(network_steps=steps)) for steps in (6, 6)
-    ]
+    networks = [train_network(training, 1, loss, BaselineOptions(network_steps=steps)) for steps in (6, 6)]
     heard = pair(0.3, "file")
     with torch.no_grad():
         assert torch.equal(Network(1)(heard["input"][None])[0], heard["input"])
@@ -132,9 +132,7 @@ def test_excerpts_are_of_different_pairs_and_padded_with_silence():
     assert torch.equal(input, again)
 
 
-@pytest.mark.parametrize(
-    "names, said", [(["per_fil"], "did you mean 'per_file'"), (["fixed"], "needs training pairs")]
-)
+@pytest.mark.parametrize("names, said", [(["per_fil"], "did you mean 'per_file'"), (["fixed"], "needs training pairs")])
 def test_baselines_that_cannot_be_made_are_refused(names, said):
     with pytest.raises(UserError, match=said):
         make_baselines(names, chain(GAIN), LOSS)

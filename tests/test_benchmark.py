@@ -6,7 +6,7 @@ from dfx.benchmark.chains import chains, notes
 from dfx.benchmark.fidelity import ESTIMATORS, fidelity
 from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import speed
-from dfx.blackbox.lanes import cores
+from dfx.blackbox.workers import cores
 
 TUBE_AMP = [chain for chain in chains() if chain.name == "tube_amp"]
 

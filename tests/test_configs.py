@@ -11,7 +11,7 @@ import yaml
 
 from dfx.cli import DfxCLI
 from dfx.effects import EffectError
-from dfx.effects.probe import load_chain
+from dfx.effects.chain import load_chain
 from dfx.sweep.grid import read_sweep
 from dfx.tasks import Task
 from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, flat, given, resolve, to_pin

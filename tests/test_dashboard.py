@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfx.callbacks import read_history
 from dfx.dashboard.__main__ import main
 from dfx.dashboard.summary import find_runs, write_summary
 from dfx.dashboard.workspace import CURVES, make_workspace
 from dfx.errors import UserError
+from dfx.loggers.history import read_history
 from tests.test_callbacks import merged, records
 
 ROOT = Path(__file__).parent.parent

@@ -1,13 +1,12 @@
 """One run in several processes: what each of them does, and that together they do what one would."""
 
 import os
-import socket
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import List
 
 import pytest
 import torch
@@ -38,7 +37,7 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def torchrun(*command: object) -> List[object]:
+def torchrun(*command: object) -> list[object]:
     return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), *command]
 
 
@@ -67,7 +66,7 @@ def test_two_processes_arrive_at_the_gradients_of_one_with_the_same_batch(make_p
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 
-def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(config):  # noqa: F811
+def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(config):
     change(config, "run", evaluate=True)
     change(config, "wandb", mode="offline")
     change(config, "trainer", limit_train_batches=6)
@@ -93,6 +92,6 @@ def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(c
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(config):  # noqa: F811
+def test_a_batch_that_processes_cannot_share_is_refused(config):
     said = said_by(start(*torchrun("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "3")), 1)
     assert "error: batch_size is 3, which 2 processes cannot share out evenly" in said

@@ -5,8 +5,8 @@ from collections import namedtuple
 
 import pytest
 
-from dfx.datasets import download as module
-from dfx.datasets.download import DownloadError, RemoteFile, download, require_space, zenodo_file
+from dfx.datasets.preparation import download as module
+from dfx.datasets.preparation.download import DownloadError, RemoteFile, download, require_space, zenodo_file
 from dfx.errors import UserError
 from tests.loopback import Loopback
 
@@ -167,9 +167,8 @@ def test_without_a_network_there_is_one_line(monkeypatch):
 def test_a_server_that_says_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(DownloadError, match="timed out"):
-            zenodo_file(f"http://127.0.0.1:{silent.getsockname()[1]}/", "a.zip")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DownloadError, match="timed out"):
+        zenodo_file(f"http://127.0.0.1:{silent.getsockname()[1]}/", "a.zip")
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(server, tmp_path, monkeypatch):

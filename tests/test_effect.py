@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, Trained
-from dfx.effects.effect import _snake_case
+from dfx.effects.chain import _snake_case
 from tests.conftest import SAMPLE_RATE, known
 
 COMPRESSOR = "pedalboard:Compressor"

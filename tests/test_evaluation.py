@@ -10,11 +10,12 @@ import scipy.stats
 import soundfile
 import torch
 
-from dfx.baselines import BASELINES, BaselineOptions
-from dfx.datasets import DataError
 from dfx.datasets.pairs import find_pairs
-from dfx.errors import UserError
-from dfx.evaluation import EXPLAINED, Mean, as_table, evaluate, find_removed, read_means
+from dfx.errors import DataError, UserError
+from dfx.evaluation.baselines import BASELINES
+from dfx.evaluation.evaluate import evaluate, find_removed
+from dfx.evaluation.results import EXPLAINED, Mean, as_table, read_means
+from dfx.evaluation.search import BaselineOptions
 from dfx.metrics import COLUMNS
 from tests.conftest import known
 from tests.test_task import task

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfx.effects import Parameter
-from dfx.figure import draw_rendering
+from dfx.figures import draw_rendering
 
 PARAMETERS = [
     Parameter("gate.threshold_db", "dB", -80, 0, -50),

@@ -82,9 +82,7 @@ def test_evaluation_hears_every_frame_once_in_lanes_that_only_end(batch_size):
 
 @pytest.fixture
 def data(make_pairs) -> PairedAudio:
-    module = PairedAudio(
-        str(make_pairs(20)), 22050, 1, Window(4096, 1024, 100), batch_size=4, excerpt_seconds=0.2
-    )
+    module = PairedAudio(str(make_pairs(20)), 22050, 1, Window(4096, 1024, 100), batch_size=4, excerpt_seconds=0.2)
     module.setup("fit")
     return module
 

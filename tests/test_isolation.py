@@ -150,8 +150,7 @@ def bundle(tmp_path_factory) -> Path:
     source = ROOT / "tests" / "misbehaving.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", plugins / "misbehaving.so", source], check=True)
     ports = ", ".join(
-        f'[ a lv2:{way}Port, lv2:{kind}Port ; lv2:index {index} ; '
-        f'lv2:symbol "{symbol}" ; lv2:name "{symbol}" {more} ]'
+        f'[ a lv2:{way}Port, lv2:{kind}Port ; lv2:index {index} ; lv2:symbol "{symbol}" ; lv2:name "{symbol}" {more} ]'
         for index, (way, kind, symbol, more) in enumerate(
             [
                 ("Input", "Audio", "input", ""),
@@ -163,8 +162,7 @@ def bundle(tmp_path_factory) -> Path:
     (plugins / "manifest.ttl").write_text(
         "@prefix lv2: <http://lv2plug.in/ns/lv2core#> .\n@prefix doap: <http://usefulinc.com/ns/doap#> .\n"
         + "\n".join(
-            f'<urn:test:{name}> a lv2:Plugin ; doap:name "{name}" ; '
-            f"lv2:binary <misbehaving.so> ; lv2:port {ports} ."
+            f'<urn:test:{name}> a lv2:Plugin ; doap:name "{name}" ; lv2:binary <misbehaving.so> ; lv2:port {ports} .'
             for name in ("crash", "hang", "nan")
         )
     )
@@ -285,9 +283,7 @@ def fit(root: Path, folder: Path, isolate: bool, *callbacks: pl.Callback, resume
         encoder=EncoderOptions(width=0.1), loss=LossOptions(fft_sizes=[512, 256]),
         rendering=RenderingOptions(workers=1, isolate=isolate),
     )  # fmt: skip
-    data = PairedAudio(
-        str(root), SAMPLE_RATE, 1, model.window, batch_size=2, excerpt_seconds=0.15, check_audio=False
-    )
+    data = PairedAudio(str(root), SAMPLE_RATE, 1, model.window, batch_size=2, excerpt_seconds=0.15, check_audio=False)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=4, limit_val_batches=0, logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks),
@@ -303,9 +299,7 @@ class RaiseFlag(pl.Callback):
             Path(os.environ["FLAG"]).touch()
 
 
-def test_a_run_that_a_plugin_crashed_keeps_the_values_and_resumes_as_if_it_had_not(
-    make_pairs, tmp_path, monkeypatch
-):
+def test_a_run_that_a_plugin_crashed_keeps_the_values_and_resumes_as_if_it_had_not(make_pairs, tmp_path, monkeypatch):
     flag, folder = tmp_path / "flag", tmp_path / "run"
     monkeypatch.setenv("FLAG", str(flag))
     root = make_pairs(12)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions, lanes
-from dfx.blackbox.lanes import Workers
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox import workers as workers_module
+from dfx.blackbox.workers import Workers
 from dfx.effects import Chain, ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
 from tests.conftest import SAMPLE_RATE, known
@@ -115,9 +116,7 @@ def test_what_an_estimator_costs_is_known_before(options, sides, monkeypatch):
 
 @pytest.mark.parametrize("sides, at", [(1, 0.0), (1, 1.0), (2, 0.5), (2, 1.0)])
 def test_finite_differences_are_exact_for_every_example_and_coordinate(sides, at):
-    layer = EffectLayer(
-        chain(known("Quadratic")), GradientOptions("finite_difference", sides=sides, epsilon=1e-4)
-    )
+    layer = EffectLayer(chain(known("Quadratic")), GradientOptions("finite_difference", sides=sides, epsilon=1e-4))
     audio, at = frames(2, 4096), parameters(2, 3, at)
     (gradient,) = estimates(layer, audio, at, 1)
     torch.testing.assert_close(gradient.double(), quadratic_gradient(audio, at), rtol=1e-3, atol=1e-3)
@@ -281,7 +280,7 @@ def test_several_frames_in_one_call_equal_as_many_calls(channels, redraw):
     output = whole(audio, at, flags(3))
     output.square().sum().backward()
     gradient, at.grad = at.grad, None
-    # The directions of a frame differ where they are drawn for each of them, and so do the estimates, but not the output.
+    # Directions drawn for each frame differ, and so do the estimates, but not the output.
     outputs = [
         one_by_one(part, at[:, frame], flags(3, frame == 0)) for frame, part in enumerate(audio.split(512, dim=-1))
     ]
@@ -320,7 +319,7 @@ def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
 @pytest.mark.parametrize("workers", [2, 7])
 def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
     # However little there is to do, all of them are woken.
-    monkeypatch.setattr(lanes, "_LEAST_SECONDS", 1e-9)
+    monkeypatch.setattr(workers_module, "_LEAST_SECONDS", 1e-9)
     one, several = (
         EffectLayer(chain(*TUBE), GradientOptions(**options), RenderingOptions(workers=count)) for count in (1, workers)
     )
@@ -345,7 +344,7 @@ def test_what_is_still_in_use_is_not_rendered_over():
         expected.append((output.detach().clone(), one.grad))
         kept.append((later(audio, other, flags(4, step == 0)), other))
     views = [output.detach()[1:].numpy() for output, _ in kept]
-    for output, other in kept:
+    for output, _ in kept:
         output.square().sum().backward()
     for (output, grad), (kept_output, other), view in zip(expected, kept, views):
         assert torch.equal(kept_output, output) and torch.equal(other.grad, grad)

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torchaudio
 
-from dfx.datasets.matching import MAX_DELAY_SECONDS, Match, cut_to_match, match
+from dfx.datasets.preparation.matching import MAX_DELAY_SECONDS, Match, cut_to_match, match
 
 RATE = 22050
 

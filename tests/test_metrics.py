@@ -6,17 +6,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import paired_distances
 
-from dfx.metrics import (
-    ALIGNMENT,
-    COLUMNS,
-    METRICS,
-    Undefined,
-    attenuated,
-    compare,
-    damage,
-    level_change,
-    outside,
-)
+from dfx.metrics import ALIGNMENT, COLUMNS, METRICS, Undefined, attenuated, compare, damage, level_change, outside
 
 SAMPLE_RATE = 22050
 

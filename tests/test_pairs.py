@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfx.datasets import DataError
 from dfx.datasets.pairs import SPLITS, check_audio, find_pairs
+from dfx.errors import DataError
 
 
 def all_pairs(root) -> list:

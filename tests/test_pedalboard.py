@@ -123,7 +123,8 @@ def test_each_band_gain_moves_its_own_part_of_the_spectrum(noise):
         boosted = np.abs(np.fft.rfft(spec.build().render(noise, gains)[0])) ** 2
         frequencies = np.fft.rfftfreq(noise.shape[1], 1 / SAMPLE_RATE)
         rise = [
-            boosted[(frequencies > low) & (frequencies < high)].sum() / power[(frequencies > low) & (frequencies < high)].sum()
+            boosted[(frequencies > low) & (frequencies < high)].sum()
+            / power[(frequencies > low) & (frequencies < high)].sum()
             for low, high in [(10, 100), (350, 600), (1700, 3000), (8000, 11000)]
         ]
         strongest.append(int(np.argmax(rise)))

@@ -18,11 +18,10 @@ import soundfile
 import torch
 from sklearn.model_selection import train_test_split
 
-from dfx.datasets import DataError
-from dfx.datasets import download as download_module
 from dfx.datasets.pairs import check_audio, find_pairs
-from dfx.datasets.prepare import ZenodoPairs, run, safe_name, split_as_published, split_by_group, write_audio
-from dfx.errors import UserError
+from dfx.datasets.preparation import download as download_module
+from dfx.datasets.preparation.pairs import ZenodoPairs, run, safe_name, split_as_published, split_by_group, write_audio
+from dfx.errors import DataError, UserError
 from tests.loopback import Loopback
 
 DATA = Path(__file__).parent.parent / "data"
@@ -442,7 +441,7 @@ def test_the_page_may_be_written_as_javascript_is():
           type:'Mstr', pv : 'a.mp3', years: [1999, 2000], link: '<a href="x.zip">{</a>' }, // nor ] this
         {'artist': "It's \"me\"", "project": ']; é', "type": "Full", "pv": "b.mp3"} ];"""
     assert cambridge.parse_page(text) == [
-        ("It's \"me\"", "]; é", f"{cambridge.SITE}a.mp3", f"{cambridge.SITE}b.mp3"),
+        ('It\'s "me"', "]; é", f"{cambridge.SITE}a.mp3", f"{cambridge.SITE}b.mp3"),
     ]
 
 

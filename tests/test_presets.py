@@ -12,7 +12,7 @@ from pedalboard._pedalboard import to_python_parameter_name
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.effects.pedalboard import EFFECTS
 from dfx.errors import UserError
-from dfx.presets import preset_files, write_preset
+from dfx.render.presets import preset_files, write_preset
 from tests.conftest import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dfx.effects import ChainSpec, Control, EffectError, EffectSpec, RenderError
+from dfx.effects.chain import load_chain
 from dfx.effects.pedalboard import EFFECTS
-from dfx.effects.probe import as_text, dead_parameters, load_chain, main, probe, probe_signal
+from dfx.effects.probe import as_text, dead_parameters, main, probe, probe_signal
 from tests.conftest import SAMPLE_RATE, known
 from tests.known_effects import Gain, Late
 
@@ -317,7 +318,10 @@ def test_a_config_is_read_with_its_ranges_fixed_values_and_numbers(tmp_path):
     "text, message",
     [
         ("model: {}", "has no 'init_args': effects stand under model.init_args.effects"),
-        ("model: {init_args: {effects: [{efect: pedalboard:Gain}]}}", "an effect is a mapping with `effect: host:name`"),
+        (
+            "model: {init_args: {effects: [{efect: pedalboard:Gain}]}}",
+            "an effect is a mapping with `effect: host:name`",
+        ),
         ("a: [", "is no config of a chain"),
         ("just words", "is no config of a chain"),
         ("model: {init_args: {effects: [{effect: 'pedalboard:Gain', train: [gain_db]}]}}", "`train` is a mapping"),

@@ -13,7 +13,8 @@ from jsonargparse import get_loader
 
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.effects import ChainSpec, EffectError, EffectSpec
-from dfx.effects.probe import ProbeReport, dead_parameters, load_chain, probe
+from dfx.effects.chain import load_chain
+from dfx.effects.probe import ProbeReport, dead_parameters, probe
 from tests.conftest import SAMPLE_RATE
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -7,10 +7,10 @@ import pytest
 import reaper_parser
 import rpp
 
-from dfx.automation import Automation
 from dfx.effects import ChainSpec, EffectSpec, lv2
 from dfx.errors import UserError
-from dfx.reaper import TOLERANCE, Take, project_files, write_project
+from dfx.render.automation import Automation
+from dfx.render.reaper import TOLERANCE, Take, project_files, write_project
 from tests.conftest import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
@@ -86,7 +86,7 @@ def test_the_state_of_a_vst3_plugin_is_whole(written):
 
 def test_files_are_named_relative_to_the_project_and_the_gain_is_the_items(written):
     text = written[1].read_text()
-    assert "FILE \"out.wav\"" in text and "VOLPAN 1 0 1.99526" in text
+    assert 'FILE "out.wav"' in text and "VOLPAN 1 0 1.99526" in text
 
 
 def test_a_chain_that_reaper_lacks_leaves_both_recordings_and_csv(tmp_path):

@@ -10,17 +10,18 @@ import torch
 import torchaudio
 
 import dfx
-from dfx import files, streaming
+from dfx.audio import reading
+from dfx.audio.loudness import Loudness, lufs
+from dfx.audio.reading import stream_array
 from dfx.datasets import Treatment
 from dfx.effects import EffectSpec
 from dfx.errors import UserError
-from dfx.files import stream_array
-from dfx.loudness import Loudness
-from dfx.metrics import lufs
-from dfx.render import Model, main
-from dfx.streaming import StreamingOptions, render_stream
+from dfx.render import streaming
+from dfx.render.__main__ import main
+from dfx.render.model import Model
+from dfx.render.streaming import StreamingOptions, render_stream
 from tests.conftest import SAMPLE_RATE, known
-from tests.test_task import task, trainer, data
+from tests.test_task import data, task, trainer
 
 GAIN = [EffectSpec("pedalboard:Gain", train={"gain_db": (-24, 24)})]
 LATE = [*GAIN, EffectSpec("pedalboard:BrickwallLimiter", train={"release_ms": None})]
@@ -139,7 +140,7 @@ def test_what_soundfile_cannot_read_pedalboard_may(checkpoint, tmp_path, monkeyp
     def unknown(path, name):
         raise soundfile.LibsndfileError(1)
 
-    monkeypatch.setattr(files, "_by_soundfile", unknown)
+    monkeypatch.setattr(reading, "_by_soundfile", unknown)
     main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--quiet"])
     assert soundfile.info(tmp_path / "b.wav").subtype == "PCM_24"
     a, b = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
@@ -197,9 +198,9 @@ def test_memory_does_not_grow_with_the_recording():
             def read(samples):
                 return np.full((2, samples), 0.1, np.float32)
 
-            return files.Stream("a recording", 44100, 2, int(seconds * 44100), read)
+            return reading.Stream("a recording", 44100, 2, int(seconds * 44100), read)
 
-        read = files.Recording._read_native
+        read = reading.Recording._read_native
 
         def counted(self, start, stop):
             nonlocal most
@@ -207,11 +208,11 @@ def test_memory_does_not_grow_with_the_recording():
             most = max(most, self._kept.shape[1])
             return window
 
-        files.Recording._read_native = counted
+        reading.Recording._read_native = counted
         try:
             render_stream(model.task, open_stream, lambda audio: None, StreamingOptions())
         finally:
-            files.Recording._read_native = read
+            reading.Recording._read_native = read
         return most
 
     assert most_kept(90) < 1.01 * most_kept(30) < 26 * 44100
@@ -243,9 +244,7 @@ def test_a_channel_of_many_is_rendered_as_if_alone_with_the_automation_of_all():
 # --- time ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "treatment", [Treatment(), Treatment(input_lufs=-25), Treatment(highpass_hz=100)], ids=str
-)
+@pytest.mark.parametrize("treatment", [Treatment(), Treatment(input_lufs=-25), Treatment(highpass_hz=100)], ids=str)
 @pytest.mark.parametrize("sample_rate", [44100, 22050, 48000])
 def test_causal_automation_does_not_hear_the_future(treatment, sample_rate):
     audio = music(3.0, sample_rate)

@@ -8,8 +8,8 @@ import re
 import runpy
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator
 from urllib.parse import urlparse
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from dfx.evaluation import evaluate
+from dfx.evaluation.evaluate import evaluate
 from dfx.report import ANCHOR, ReportError, low_pass, write_report
 from tests.conftest import known
 from tests.test_evaluation import pairs
@@ -106,7 +106,7 @@ def enter(page, mode: str) -> None:
     css(page, f".modes label:has([value={mode}])").click()
 
 
-def state(page) -> Dict[str, float]:
+def state(page) -> dict[str, float]:
     return page.execute_script(
         "const p = dfx.player; return {position: p.position, playing: p.playing, now: p.context?.currentTime}"
     )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions
-from dfx.blackbox.response import BANDS, LEVELS_DBFS, Response
+from dfx.blackbox.control_variate import BANDS, LEVELS_DBFS, Response
 from dfx.effects import ChainSpec, EffectSpec
 from tests.conftest import SAMPLE_RATE
 

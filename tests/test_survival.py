@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Optional
 
 import pytest
 import wandb
@@ -51,11 +50,11 @@ def do(monkeypatch: pytest.MonkeyPatch, what, stage: str, step: int, training: b
 # --- killed ------------------------------------------------------------------------------------------
 
 
-def identity(path: Path) -> Optional[int]:
+def identity(path: Path) -> int | None:
     return path.stat().st_ino if path.exists() else None
 
 
-def train(config: Path, name: str, moments: Optional[random.Random] = None, most_steps: int = 4) -> bool:
+def train(config: Path, name: str, moments: random.Random | None = None, most_steps: int = 4) -> bool:
     """Runs the command, or goes on with its run; with ``moments``, kills it at a random one.
 
     Returns:
@@ -84,7 +83,7 @@ def train(config: Path, name: str, moments: Optional[random.Random] = None, most
     return process.returncode != 0
 
 
-def test_a_run_that_is_killed_again_and_again_reaches_the_weights_of_the_run_left_alone(config):  # noqa: F811
+def test_a_run_that_is_killed_again_and_again_reaches_the_weights_of_the_run_left_alone(config):
     # By the same command: the number of threads tells in the last bits.
     train(config, "alone")
     moments = random.Random(0)
@@ -93,8 +92,8 @@ def test_a_run_that_is_killed_again_and_again_reaches_the_weights_of_the_run_lef
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-@pytest.mark.long
-def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone(config):  # noqa: F811
+@pytest.mark.slow
+def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone(config):
     """Takes some minutes: ``pytest -m long -s tests/test_survival.py``."""
     change(config, "trainer", max_epochs=5, limit_train_batches=8)
     change(config, "model.init_args.stages", pretraining_epochs=5)
@@ -125,7 +124,14 @@ def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone
     ],
 )
 def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_says_how_to_go_on_and_goes_on(
-    config, monkeypatch, capfd, signum, stage, step, training, stopped_after  # noqa: F811
+    config,
+    monkeypatch,
+    capfd,
+    signum,
+    stage,
+    step,
+    training,
+    stopped_after,
 ):
     # A checkpoint of the epoch alone, and of the signal.
     change(config, "run", checkpoint_minutes=60.0)
@@ -142,12 +148,12 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_says_how_to_go_on_and_g
     assert same(best_of(config), best_of(config, "alone"))
 
 
-def best_of(config: Path, name: str = "run") -> dict:  # noqa: F811
+def best_of(config: Path, name: str = "run") -> dict:
     """All checkpoints but the one before the last, which comes from another step where there are more of them."""
     return {file: content for file, content in checkpoints(config, name).items() if file != "last.previous.ckpt"}
 
 
-def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):  # noqa: F811
+def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):
     with monkeypatch.context() as asked:
         do(asked, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)], "stage_1", 1, True)
         assert ends(config).code == 1
@@ -157,7 +163,9 @@ def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):  # noqa: F811
 
 
 def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(
-    config, monkeypatch, tmp_path  # noqa: F811
+    config,
+    monkeypatch,
+    tmp_path,
 ):
     fit(config, *ALONE)
     scontrol = tmp_path / "scontrol"
@@ -183,7 +191,7 @@ def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(
 
 
 @pytest.fixture
-def stopped(config, monkeypatch) -> Path:  # noqa: F811
+def stopped(config, monkeypatch) -> Path:
     """The config of a run that was stopped in its second stage."""
     with monkeypatch.context() as asked:
         do(asked, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
@@ -225,7 +233,7 @@ def test_a_last_checkpoint_that_is_broken_gives_way_to_the_one_before(stopped, c
 # --- Weights & Biases --------------------------------------------------------------------------------
 
 
-def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, monkeypatch):  # noqa: F811
+def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, monkeypatch):
     change(config, "trainer", log_every_n_steps=1)
     change(config, "wandb", mode="offline")
     change(config, "run", checkpoint_minutes=60.0)
@@ -244,7 +252,7 @@ def without_wandb() -> dict:
     return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
 
 
-def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):  # noqa: F811
+def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):
     change(config, "wandb", mode="online")
     change(config, "model.init_args", stages={"pretraining_epochs": 0})
     # Nobody listens there, and nobody waits for long.

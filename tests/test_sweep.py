@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 import yaml
 
-from dfx.callbacks import read_history
+from dfx.loggers.history import read_history
 from dfx.sweep.__main__ import main
 from dfx.sweep.grid import SweepError, read_sweep
 from dfx.sweep.runner import Budget
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 # Keeps the promises of train.py that a sweep relies on, in a moment: a folder of the run's name, a history, a
 # checkpoint to resume from, and metrics at the very end. The name of its config says how it ends.
-PROGRAM = '''
+PROGRAM = """
 import json, os, pathlib, sys, time
 options = dict(argument[2:].split("=", 1) for argument in sys.argv[2:])
 run = pathlib.Path(options["run.folder"], options["run.name"])
@@ -52,7 +51,7 @@ with (run / "history.jsonl").open("w") as file:
 (run / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"] + " " + options["model.init_args.rendering.workers"])
 (run / "evaluation").mkdir()
 (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": seed, "mrstft": 2 * seed}}))
-'''
+"""
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "program.py").write_text(PROGRAM)
 
-    def make(arms: List[str], seeds=(0, 1), **changes: object) -> str:
+    def make(arms: list[str], seeds=(0, 1), **changes: object) -> str:
         content = {
             "program": str(tmp_path / "program.py"), "name": "made", "method": "grid",
             "parameters": {"config": {"values": [f"{arm}.yaml" for arm in arms]}, "run.seed": {"values": list(seeds)}},
@@ -74,7 +73,7 @@ def sweep(tmp_path, monkeypatch):
     return make
 
 
-def options_of(command: List[str]) -> Dict[str, str]:
+def options_of(command: list[str]) -> dict[str, str]:
     return dict(argument[2:].split("=", 1) for argument in command if argument.startswith("--"))
 
 
@@ -82,7 +81,7 @@ def starts(folder: Path, point: str) -> int:
     return json.loads((folder / point / "state.json").read_text())["starts"]
 
 
-def rows_of(path: Path) -> List[Dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -335,7 +334,7 @@ def _until(condition, seconds: float = 200) -> None:
         time.sleep(0.05)
 
 
-def _pids_of(folder: Path, point: str = "") -> List[int]:
+def _pids_of(folder: Path, point: str = "") -> list[int]:
     """The processes of a sweep's points, by the folder on their command lines."""
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
     processes = [line.split(None, 2) for line in listed.stdout.splitlines()]

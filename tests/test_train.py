@@ -48,7 +48,15 @@ def smoke(tmp_path_factory) -> Path:
 
 def test_a_run_ends_with_a_table_and_says_where_things_are(smoke):
     out = (smoke / "output.txt").read_text()
-    for said in ["output / input", "mrstft", "mfcc_cosine", "lufs_difference", "input", "output", str(smoke / "evaluation" / "audio")]:
+    for said in [
+        "output / input",
+        "mrstft",
+        "mfcc_cosine",
+        "lufs_difference",
+        "input",
+        "output",
+        str(smoke / "evaluation" / "audio"),
+    ]:
         assert said in out
 
 
@@ -81,7 +89,16 @@ def test_the_run_is_logged_offline_without_a_login(smoke):
 
 
 def test_the_resolved_config_makes_the_same_run_again(smoke, tmp_path):
-    run("train.py", "fit", "--config", smoke / "resolved_config.yaml", "--run.folder", tmp_path, "--wandb.mode", "disabled")
+    run(
+        "train.py",
+        "fit",
+        "--config",
+        smoke / "resolved_config.yaml",
+        "--run.folder",
+        tmp_path,
+        "--wandb.mode",
+        "disabled",
+    )
     first, second = (json.loads((f / "evaluation" / "metrics.json").read_text()) for f in (smoke, tmp_path / "smoke"))
     assert first == second
     weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (smoke, tmp_path / "smoke")]

@@ -4,9 +4,10 @@ import scipy.signal
 import soundfile
 import torch
 
-from dfx.datasets import Augmentation, AudioFile, PairedAudio, Treatment, Window
+from dfx.audio.loudness import lufs
+from dfx.audio.reading import AudioFile
+from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
 from dfx.errors import UserError
-from dfx.metrics import lufs
 from dfx.tasks import Mastering, NonSpeech, TubeAmp
 from tests.conftest import SAMPLE_RATE
 

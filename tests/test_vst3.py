@@ -48,8 +48,7 @@ def plugins_of(chain):
 class TestControls:
     def test_the_trainable_controls_of_each_plugin_are_its_knobs(self):
         trainable = {
-            name: [c.name for c in vst3.controls(name, SAMPLE_RATE, 1).values() if c.trainable]
-            for name in PLUGINS
+            name: [c.name for c in vst3.controls(name, SAMPLE_RATE, 1).values() if c.trainable] for name in PLUGINS
         }
         assert trainable["ZamTube"] == ["tube_drive", "bass", "mids", "treble", "input_level"]
         assert trainable["ZamGate"] == [

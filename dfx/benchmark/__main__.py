@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,8 +15,7 @@ from dfx.benchmark.chains import BenchmarkChain, chains
 from dfx.benchmark.fidelity import fidelity
 from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import MODES, speed
-from dfx.effects.effect import nearest
-from dfx.errors import UserError
+from dfx.errors import UserError, errors_in_one_line, nearest
 
 _WIDTHS = {"chain": 16, "name": 37}
 
@@ -56,7 +56,7 @@ def main() -> None:
         draw_fidelity(rows, given.figure)
 
 
-def _choose(names: Optional[Sequence[str]]) -> List[BenchmarkChain]:
+def _choose(names: Sequence[str] | None) -> list[BenchmarkChain]:
     known = {chain.name: chain for chain in chains()}
     for name in names or []:
         if name not in known:
@@ -64,7 +64,7 @@ def _choose(names: Optional[Sequence[str]]) -> List[BenchmarkChain]:
     return [known[name] for name in names or known]
 
 
-def _printed(rows: Iterable[Dict[str, Any]], columns: Sequence[str]) -> List[Dict[str, Any]]:
+def _printed(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Prints every row as soon as it is there."""
     widths = [max(len(column), _WIDTHS.get(column, 8)) for column in columns]
 
@@ -85,7 +85,5 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

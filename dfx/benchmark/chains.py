@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfx.datasets.pairs import find_pairs
 from dfx.effects import ChainSpec, EffectError, EffectSpec
-from dfx.effects.probe import load_chain
+from dfx.effects.chain import load_chain
 
 SAMPLE_RATE = 22050
 _ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ class BenchmarkChain(NamedTuple):
     spec: ChainSpec
 
 
-def chains(sample_rate: int = SAMPLE_RATE) -> List[BenchmarkChain]:
+def chains(sample_rate: int = SAMPLE_RATE) -> list[BenchmarkChain]:
     """The chains of the three tasks, of pedalboard's effects and, where they are installed, of plugins."""
     found = [
         BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), sample_rate)),
@@ -54,7 +54,7 @@ def chains(sample_rate: int = SAMPLE_RATE) -> List[BenchmarkChain]:
     return found
 
 
-def notes(count: int, samples: int) -> Tuple[Tensor, Tensor]:
+def notes(count: int, samples: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the shipped notes, ``(count, 1, samples)`` each; they repeat where they run out."""
     pairs = find_pairs(str(_ROOT / "data" / "tube_amp"))["train"]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()

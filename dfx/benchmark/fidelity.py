@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
 
-ESTIMATORS: Dict[str, GradientOptions] = {
+ESTIMATORS: dict[str, GradientOptions] = {
     "shared": GradientOptions(directions="shared", sides=2, redraw="frame"),
     "rademacher": GradientOptions(directions="rademacher", sides=2, redraw="frame"),
     "rademacher, one-sided": GradientOptions(directions="rademacher"),
@@ -28,7 +29,7 @@ ESTIMATORS: Dict[str, GradientOptions] = {
 }
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
 
-Gradients = Tuple[Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor]
 """Of the parameters, ``(batch, P)``, and of the encoder's weights, flat."""
 
 
@@ -53,11 +54,11 @@ class _Bench:
             self._loss_of(self.encoder(self.input[chosen]), layer, chosen).backward()
             optimizer.step()
 
-    def exact(self) -> List[Gradients]:
+    def exact(self) -> list[Gradients]:
         layer = EffectLayer(self.spec, EXACT)
         return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
 
-    def estimated(self, options: GradientOptions) -> List[Gradients]:
+    def estimated(self, options: GradientOptions) -> list[Gradients]:
         """One estimate for each batch; a control variate has the steps before to settle."""
         layer = EffectLayer(self.spec, options)
         settle = 0 if options.control_variate == "none" else round(2 / (1 - options.memory))
@@ -89,7 +90,7 @@ def fidelity(
     seconds: float,
     late_steps: int,
     seed: int,
-) -> Iterator[Dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Compares every estimator with exact gradients (central differences), on the same batches.
 
     Args:
@@ -129,7 +130,7 @@ def fidelity(
                     }
 
 
-def _compare(estimated: Gradients, exact: Gradients) -> Dict[str, float]:
+def _compare(estimated: Gradients, exact: Gradients) -> dict[str, float]:
     result = {}
     for of, ours, true in zip(("parameters", "encoder"), estimated, exact):
         result[f"cosine_{of}"] = float(torch.nn.functional.cosine_similarity(ours, true, dim=0))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from matplotlib.figure import Figure
 
 
-def draw_fidelity(rows: List[Dict[str, Any]], path: Path) -> None:
+def draw_fidelity(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the cosine of the encoder's gradient over the renderings it costs, a panel for each chain and time.
 
     Args:

@@ -7,9 +7,10 @@ import itertools
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,10 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.blackbox.lanes import Workers
+from dfx.blackbox.workers import Workers, cores
 from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
-from dfx.machine import cores
 
 MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RATE)}
 """How many frames a step has, and of how many samples."""
@@ -39,7 +39,7 @@ _Share = Callable[[Callable[[range], None], int], None]
 
 def speed(
     chains: Sequence[BenchmarkChain], modes: Sequence[str], batches: Sequence[int], seconds: float
-) -> Iterator[Dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Times the layer against the effects alone and against the original's design, in one run.
 
     Args:
@@ -66,7 +66,7 @@ def speed(
                 yield from _measure(chain, mode, batch, seconds)
 
 
-def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> List[Dict[str, Any]]:
+def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> list[dict[str, Any]]:
     frames, samples = MODES[mode]
     input, target = notes(batch, frames * samples)
     count = len(chain.spec.parameters)
@@ -95,7 +95,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
     learning = layer_of(cores(), "response")
     renderings = learning.renderings
     plain = _plain_loop(chain.spec, input, steps, renderings)
-    contenders: Dict[str, Callable[[], None]] = {
+    contenders: dict[str, Callable[[], None]] = {
         "bare": lambda: plain(lambda work, examples: work(range(examples))),
         **{f"threads {workers}": functools.partial(plain, Workers(workers).share) for workers in layers},
         **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
@@ -132,8 +132,8 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Li
     ]
 
 
-def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, described: str) -> Dict[str, float]:
-    times: Dict[str, List[float]] = {name: [] for name in contenders}
+def _medians(contenders: dict[str, Callable[[], None]], seconds: float, described: str) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
     with tqdm(desc=described, unit="round", leave=False) as progress:
         while progress.n < _LEAST_ROUNDS or time.perf_counter() < end:
@@ -148,7 +148,7 @@ def _medians(contenders: Dict[str, Callable[[], None]], seconds: float, describe
     return {name: statistics.median(of) for name, of in times.items()}
 
 
-def _parameters(batch: int, frames: int, count: int) -> List[Tensor]:
+def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
     """Those of some steps, ``(batch, frames, count)``: as in training, they move a little from one to the next."""
     random = torch.Generator().manual_seed(0)
     where = torch.rand(batch, frames, count, generator=random) * 0.8 + 0.1
@@ -156,9 +156,7 @@ def _parameters(batch: int, frames: int, count: int) -> List[Tensor]:
     return [(where + move).clamp(0, 1).requires_grad_() for move in moves]
 
 
-def _plain_loop(
-    spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int
-) -> Callable[[_Share], None]:
+def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int) -> Callable[[_Share], None]:
     """The layer's renderings, effect by effect, without lanes, checks and gradients.
 
     Args:
@@ -175,7 +173,7 @@ def _plain_loop(
         [[[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in of_step] for of_step in nominal]
     )
 
-    def render(lanes: range, of_lanes: List[List[np.ndarray]]) -> None:
+    def render(lanes: range, of_lanes: list[list[np.ndarray]]) -> None:
         for lane in lanes:
             for chain, of_frames in zip(chains[lane], of_lanes[lane]):
                 for heard, value in zip(audio[lane], of_frames):
@@ -188,12 +186,12 @@ def _plain_loop(
     return step
 
 
-def _frame_by_frame(input: Tensor, parameters: Tensor) -> List[List[np.ndarray]]:
+def _frame_by_frame(input: Tensor, parameters: Tensor) -> list[list[np.ndarray]]:
     """The frames of every example, ``(channels, samples)`` each."""
     return [[frame.contiguous().numpy() for frame in one.chunk(parameters.shape[1], dim=-1)] for one in input]
 
 
-def _parts(spec: ChainSpec) -> List[Tuple[Effect, slice]]:
+def _parts(spec: ChainSpec) -> list[tuple[Effect, slice]]:
     chain = spec.build()
     return list(zip(chain._effects, chain._slices))
 
@@ -227,7 +225,7 @@ class _Original:
 
     def __init__(self, spec: ChainSpec, batch: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pipes: List[Connection] = []
+        self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(batch):
             ours, theirs = context.Pipe()
@@ -269,7 +267,7 @@ def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
     epsilon = 0.01
     pipe.send("ready")
     while True:
-        message: Tuple[np.ndarray, ...] = pipe.recv()
+        message: tuple[np.ndarray, ...] = pipe.recv()
         if len(message) == 2:
             audio, where = message
             pipe.send(chains[0].render(audio, spec.space.denormalize(where)))

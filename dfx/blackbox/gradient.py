@@ -16,13 +16,14 @@ compared, are options: ``directions: shared``, ``restart: never`` and ``divisor:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Literal, NamedTuple, Optional, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dfx.blackbox.control_variate import Cells, Response
 from dfx.blackbox.perturbation import Perturbation, Redraw
-from dfx.blackbox.response import Cells, Response
 from dfx.errors import UserError
 
 
@@ -44,7 +45,7 @@ class GradientOptions:
         epsilon_end: what epsilon becomes by the end of the run, geometrically; by default it stays.
         control_variate: of ``spsa``: a guess of each example's gradient, from earlier steps, so that an estimate
             measures only how it deviates from it, and what is known already is no longer noise. ``response``
-            learns how the output responds to the parameters, see :mod:`dfx.blackbox.response`; ``none`` does
+            learns how the output responds to the parameters, see :mod:`dfx.blackbox.control_variate`; ``none`` does
             without.
         memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
         deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
@@ -68,8 +69,8 @@ class GradientOptions:
     draws: int = 1
     redraw: Redraw = "excerpt"
     epsilon: float = 0.01
-    epsilon_of: Dict[str, float] = field(default_factory=dict)
-    epsilon_end: Optional[float] = None
+    epsilon_of: dict[str, float] = field(default_factory=dict)
+    epsilon_end: float | None = None
     control_variate: Literal["none", "response"] = "none"
     memory: float = 0.9
     deviation: float = 1.0
@@ -142,7 +143,7 @@ class Estimator:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
-        self._response: Optional[Response] = None
+        self._response: Response | None = None
         if options.control_variate == "response":
             self._response = Response(len(names), sample_rate, options.memory)
 
@@ -178,7 +179,7 @@ class Estimator:
         minus = np.clip(nominal - move, 0.0, 1.0)
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
-    def blocks(self, rendered: np.ndarray) -> List[slice]:
+    def blocks(self, rendered: np.ndarray) -> list[slice]:
         """The parts of a batch to measure one by one, small enough for their differences to stay in the cache.
 
         They depend on the shape alone, and on no worker: rounding differs between blocks of other sizes, and a run
@@ -234,10 +235,10 @@ class Estimator:
         """
         self._response.learn(cells, steps)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {} if self._response is None else self._response.state_dict()
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         # A run may be resumed with a control variate that it did not have before.
         if self._response is not None and state:
             self._response.load_state_dict(state)
@@ -252,7 +253,7 @@ class Measured(NamedTuple):
     """
 
     slopes: np.ndarray
-    cells: Optional[Cells]
+    cells: Cells | None
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:

@@ -15,12 +15,13 @@ import threading
 import time
 import traceback
 import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -76,20 +77,18 @@ class IsolatedLanes(Lanes):
     def __init__(self, spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> None:
         super().__init__(spec, renderings, options, **others)
         self._timeout_seconds = options.timeout_seconds
-        self._processes: Dict[int, _Worker] = {}
-        self._memory: List[_Memory] = []
+        self._processes: dict[int, _Worker] = {}
+        self._memory: list[_Memory] = []
 
     def close(self) -> None:
         _stop(self._processes, self._memory)
 
-    def _render(
-        self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray
-    ) -> np.ndarray:
+    def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
         try:
             memory = self._memory_for(audio, values)
             memory.audio[:] = audio
             memory.values[:] = values
-            jobs: Dict[int, _Rows] = {}
+            jobs: dict[int, _Rows] = {}
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
             # All are started before the first is given anything to do.
@@ -124,7 +123,7 @@ class IsolatedLanes(Lanes):
         except OSError:
             raise self._error(worker, worker.last_words()) from None
 
-    def _wait(self, busy: Dict[Connection, _Worker]) -> None:
+    def _wait(self, busy: dict[Connection, _Worker]) -> None:
         while busy:
             worker = min(busy.values(), key=lambda worker: worker.note[_DEADLINE])
             left = worker.note[_DEADLINE] - time.monotonic()
@@ -152,7 +151,7 @@ class IsolatedLanes(Lanes):
         return RenderError.at(self._spec.parameters[place], values, fault)
 
 
-def _stop(processes: Dict[int, _Worker], memory: List[_Memory]) -> None:
+def _stop(processes: dict[int, _Worker], memory: list[_Memory]) -> None:
     # The processes first: none may come upon memory that is gone.
     while processes:
         processes.popitem()[1].stop()
@@ -160,13 +159,13 @@ def _stop(processes: Dict[int, _Worker], memory: List[_Memory]) -> None:
         memory.pop().remove()
 
 
-_Shape = Tuple[int, int, int, int, int, int]
+_Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
 
-_Rows = List[Tuple[int, int, bool]]
+_Rows = list[tuple[int, int, bool]]
 """The place of a frame in the memory, its lane, and whether the lane restarts."""
 
-_Job = Tuple[str, _Shape, _Rows]
+_Job = tuple[str, _Shape, _Rows]
 """The memory by name, its shape, and what of it a worker has to render."""
 
 
@@ -177,7 +176,7 @@ class _Memory:
         name: of memory that another process has made; without it, the memory is made.
     """
 
-    def __init__(self, shape: _Shape, name: Optional[str] = None) -> None:
+    def __init__(self, shape: _Shape, name: str | None = None) -> None:
         rows, renderings, frames, parameters, channels, samples = self.shape = shape
         values, audio = 8 * rows * renderings * frames * parameters, 4 * rows * channels * samples
         self._shared = SharedMemory(name, create=name is None, size=values + (1 + renderings) * audio)
@@ -228,15 +227,13 @@ class _Worker:
         self.connection.close()
 
 
-def _work(
-    connection: Connection, note: Any, spec: ChainSpec, renderings: int, timeout_seconds: float
-) -> None:
+def _work(connection: Connection, note: Any, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
     """What a worker process does: the jobs that it is sent, as long as there is someone to send them."""
     # Ctrl-C goes to all processes of a terminal, and the one that started this one decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    lanes: Dict[int, Lane] = {}
-    memory: Optional[_Memory] = None
+    lanes: dict[int, Lane] = {}
+    memory: _Memory | None = None
 
     def watch(rendering: int, place: slice) -> None:
         note[_RENDERING:] = rendering, place.start, place.stop

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
+from dfx.blackbox.workers import Workers, cores
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
-from dfx.machine import cores
 
 
 @dataclass
@@ -32,7 +31,7 @@ class RenderingOptions:
         UserError: for an option out of its range.
     """
 
-    workers: Optional[int] = None
+    workers: int | None = None
     isolate: bool = False
     timeout_seconds: float = 10.0
 
@@ -41,72 +40,7 @@ class RenderingOptions:
             raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
 
 
-class Workers:
-    """Threads that share rows among them, the calling thread as one of them: it is awake already.
-
-    Args:
-        count: how many there are at most. Fewer are woken for rows that took so little time before that
-            waking more would take longer.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._executor: Optional[ThreadPoolExecutor] = None
-        self._seconds_a_row = _LEAST_SECONDS
-
-    def share(self, work: Callable[[range], None], rows: int) -> None:
-        """Calls ``work`` with contiguous blocks that make up ``range(rows)``; a worker takes several in turn.
-
-        Raises:
-            Exception: what a call raises; the blocks that are left are not begun.
-        """
-        workers = max(1, min(self.count, rows, round(rows * self._seconds_a_row / _LEAST_SECONDS)))
-        size = -(-rows // (workers * _BLOCKS if workers > 1 else 1))
-        blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
-        seconds: List[float] = []
-
-        def take() -> None:
-            start = time.perf_counter()
-            while True:
-                try:
-                    # Taking from the end of a list, and appending to one, is safe between threads.
-                    block = blocks.pop()
-                except IndexError:
-                    break
-                try:
-                    work(block)
-                except BaseException:
-                    blocks.clear()
-                    raise
-            seconds.append(time.perf_counter() - start)
-
-        if workers > 1 and self._executor is None:
-            self._executor = ThreadPoolExecutor(self.count - 1, thread_name_prefix="workers")
-        futures = [self._executor.submit(take) for _ in range(workers - 1)]
-        try:
-            take()
-        finally:
-            wait(futures)
-        # Without what it takes a worker to wake: that would call for more of them where one is quicker.
-        self._seconds_a_row = sum(seconds) / rows
-        for future in futures:
-            future.result()
-
-    def close(self) -> None:
-        """Ends the threads; those that are needed again are started again."""
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
-
-
-_BLOCKS = 4
-"""How many blocks there are for each worker: one that woke late, or was kept from its core, leaves more to others."""
-
-_LEAST_SECONDS = 1e-4
-"""What a worker is woken for; to be woken takes it about half of that."""
-
-
-def frames_of(*arrays: np.ndarray, frames: int) -> Iterator[Tuple[np.ndarray, ...]]:
+def frames_of(*arrays: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Arrays ``(..., frames * samples)`` frame by frame: ``(..., samples)`` each, as views."""
     samples = arrays[0].shape[-1] // frames
     for frame in range(frames):
@@ -120,9 +54,7 @@ class Lane:
         watch: is told which rendering, and which effect of it, is about to work.
     """
 
-    def __init__(
-        self, spec: ChainSpec, renderings: int, watch: Optional[Callable[[int, slice], None]] = None
-    ) -> None:
+    def __init__(self, spec: ChainSpec, renderings: int, watch: Callable[[int, slice], None] | None = None) -> None:
         self._chains = [spec.build(watch and partial(watch, rendering)) for rendering in range(renderings)]
 
     def restart(self) -> None:
@@ -166,8 +98,8 @@ class Lanes:
         self.workers = Workers(options.workers or cores())
         self._keep_history = keep_history
         self._forget = forget
-        self._history: List[List[_Heard]] = []
-        self._lanes: List[Lane] = []
+        self._history: list[list[_Heard]] = []
+        self._lanes: list[Lane] = []
         self._output = np.empty(0, dtype=np.float32)
 
     def render(self, audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
@@ -197,7 +129,7 @@ class Lanes:
         """Forgets what the lanes heard; every lane must restart with its next frame."""
         self._history = [[] for _ in self._history]
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What every lane heard since it restarted, and at which values, as tensors."""
         # Here, and not above: a process that only renders does without torch, which takes seconds.
         import torch
@@ -212,7 +144,7 @@ class Lanes:
             ]
         }
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Brings every lane to where it was, by rendering again what it had heard."""
         self.close()
         self._history = [
@@ -228,9 +160,7 @@ class Lanes:
         self._output = np.empty(0, dtype=np.float32)
         self.workers.close()
 
-    def _render(
-        self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray
-    ) -> np.ndarray:
+    def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
         """As :meth:`render`, for the lanes that are named: one for each row of the arrays."""
         # Here, and not in a worker: some hosts load plugins on the main thread only.
         while len(self._lanes) < len(self._history):
@@ -256,7 +186,7 @@ class Lanes:
         self.workers.share(work, len(lanes))
         return output
 
-    def _room(self, shape: Tuple[int, ...]) -> np.ndarray:
+    def _room(self, shape: tuple[int, ...]) -> np.ndarray:
         """Memory for what is rendered: that of the last step, where nothing refers to it any more.
 
         The system clears new memory as it is used; that took a tenth of the time of long excerpts.
@@ -267,5 +197,5 @@ class Lanes:
         return self._output
 
 
-_Heard = Tuple[np.ndarray, np.ndarray, int]
+_Heard = tuple[np.ndarray, np.ndarray, int]
 """The audio and values of a step, and which of their rows a lane heard."""

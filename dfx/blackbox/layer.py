@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dfx import ranks
+from dfx import distributed
+from dfx.blackbox.control_variate import Cells
 from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
 from dfx.blackbox.isolation import in_process, make_lanes
-from dfx.blackbox.lanes import Lanes, RenderingOptions, Workers
-from dfx.blackbox.response import Cells
+from dfx.blackbox.lanes import Lanes, RenderingOptions
+from dfx.blackbox.workers import Workers, cores
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import ROUNDING, dead_parameters
-from dfx.machine import cores
 
 _PROBE_SECONDS = 300.0
 """How long a probe may take in a process of its own; for the largest chains it takes a few."""
@@ -44,8 +44,8 @@ class EffectLayer(nn.Module):
     def __init__(
         self,
         chain: ChainSpec,
-        gradient: Optional[GradientOptions] = None,
-        rendering: Optional[RenderingOptions] = None,
+        gradient: GradientOptions | None = None,
+        rendering: RenderingOptions | None = None,
     ) -> None:
         super().__init__()
         self.chain = chain
@@ -64,9 +64,7 @@ class EffectLayer(nn.Module):
         self._rendering = rendering or RenderingOptions()
         self._workers = Workers(self._rendering.workers or cores())
         forget = self.gradient.restart == "excerpt"
-        self._training_lanes = make_lanes(
-            chain, self.renderings, self._rendering, keep_history=True, forget=forget
-        )
+        self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True, forget=forget)
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
@@ -100,14 +98,14 @@ class EffectLayer(nn.Module):
             return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
         # Drawn for all ranks: how the directions of a batch stand to each other is what makes them good.
-        of_all = torch.from_numpy(ranks.gather(restart.numpy()))
-        directions = self._perturbation.next(of_all, *nominal.shape[1:])[ranks.own_rows(len(of_all))]
+        of_all = torch.from_numpy(distributed.gather(restart.numpy()))
+        directions = self._perturbation.next(of_all, *nominal.shape[1:])[distributed.own_rows(len(of_all))]
         points = self._estimator.points(nominal, directions.numpy(), self.progress)
         rendered = self._render(self._training_lanes, audio, points.where, restart)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
         return _BlackBox.apply(parameters, output, rendered, points, self)
 
-    def dead_parameters(self) -> List[str]:
+    def dead_parameters(self) -> list[str]:
         """The names of the parameters that do nothing to the sound; see :mod:`dfx.effects.probe`.
 
         Raises:
@@ -157,25 +155,25 @@ class EffectLayer(nn.Module):
         """Says that every training lane restarts with its next frame: there is no state to keep."""
         self._training_lanes.end_excerpts()
 
-    def streaming_state(self) -> Dict[str, Any]:
+    def streaming_state(self) -> dict[str, Any]:
         """The state of directions, estimator and the training lanes of all ranks, for a checkpoint."""
         return {
             "perturbation": self._perturbation.state_dict(),
             "estimator": self._estimator.state_dict(),
-            "lanes": {"history": ranks.join(self._training_lanes.state_dict()["history"])},
+            "lanes": {"history": distributed.join(self._training_lanes.state_dict()["history"])},
         }
 
-    def load_streaming_state(self, state: Dict[str, Any]) -> None:
+    def load_streaming_state(self, state: dict[str, Any]) -> None:
         """Continues where :meth:`streaming_state` was taken."""
         self._perturbation.load_state_dict(state["perturbation"])
         self._estimator.load_state_dict(state["estimator"])
         history = state["lanes"]["history"]
-        self._training_lanes.load_state_dict({"history": history[ranks.own_rows(len(history))]})
+        self._training_lanes.load_state_dict({"history": history[distributed.own_rows(len(history))]})
 
     def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
         """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
         blocks = self._estimator.blocks(rendered)
-        parts: List[Optional[Measured]] = [None] * len(blocks)
+        parts: list[Measured | None] = [None] * len(blocks)
 
         def work(numbers: range) -> None:
             for number in numbers:
@@ -186,7 +184,7 @@ class EffectLayer(nn.Module):
         measured = Measured.joined(parts)
         gradient = self._estimator.estimate(measured, points)
         if measured.cells is not None:
-            self._estimator.learn(Cells(*map(ranks.gather, measured.cells)), ranks.gather(points.steps))
+            self._estimator.learn(Cells(*map(distributed.gather, measured.cells)), distributed.gather(points.steps))
         return gradient
 
     def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:
@@ -230,7 +228,7 @@ class _BlackBox(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (parameters,) = ctx.saved_tensors
         shape = ctx.rendered[:, 0].shape
         grad_output = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(shape)

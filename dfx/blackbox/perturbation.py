@@ -7,7 +7,7 @@ the directions of a batch stand to each other.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Literal, Optional
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Perturbation:
         self._redraw = redraw
         self._draws = draws
         self._generator = torch.Generator().manual_seed(seed)
-        self._held: Optional[Tensor] = None
+        self._held: Tensor | None = None
 
     def next(self, restart: Tensor, frames: int, parameters: int) -> Tensor:
         """The directions of one step.
@@ -66,11 +66,11 @@ class Perturbation:
             self._held = drawn
         return self._held[:, :, None]
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the next directions depend on, as tensors."""
         return {"generator": self._generator.get_state(), "held": self._held}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._generator.set_state(state["generator"].cpu())
         self._held = state["held"]
 

@@ -1,12 +1,12 @@
 """What a run shows in Weights & Biases, and on disk."""
 
-from dfx.callbacks.checkpoints import MidEpochCheckpoint, Stopped, StopOnSignal, WholeCheckpoints, last_checkpoint
+from dfx.callbacks.checkpoints import MidEpochCheckpoint, StopOnSignal, Stopped, WholeCheckpoints, last_checkpoint
 from dfx.callbacks.excerpts import Excerpts, LoggingOptions
 from dfx.callbacks.health import Health
-from dfx.callbacks.history import History, best_row, read_history
 from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
-from dfx.callbacks.wandb_run import WandbRun
+from dfx.loggers.history import History, best_row, read_history
+from dfx.loggers.wandb import WandbRun
 
 __all__ = [
     "Excerpts", "Health", "History", "LoggingOptions", "MidEpochCheckpoint", "Progress", "RunFolder", "Stopped",

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -18,7 +18,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfx import ranks
+from dfx import distributed
 from dfx.tasks import CheckpointError, read_checkpoint
 
 LAST = "last"
@@ -31,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     replaces is kept as ``last.previous.ckpt``, for disks that break what they had written.
     """
 
-    def save_checkpoint(self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises :class:`~dfx.tasks.CheckpointError` if it cannot be written."""
         path = Path(path)
         partial = path.with_suffix(".partial")
@@ -56,7 +56,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             ) from error
 
 
-def last_checkpoint(folder: Path) -> Optional[Path]:
+def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: the last, or the one before where the last is broken.
 
     Args:
@@ -177,7 +177,7 @@ class StopOnSignal(Checkpoint):
             self._stop(trainer)
 
     def _hear(self, signum: int, frame: Any) -> None:
-        if not self._signum and ranks.is_first():
+        if not self._signum and distributed.is_first():
             # print() may have been interrupted by the signal, and would not have itself called again.
             os.write(2, f"\n{_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
         self._signum = self._signum or signum
@@ -190,7 +190,7 @@ class StopOnSignal(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         # Of a rank that was not asked itself, it is the one that batch systems send.
         signum = self._signum or signal.SIGTERM
-        if signum in _slurm_signals() and ranks.is_first():
+        if signum in _slurm_signals() and distributed.is_first():
             _requeue()
         raise Stopped(
             signum,

@@ -8,7 +8,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,10 +16,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from dfx.callbacks.aside import aside
 from dfx.callbacks.figures import SIDES, draw_automation, draw_spectrograms
-from dfx.callbacks.wandb_run import WandbRun
 from dfx.errors import UserError
+from dfx.loggers.best_effort import aside
+from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task
 from dfx.writing import write_csv, write_json
 
@@ -93,14 +93,14 @@ class Excerpts(pl.Callback):
         self._folder = folder
         self._options = options
         self._validations = 0
-        self._validation: Optional[_Validation] = None
+        self._validation: _Validation | None = None
         self._shown = True
-        self._places: Optional[Dict[Tuple[int, int], str]] = None
+        self._places: dict[tuple[int, int], str] | None = None
 
-    def state_dict(self) -> Dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         return {"validations": self._validations}
 
-    def load_state_dict(self, state_dict: Dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._validations = state_dict["validations"]
 
     @aside
@@ -138,7 +138,7 @@ class Excerpts(pl.Callback):
         if self._validation and not self._shown:
             self._show(trainer, pl_module)
 
-    def _choose(self, trainer: pl.Trainer) -> Dict[Tuple[int, int], str]:
+    def _choose(self, trainer: pl.Trainer) -> dict[tuple[int, int], str]:
         """Which excerpts: their names by the batch and the lane that they begin in."""
         loader, sample_rate = trainer.val_dataloaders, trainer.lightning_module.chain.sample_rate
         batches = itertools.islice(loader.batch_sampler, int(min(trainer.num_val_batches[0], len(loader))))
@@ -182,7 +182,7 @@ class Excerpts(pl.Callback):
                 }
                 logger.log_media(validation.step, {"media/audio": audio}, images, tables)
 
-    def _log(self, trainer: pl.Trainer, metrics: Dict[str, float]) -> None:
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=self._validation.step)
 
@@ -199,12 +199,12 @@ class _Excerpt(NamedTuple):
     """
 
     name: str
-    sides: Dict[str, np.ndarray]
+    sides: dict[str, np.ndarray]
     heard: Tensor
     parameters: Tensor
     values: np.ndarray
 
-    def in_one_player(self, sample_rate: int) -> Dict[str, Any]:
+    def in_one_player(self, sample_rate: int) -> dict[str, Any]:
         """The arguments of ``wandb.Audio`` for all sides, one after the other."""
         pause = np.zeros((len(self.sides["input"]), round(_PAUSE_SECONDS * sample_rate)), np.float32)
         parts = [part for side in SIDES for part in (self.sides[side], pause)][:-1]
@@ -221,17 +221,17 @@ class _Validation:
         parameters: a row for each of them, for a table.
     """
 
-    def __init__(self, task: Task, excerpt_seconds: float, places: Dict[Tuple[int, int], str]) -> None:
+    def __init__(self, task: Task, excerpt_seconds: float, places: dict[tuple[int, int], str]) -> None:
         self._task = task
         self._space = task.chain.space
         self._sample_rate = task.chain.sample_rate
         self._most_samples = excerpt_seconds * self._sample_rate
-        self._all: List[np.ndarray] = []
+        self._all: list[np.ndarray] = []
         self._places = places
-        self._made: Optional[Tuple[Tensor, Tensor]] = None
+        self._made: tuple[Tensor, Tensor] | None = None
         # What every excerpt has heard so far, and the lanes that go on with one.
-        self._parts: Dict[str, List[Dict[str, Tensor]]] = {}
-        self._lanes: Dict[int, str] = {}
+        self._parts: dict[str, list[dict[str, Tensor]]] = {}
+        self._lanes: dict[int, str] = {}
 
     def take(self, made: Any) -> None:
         """What the task has made of a batch: the output and the parameters."""
@@ -239,7 +239,7 @@ class _Validation:
         if isinstance(made, tuple):
             self._made = made
 
-    def hear(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
+    def hear(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Takes in the batch of which the task has just made something."""
         output, parameters = self._made
         self._all.append(parameters.flatten(0, 1).cpu().numpy())
@@ -289,7 +289,7 @@ class _Validation:
             for parameter, mean, least, most, share in columns
         ]
 
-    def excerpts(self) -> List[_Excerpt]:
+    def excerpts(self) -> list[_Excerpt]:
         found = []
         for name, parts in self._parts.items():
             joined = {
@@ -302,7 +302,7 @@ class _Validation:
             found.append(_Excerpt(name, sides, joined["heard"], joined["parameters"], values))
         return found
 
-    def measure_sensitivity(self, excerpts: List[_Excerpt]) -> None:
+    def measure_sensitivity(self, excerpts: list[_Excerpt]) -> None:
         frame_samples = self._task.window.frame_samples
         frames = max(1, round(_PROBED_SECONDS * self._sample_rate / frame_samples))
         heard = torch.cat([excerpt.heard[:, : frames * frame_samples] for excerpt in excerpts], dim=1)
@@ -310,7 +310,7 @@ class _Validation:
         for row, level in zip(self.parameters, self._task.effect_layer.sensitivity(heard, parameters)):
             row["sensitivity_db"] = _rounded(level)
 
-    def automation(self, excerpts: List[_Excerpt]) -> List[Dict[str, Any]]:
+    def automation(self, excerpts: list[_Excerpt]) -> list[dict[str, Any]]:
         """A row for every frame of every excerpt: ``excerpt``, ``seconds``, and the parameters in their units."""
         return [
             {
@@ -322,7 +322,7 @@ class _Validation:
             for frame, values in enumerate(excerpt.values)
         ]
 
-    def write(self, folder: Path, excerpts: List[_Excerpt]) -> None:
+    def write(self, folder: Path, excerpts: list[_Excerpt]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for excerpt in excerpts:
             for side, audio in excerpt.sides.items():

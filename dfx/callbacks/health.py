@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dfx.callbacks.aside import aside
+from dfx.loggers.best_effort import aside
 from dfx.tasks import Task
 
 
@@ -31,7 +31,7 @@ class Health(pl.Callback):
 
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
-        self._step: Optional[_Step] = None
+        self._step: _Step | None = None
 
     @aside
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
@@ -70,14 +70,14 @@ class Health(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
         self._log(trainer, {})
 
-    def _log(self, trainer: pl.Trainer, metrics: Dict[str, float]) -> None:
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         start, before = self._start
         share = (aside.seconds - before) / (time.perf_counter() - start)
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics({**metrics, "speed/share_logging": share}, step=max(0, trainer.global_step - 1))
 
 
-def signal_to_noise(one: List[Tensor], other: List[Tensor]) -> float:
+def signal_to_noise(one: list[Tensor], other: list[Tensor]) -> float:
     """The signal-to-noise ratio of the sum of two estimates of one gradient, as a ratio of powers.
 
     With ``a`` and ``b`` independent and of one mean, ``4 a.b`` is on average the power of their sum's mean, and
@@ -106,12 +106,12 @@ class _Step:
     """Looks at one training step, through hooks that are there for that step only."""
 
     def __init__(self, task: Task) -> None:
-        self.metrics: Dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self._task = task
         self._seconds = {"effects": 0.0, "encoder": 0.0, "loss": 0.0}
         self._renderings = 0
-        self._begun: Dict[str, float] = {}
-        self._turns: List[Tuple[str, float]] = []
+        self._begun: dict[str, float] = {}
+        self._turns: list[tuple[str, float]] = []
         # What the looking itself takes, and is no part of the step.
         self._beside = 0.0
         self._hooks = []
@@ -131,7 +131,7 @@ class _Step:
     def _begin(self, part: str) -> None:
         self._begun[part] = self._now()
 
-    def _end(self, part: str, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    def _end(self, part: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._seconds[part] += self._now() - self._begun[part]
         if part == "effects":
             batch, frames = (*inputs[1].shape[:-1], 1)[:2]
@@ -172,7 +172,7 @@ class _Step:
         self._turns = [(part, begun + beside) for part, begun in self._turns]
         self._turn("encoder")
 
-    def end(self) -> Dict[str, float]:
+    def end(self) -> dict[str, float]:
         """The metrics of the step."""
         for hook in self._hooks:
             hook.remove()

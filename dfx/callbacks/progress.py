@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -34,11 +34,11 @@ class Progress(pl.Callback):
             spent = {f"progress/{name}": float(value) for name, value in self.state_dict().items()}
             pl_module.log_dict(spent, rank_zero_only=True)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
         return {"renderings": self._renderings, "seconds": self._seconds}
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._renderings, self._seconds = state_dict["renderings"], state_dict["seconds"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict
 
 import pytorch_lightning as pl
 
@@ -43,16 +42,14 @@ class RunFolder(pl.Callback):
             progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             write_json(self.folder / "metrics.json", {**progress, **metrics})
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # On whatever rank: the others do not know.
         if isinstance(exception, RenderError):
             failed = {"effect": exception.effect, "values": exception.values, "message": str(exception)}
             write_json(self.folder / "failed_values.json", failed)
 
 
-def versions() -> Dict[str, str]:
+def versions() -> dict[str, str]:
     """Python's version, the platform, and the versions of the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:

@@ -15,16 +15,15 @@ wandb 0.31 and downloads nothing.
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from dfx.dashboard.summary import write_summary
 from dfx.dashboard.workspace import make_workspace
-from dfx.errors import UserError
+from dfx.errors import UserError, errors_in_one_line
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dfx.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +60,5 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

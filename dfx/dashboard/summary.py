@@ -6,10 +6,11 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any
 
 import yaml
 from matplotlib.colors import to_hex
@@ -17,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from dfx.callbacks import best_row, read_history
 from dfx.callbacks.excerpts import ABOUT, AUTOMATION_IMAGE, PARAMETERS, SPECTROGRAMS
 from dfx.callbacks.figures import SIDES
 from dfx.dashboard.workspace import CURVES, Curves
 from dfx.errors import UserError
+from dfx.loggers.history import best_row, read_history
 
 CONFIG = "resolved_config.yaml"
 
@@ -71,12 +72,12 @@ class Run:
     """
 
     folder: Path
-    config: Dict[str, Any] = field(default_factory=dict)
-    history: List[Dict[str, float]] = field(default_factory=list)
-    versions: Dict[str, str] = field(default_factory=dict)
-    tested: Dict[str, Dict[str, float]] = field(default_factory=dict)
-    parameters: List[Dict[str, str]] = field(default_factory=list)
-    media: List[Path] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    tested: dict[str, dict[str, float]] = field(default_factory=dict)
+    parameters: list[dict[str, str]] = field(default_factory=list)
+    media: list[Path] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -108,13 +109,13 @@ class Run:
             raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())}") from error
 
 
-def find_runs(folders: Sequence[Path]) -> List[Run]:
+def find_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs in folders, each of which is a run's or has runs' in it.
 
     Raises:
         UserError: if a folder is not there, or neither is a run nor has any.
     """
-    found: List[Path] = []
+    found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
@@ -125,7 +126,7 @@ def find_runs(folders: Sequence[Path]) -> List[Run]:
     return [Run.read(folder) for folder in dict.fromkeys(found)]
 
 
-def write_summary(folders: Sequence[Path], output: Optional[Path] = None) -> Path:
+def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Writes the summary of all runs in some folders.
 
     Args:
@@ -366,7 +367,7 @@ def _color(index: int) -> str:
     return to_hex(f"C{index % 10}")
 
 
-def _number(value: Optional[float]) -> str:
+def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -383,21 +384,21 @@ def _data_uri(content: bytes, kind: str) -> str:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _flat(tree: Any, place: str = "") -> Dict[str, Any]:
+def _flat(tree: Any, place: str = "") -> dict[str, Any]:
     """A tree of mappings and lists as one mapping, by places in dots."""
     if isinstance(tree, (dict, list)) and tree:
-        flat: Dict[str, Any] = {}
+        flat: dict[str, Any] = {}
         for name, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
             flat.update(_flat(branch, f"{place}.{name}" if place else str(name)))
         return flat
     return {place: tree}
 
 
-def _json(path: Path) -> Dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _rows(path: Path) -> List[Dict[str, str]]:
+def _rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfx.errors import UserError
 
@@ -24,12 +24,12 @@ class Curves(NamedTuple):
     """
 
     title: str
-    metrics: Tuple[str, ...]
+    metrics: tuple[str, ...]
     log: bool = False
-    range: Tuple[Optional[float], Optional[float]] = (None, None)
+    range: tuple[float | None, float | None] = (None, None)
 
 
-CURVES: Dict[str, List[Curves]] = {
+CURVES: dict[str, list[Curves]] = {
     "Does it learn?": [
         Curves("Training loss", ("train/loss",)),
         Curves("Validation loss, and that of the unprocessed input", ("validation/loss", "validation/loss_of_input")),
@@ -63,7 +63,7 @@ MEDIA = ("media/audio", "media/spectrograms", "media/automation")
 TABLES = ("tables/parameters", "tables/automation")
 
 
-def make_workspace(entity: str, project: str, group: Optional[str] = None, by: Optional[str] = None) -> Workspace:
+def make_workspace(entity: str, project: str, group: str | None = None, by: str | None = None) -> Workspace:
     """The workspace; nothing is sent before it is saved.
 
     Args:
@@ -76,8 +76,8 @@ def make_workspace(entity: str, project: str, group: Optional[str] = None, by: O
         UserError: if wandb-workspaces is not installed.
     """
     try:
-        from wandb_workspaces.reports import v2 as wr
         from wandb_workspaces import workspaces as ws
+        from wandb_workspaces.reports import v2 as wr
     except ImportError:
         raise UserError("the workspace needs wandb-workspaces: pip install wandb-workspaces") from None
 

@@ -8,8 +8,9 @@ begins.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,13 +106,13 @@ class Steps(Dataset):
         self.augmentation = augmentation
         self._excerpt = functools.lru_cache(maxsize=cached_excerpts)(self._read_excerpt)
 
-    def __getitem__(self, step: Step) -> Dict[str, Any]:
+    def __getitem__(self, step: Step) -> dict[str, Any]:
         """``input`` and ``target``, each ``(channels, window samples)``, and ``restart``."""
         start = step.index * self.window.step_samples
         input, target = (side[..., start : start + self.window.samples] for side in self._excerpt(step.excerpt))
         return {"input": input, "target": target, "restart": torch.tensor(step.index == 0)}
 
-    def _read_excerpt(self, excerpt: Excerpt) -> Tuple[Tensor, Tensor]:
+    def _read_excerpt(self, excerpt: Excerpt) -> tuple[Tensor, Tensor]:
         start = excerpt.start - self.window.before
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         input, target = self.pairs.read(excerpt.pair, start, samples)
@@ -130,7 +131,7 @@ class Excerpts(Sampler[Excerpt]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], step_samples: int, excerpt_samples: Optional[int], shuffle: bool, seed: int
+        self, lengths: Sequence[int], step_samples: int, excerpt_samples: int | None, shuffle: bool, seed: int
     ) -> None:
         self._lengths = lengths
         self._step_samples = step_samples
@@ -170,7 +171,7 @@ class Excerpts(Sampler[Excerpt]):
         return iter([Excerpt(*place, seed) for place, seed in zip(places, seeds)])
 
 
-class TrainingLanes(Sampler[List[Step]]):
+class TrainingLanes(Sampler[list[Step]]):
     """Batches in which every lane is always busy: one that has ended its excerpt takes the next.
 
     An epoch has as many batches as all of its steps fill; all lanes begin anew with it.
@@ -192,10 +193,10 @@ class TrainingLanes(Sampler[List[Step]]):
     def __len__(self) -> int:
         return max(1, self.sampler.total_steps // self._batch_size)
 
-    def __iter__(self) -> Iterator[List[Step]]:
+    def __iter__(self) -> Iterator[list[Step]]:
         first, self.first_batch = self.first_batch, 0
         excerpts = self._endless()
-        lanes: List[List[Step]] = [[] for _ in range(self._batch_size)]
+        lanes: list[list[Step]] = [[] for _ in range(self._batch_size)]
         for batch in range(len(self)):
             for lane in lanes:
                 if not lane:
@@ -210,7 +211,7 @@ class TrainingLanes(Sampler[List[Step]]):
             yield from self.sampler
 
 
-class EvaluationLanes(Sampler[List[Step]]):
+class EvaluationLanes(Sampler[list[Step]]):
     """Batches in which every step comes once.
 
     Excerpts run side by side, the longer ones in the first lanes, so that a batch only ever loses lanes at
@@ -225,14 +226,14 @@ class EvaluationLanes(Sampler[List[Step]]):
         self.sampler = sampler
         self._batch_size = batch_size
 
-    def _groups(self) -> List[List[Excerpt]]:
+    def _groups(self) -> list[list[Excerpt]]:
         excerpts = sorted(self.sampler, key=lambda excerpt: -excerpt.steps)
         return [excerpts[i : i + self._batch_size] for i in range(0, len(excerpts), self._batch_size)]
 
     def __len__(self) -> int:
         return sum(group[0].steps for group in self._groups())
 
-    def __iter__(self) -> Iterator[List[Step]]:
+    def __iter__(self) -> Iterator[list[Step]]:
         for group in self._groups():
             for index in range(group[0].steps):
                 yield [Step(excerpt, index) for excerpt in group if index < excerpt.steps]

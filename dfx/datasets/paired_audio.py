@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from dfx import ranks
+from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
-from dfx.datasets.pairs import SPLITS, DataError, Pair, check_audio, find_pairs
+from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
+from dfx.errors import DataError
 
 
 class PairedAudio(pl.LightningDataModule):
@@ -44,9 +46,9 @@ class PairedAudio(pl.LightningDataModule):
         window: Window,
         treatment: Treatment = Treatment(),
         augmentation: Augmentation = Augmentation(),
-        rows: Optional[Dict[str, str]] = None,
+        rows: dict[str, str] | None = None,
         batch_size: int = 16,
-        excerpt_seconds: Optional[float] = 10.0,
+        excerpt_seconds: float | None = 10.0,
         check_audio: bool = True,
         num_workers: int = 0,
         seed: int = 0,
@@ -66,16 +68,16 @@ class PairedAudio(pl.LightningDataModule):
         self.seed = seed
         # For checkpoints: what evaluation needs to find the same pairs again.
         self.arguments = {"root": root, "seed": seed, "rows": rows}
-        self.splits: Dict[str, Sequence[Pair]] = {}
-        self._train_loader: Optional[TrainingLoader] = None
+        self.splits: dict[str, Sequence[Pair]] = {}
+        self._train_loader: TrainingLoader | None = None
         self._first_batch = 0
 
     def setup(self, stage: str) -> None:
         """Finds and checks the pairs, once."""
-        if self.batch_size % ranks.count():
+        if self.batch_size % distributed.count():
             raise DataError(
-                f"batch_size is {self.batch_size}, which {ranks.count()} processes cannot share out evenly: "
-                f"make it a multiple of {ranks.count()}"
+                f"batch_size is {self.batch_size}, which {distributed.count()} processes cannot share out evenly: "
+                f"make it a multiple of {distributed.count()}"
             )
         if self.splits:
             return
@@ -85,7 +87,7 @@ class PairedAudio(pl.LightningDataModule):
         self.splits = splits
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
-            if shorter and ranks.is_first():
+            if shorter and distributed.is_first():
                 seconds = self.window.context_samples / self.sample_rate
                 print(
                     f"{shorter} of {len(pairs)} {split} pairs are shorter than the encoder's context "
@@ -94,19 +96,19 @@ class PairedAudio(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)
-        lanes = TrainingLanes(excerpts, self.batch_size, ranks.own_rows(self.batch_size))
+        lanes = TrainingLanes(excerpts, self.batch_size, distributed.own_rows(self.batch_size))
         # Only the epoch that is resumed begins later.
         lanes.first_batch, self._first_batch = self._first_batch, 0
         self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)
         return self._train_loader
 
-    def state_dict(self) -> Dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """With which batch of the epoch a resumed run goes on."""
         if self._train_loader is None or self.trainer.is_last_batch:
             return {"first_batch": 0}
         return {"first_batch": self._train_loader.given}
 
-    def load_state_dict(self, state_dict: Dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._first_batch = state_dict["first_batch"]
 
     def val_dataloader(self) -> DataLoader:
@@ -145,6 +147,6 @@ class WholePairs(Dataset):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         input, target = self._pairs.read(index, 0, self._pairs.samples(index))
         return {"input": input, "target": target, "name": self._pairs.pairs[index].name}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional
 
 from tqdm import tqdm
 
-from dfx.datasets.audio import AudioFile, DataError
+from dfx.audio.reading import AudioFile
+from dfx.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 SILENCE = 1e-5
@@ -31,7 +32,7 @@ class Pair:
     target: AudioFile
 
 
-def find_pairs(root: str, seed: int = 0, rows: Optional[Mapping[str, str]] = None) -> Dict[str, List[Pair]]:
+def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) -> dict[str, list[Pair]]:
     """The pairs of a folder, by split.
 
     The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (paths relative to it)
@@ -64,7 +65,7 @@ def find_pairs(root: str, seed: int = 0, rows: Optional[Mapping[str, str]] = Non
     return splits
 
 
-def check_audio(pairs: List[Pair]) -> None:
+def check_audio(pairs: list[Pair]) -> None:
     """Decodes every file once.
 
     Raises:
@@ -104,8 +105,8 @@ def _pair(name: str, input: Path, target: Path) -> Pair:
     return pair
 
 
-def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> Dict[str, List[Pair]]:
-    splits: Dict[str, List[Pair]] = {split: [] for split in SPLITS}
+def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> dict[str, list[Pair]]:
+    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     with manifest.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = {"input", "target", "split", *rows} - set(reader.fieldnames or [])
@@ -124,7 +125,7 @@ def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> Dict[str, List[Pa
     return splits
 
 
-def _from_folders(folder: Path) -> List[Pair]:
+def _from_folders(folder: Path) -> list[Pair]:
     sides = {}
     for side in ("input", "target"):
         if not (folder / side).is_dir():
@@ -141,7 +142,7 @@ def _from_folders(folder: Path) -> List[Pair]:
     return [_pair(name, input, sides["target"][name]) for name, input in sides["input"].items()]
 
 
-def _split_at_random(pairs: List[Pair], seed: int) -> Dict[str, List[Pair]]:
+def _split_at_random(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
     order = list(pairs)
     random.Random(seed).shuffle(order)
     held_out = max(1, round(0.1 * len(order)))

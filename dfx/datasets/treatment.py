@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional, Sequence, Tuple
+from typing import Literal
 
 import numpy as np
 import scipy.signal
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfx.datasets.audio import AudioFile, Readable
+from dfx.audio.loudness import SILENCE_LUFS, lufs
+from dfx.audio.reading import AudioFile, Readable
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError
-from dfx.metrics import REMOVED_DB, SILENCE_LUFS, level_frame_samples, lufs
+from dfx.metrics import REMOVED_DB, level_frame_samples
 
 Side = Literal["input", "target"]
 
@@ -38,8 +40,8 @@ class Treatment:
         UserError: for a cutoff that is not positive.
     """
 
-    highpass_hz: Optional[float] = None
-    input_lufs: Optional[float] = None
+    highpass_hz: float | None = None
+    input_lufs: float | None = None
 
     def __post_init__(self) -> None:
         if self.highpass_hz is not None and not self.highpass_hz > 0:
@@ -65,9 +67,7 @@ class Treatment:
     def read_filtered(self, file: Readable, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
         """As :meth:`read`, but at the file's own level."""
         margin = self._margin(sample_rate)
-        audio = self._highpass(
-            file.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate
-        )
+        audio = self._highpass(file.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate)
         if margin:
             # What rings beyond the ends of a file is cut off there, as it is from a whole recording.
             n = torch.arange(start, start + samples)
@@ -104,7 +104,7 @@ class Treatment:
         return 10 ** ((self.input_lufs - loudness) / 20) if loudness > SILENCE_LUFS else 1.0
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
     audio = treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, channels)
     return treatment._gain(audio, sample_rate)
@@ -132,7 +132,7 @@ class TreatedPairs:
         """The length of a pair."""
         return self.pairs[pair].input.samples_at(self.sample_rate)
 
-    def read(self, pair: int, start: int, samples: int) -> Tuple[Tensor, Tensor]:
+    def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:
         """A window of input and target, each ``(channels, samples)``."""
         files = self.pairs[pair]
         read = functools.partial(
@@ -157,8 +157,8 @@ class Augmentation:
             ``deeper_db`` that is negative or not finite.
     """
 
-    noise_db: Optional[Tuple[float, float]] = None
-    gain: Optional[Tuple[float, float]] = None
+    noise_db: tuple[float, float] | None = None
+    gain: tuple[float, float] | None = None
     deeper_db: float = 0.0
 
     def __post_init__(self) -> None:
@@ -171,7 +171,7 @@ class Augmentation:
         if not 0 <= self.deeper_db < math.inf:
             raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0, and finite")
 
-    def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> Tuple[Tensor, Tensor]:
+    def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
         """An excerpt, input and target ``(channels, samples)``; the same for the same seed."""
         if self.deeper_db:
             target = _deepened(target, input, self.deeper_db, sample_rate)

@@ -1,6 +1,7 @@
 """The black boxes: audio effects as recipes and as live instances."""
 
-from dfx.effects.effect import Chain, ChainSpec, Control, Effect, EffectError, EffectSpec, RenderError, Trained
+from dfx.effects.chain import Chain, ChainSpec, EffectSpec, Trained, load_chain
+from dfx.effects.effect import Control, Effect, EffectError, RenderError
 from dfx.effects.parameter import Parameter, ParameterSpace
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "ParameterSpace",
     "RenderError",
     "Trained",
+    "load_chain",
 ]

@@ -27,21 +27,23 @@ import os
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_double, c_float, c_int32, c_uint32, c_void_p
 from dataclasses import replace
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
 
-from dfx.effects.effect import Control, Effect, EffectError, Recipe, RenderError, nearest
+from dfx.effects.effect import Control, Effect, EffectError, Recipe, RenderError
+from dfx.errors import nearest
 
 BLOCK_SAMPLES = 1024
 """The longest block that a plugin is given at once."""
 
 
-def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
+def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """The control inputs of the plugin of URI ``name``, by symbol.
 
     Switches, modes, whole numbers and controls without a range cannot be trained. A mode is set to one of
@@ -56,12 +58,12 @@ def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
     return {port.symbol: port.control_at(sample_rate) for port in plugin.ports if port.control}
 
 
-def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tuple[Effect, int]]:
+def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
     """A live effect for each recipe, each with its number of trained parameters."""
     return [(Lv2Effect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
 
 
-def list_plugins() -> Dict[str, str]:
+def list_plugins() -> dict[str, str]:
     """The names of all installed plugins that this host can use as effects, by URI."""
     names = {}
     for uri in _lilv().uris():
@@ -104,9 +106,9 @@ class Lv2Effect(Effect):
         count = _instances(plugin, channels)
         self._inputs = np.zeros((count * len(plugin.inputs), BLOCK_SAMPLES), dtype=np.float32)
         self._outputs = np.zeros((count * len(plugin.outputs), BLOCK_SAMPLES), dtype=np.float32)
-        self._event_outputs: List[Tuple[np.ndarray, np.ndarray]] = []
+        self._event_outputs: list[tuple[np.ndarray, np.ndarray]] = []
         self._buffers = [self._connect(plugin, instance) for instance in range(count)]
-        self._running: List[_Instance] = []
+        self._running: list[_Instance] = []
         # Also on the main thread, and before training begins: a plugin that refuses to run.
         self._start()
         self.latency_samples = self._reported_latency()
@@ -150,11 +152,11 @@ class Lv2Effect(Effect):
     def _reported_latency(self) -> int:
         return 0 if self._latency_port is None else round(float(self._values[self._latency_port]))
 
-    def _connect(self, plugin: Plugin, instance: int) -> List[Optional[np.ndarray]]:
+    def _connect(self, plugin: Plugin, instance: int) -> list[np.ndarray | None]:
         """What each port of one instance reads or writes."""
         inputs = iter(self._inputs[instance * len(plugin.inputs) :])
         outputs = iter(self._outputs[instance * len(plugin.outputs) :])
-        buffers: List[Optional[np.ndarray]] = []
+        buffers: list[np.ndarray | None] = []
         for index, port in enumerate(plugin.ports):
             buffer = None
             if port.kind == "value":
@@ -229,7 +231,7 @@ class Port(NamedTuple):
     symbol: str
     kind: str
     is_input: bool
-    control: Optional[Control] = None
+    control: Control | None = None
     in_sample_rates: bool = False
     event_bytes: int = 0
 
@@ -245,15 +247,15 @@ class Plugin(NamedTuple):
 
     uri: str
     name: str
-    ports: Tuple[Port, ...]
-    latency_port: Optional[int]
+    ports: tuple[Port, ...]
+    latency_port: int | None
 
     @property
-    def inputs(self) -> List[Port]:
+    def inputs(self) -> list[Port]:
         return [port for port in self.ports if port.kind == "audio" and port.is_input]
 
     @property
-    def outputs(self) -> List[Port]:
+    def outputs(self) -> list[Port]:
         return [port for port in self.ports if port.kind == "audio" and not port.is_input]
 
 
@@ -309,17 +311,17 @@ def _lilv() -> _Lilv:
 
 
 # What liblilv gave belongs to one process: a fork may come while another thread is inside of it.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _plugin_of(uri: str, process: int) -> Plugin:
     return _lilv().describe(uri)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _library_of(uri: str, sample_rate: int, process: int) -> _Library:
     return _Library(_lilv(), uri, sample_rate)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _lilv_of(process: int) -> _Lilv:
     return _Lilv()
 
@@ -329,7 +331,7 @@ class _Lilv:
 
     def __init__(self) -> None:
         self._functions = _load_lilv()
-        self._nodes: Dict[str, int] = {}
+        self._nodes: dict[str, int] = {}
         self._world = self("world_new")
         self("world_load_all", self._world)
         self._plugins = self("world_get_all_plugins", self._world)
@@ -337,7 +339,7 @@ class _Lilv:
     def __call__(self, function: str, *arguments: Any) -> Any:
         return getattr(self._functions, f"lilv_{function}")(*arguments)
 
-    def uris(self) -> List[str]:
+    def uris(self) -> list[str]:
         """The URIs of all installed plugins, of whatever kind."""
         return [self.text(self("plugin_get_uri", plugin)) for plugin in self.each("plugins", self._plugins)]
 
@@ -348,9 +350,7 @@ class _Lilv:
             return plugin
         known = self.uris()
         missing = [
-            package
-            for part, package in _PACKAGES.items()
-            if part in uri and not any(part in other for other in known)
+            package for part, package in _PACKAGES.items() if part in uri and not any(part in other for other in known)
         ]
         install = f"; on Debian and Ubuntu, `apt-get install {missing[0]}` brings it" if missing else ""
         raise EffectError(f"no LV2 plugin {uri} is installed{nearest(uri, known) if known else ''}{install}")
@@ -389,7 +389,7 @@ class _Lilv:
             self._nodes[uri] = self("new_uri", self._world, uri.encode())
         return self._nodes[uri]
 
-    def each(self, kind: str, collection: Optional[int]) -> Iterator[int]:
+    def each(self, kind: str, collection: int | None) -> Iterator[int]:
         """The members of one of liblilv's collections: ``plugins``, ``nodes`` or ``scale_points``."""
         iterator = self(f"{kind}_begin", collection)
         while not self(f"{kind}_is_end", collection, iterator):
@@ -400,7 +400,7 @@ class _Lilv:
         """What a node says that liblilv keeps."""
         return self("node_as_string", node).decode()
 
-    def take(self, node: Optional[int]) -> Optional[str]:
+    def take(self, node: int | None) -> str | None:
         """What a node says that is ours to free."""
         if not node:
             return None
@@ -408,7 +408,7 @@ class _Lilv:
         self("node_free", node)
         return text
 
-    def world_get(self, subject: int, predicate: str) -> Optional[int]:
+    def world_get(self, subject: int, predicate: str) -> int | None:
         return self("world_get", self._world, subject, self.node(_uri(predicate)), None)
 
 
@@ -473,7 +473,7 @@ class _PortReader:
             return _UNITS.get(name, name)
         return self._get("units:unit", "units:symbol") or ""
 
-    def _scale_points(self) -> Tuple[ScalePoint, ...]:
+    def _scale_points(self) -> tuple[ScalePoint, ...]:
         lilv = self._lilv
         collection = lilv("port_get_scale_points", self._plugin, self._port)
         points = [
@@ -492,7 +492,7 @@ class _PortReader:
     def _has(self, name: str) -> bool:
         return self._lilv("port_has_property", self._plugin, self._port, self._lilv.node(_uri(name)))
 
-    def _get(self, name: str, of_it: Optional[str] = None) -> Optional[str]:
+    def _get(self, name: str, of_it: str | None = None) -> str | None:
         """What stands under ``name``, or under ``of_it`` of that."""
         node = self._lilv("port_get", self._plugin, self._port, self._lilv.node(_uri(name)))
         if not node or of_it is None:
@@ -532,7 +532,7 @@ def _library_names() -> Iterator[str]:
 
 
 _P = c_void_p
-_LILV: Dict[str, Tuple[Any, ...]] = {
+_LILV: dict[str, tuple[Any, ...]] = {
     "new_uri": (_P, _P, c_char_p),
     "node_as_float": (c_float, _P),
     "node_as_string": (c_char_p, _P),
@@ -647,7 +647,7 @@ class _Library:
         if self._activate:
             self._activate(handle)
 
-    def free(self, handle: int, buffers: Sequence[Optional[np.ndarray]]) -> None:
+    def free(self, handle: int, buffers: Sequence[np.ndarray | None]) -> None:
         """Frees an instance, whose buffers must live until then."""
         with _making:
             if self._deactivate:
@@ -661,7 +661,7 @@ class _Library:
 class _Instance:
     """One live instance; it is freed with the last reference to it."""
 
-    def __init__(self, library: _Library, buffers: Sequence[Optional[np.ndarray]]) -> None:
+    def __init__(self, library: _Library, buffers: Sequence[np.ndarray | None]) -> None:
         with _making:
             handle = library.make()
             # Not when Python exits: the system frees all, and a plugin may be running in another thread.
@@ -684,7 +684,7 @@ _FEATURES = (
 """What plugins may require of us. The last three ask nothing of a host with buffers of its own."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _features(sample_rate: int) -> ctypes.Array:
     """``LV2_Feature`` pointers up to a null, as plugins are given them."""
     blocks = {"minBlockLength": 1, "maxBlockLength": BLOCK_SAMPLES, "nominalBlockLength": BLOCK_SAMPLES}
@@ -697,15 +697,14 @@ def _features(sample_rate: int) -> ctypes.Array:
         "opts:options": (_Option * (len(options) + 1))(*options),
     }
     features = [
-        _Feature(_uri(name).encode(), ctypes.addressof(data[name]) if name in data else None)
-        for name in _FEATURES
+        _Feature(_uri(name).encode(), ctypes.addressof(data[name]) if name in data else None) for name in _FEATURES
     ]
     pointers = (POINTER(_Feature) * (len(features) + 1))(*map(ctypes.pointer, features))
     pointers.kept_alive = values, data
     return pointers
 
 
-_urids: Dict[bytes, int] = {}
+_urids: dict[bytes, int] = {}
 _unused_urids = itertools.count(1)
 
 
@@ -716,7 +715,7 @@ def _map(handle: None, uri: bytes) -> int:
 
 
 @CFUNCTYPE(c_void_p, c_void_p, c_uint32)
-def _unmap(handle: None, urid: int) -> Optional[int]:
+def _unmap(handle: None, urid: int) -> int | None:
     uri = next((uri for uri, known in list(_urids.items()) if known == urid), None)
     return ctypes.cast(c_char_p(uri), c_void_p).value
 

@@ -15,28 +15,30 @@ stream, and what we do about it:
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pedalboard
 
-from dfx.effects.effect import NYQUIST_MARGIN, Control, Effect, EffectError, Recipe, nearest
+from dfx.effects.effect import NYQUIST_MARGIN, Control, Effect, EffectError, Recipe
 from dfx.effects.parameter import Scale
+from dfx.errors import nearest
 
 BLOCK_SAMPLES = 8192
 """The longest block that pedalboard renders at once; it cuts longer ones itself."""
 
-Targets = List[Tuple[Any, str]]
+Targets = list[tuple[Any, str]]
 
 
 class Built(NamedTuple):
     """A live plugin, and which attributes of which of its parts each control sets."""
 
     plugin: Any
-    targets: Dict[str, Targets]
+    targets: dict[str, Targets]
 
 
-def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
+def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """The controls of a built-in or composite effect, by name.
 
     Raises:
@@ -49,7 +51,7 @@ def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
     return {control.name: control for control in EFFECTS[name].controls(sample_rate)}
 
 
-def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tuple[Effect, int]]:
+def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
     """One live effect for all recipes, with the number of their trained parameters."""
     return [(PedalboardEffect(recipes, sample_rate, channels), sum(len(recipe.parameters) for recipe in recipes))]
 
@@ -105,7 +107,7 @@ class PedalboardEffect(Effect):
 
     def _make_board(self) -> None:
         plugins = []
-        self._setters: List[Targets] = []
+        self._setters: list[Targets] = []
         for recipe in self._recipes:
             controls_of_effect = EFFECTS[recipe.effect].controls(self._sample_rate)
             defaults = {control.name: control.default for control in controls_of_effect}
@@ -142,7 +144,7 @@ class Definition(NamedTuple):
     """How one effect is made, and what its controls are at a sample rate."""
 
     make: Callable[[int], Built]
-    controls: Callable[[int], List[Control]]
+    controls: Callable[[int], list[Control]]
     has_latency: bool = False
     reset_is_exact: bool = True
 
@@ -178,7 +180,7 @@ def _cutoff(low: float, high: float, default: float) -> Control:
 
 # Ranges for training are recommendations; limits are what pedalboard's setters accept or, where they
 # accept anything, what makes sense. Defaults are neutral where pedalboard's own are not.
-_BUILT_INS: Dict[str, List[Control]] = {
+_BUILT_INS: dict[str, list[Control]] = {
     "Bitcrush": [_control("bit_depth", 4, 16, "linear", 16, minimum=1.0, maximum=32.0)],
     "BrickwallLimiter": [
         _control("ceiling_db", -24, 0, "linear", 0),
@@ -243,7 +245,7 @@ _NOT_STREAMABLE = {
 }
 
 
-def _built_in(name: str, effect_controls: List[Control]) -> Definition:
+def _built_in(name: str, effect_controls: list[Control]) -> Definition:
     def make(sample_rate: int) -> Built:
         plugin = getattr(pedalboard, name)()
         return Built(plugin, {control.name: [(plugin, control.name)] for control in effect_controls})
@@ -260,7 +262,7 @@ BANDS = 4
 _CROSSOVERS = [(30, 400, 120), (300, 3000, 1000), (2000, 10000, 6000)]
 
 
-def _multiband(dynamics: Callable[[], Any], band_controls: List[Control]) -> Definition:
+def _multiband(dynamics: Callable[[], Any], band_controls: list[Control]) -> Definition:
     """Four bands, each through ``dynamics`` and a gain, between an input and an output gain.
 
     First-order low- and high-pass filters of one cutoff add up to the signal they split, and so does a
@@ -277,7 +279,7 @@ def _multiband(dynamics: Callable[[], Any], band_controls: List[Control]) -> Def
             for b in range(BANDS)
         ]
         input_gain, output_gain = pedalboard.Gain(0), pedalboard.Gain(0)
-        targets: Dict[str, Targets] = {"input_gain_db": [(input_gain, "gain_db")]}
+        targets: dict[str, Targets] = {"input_gain_db": [(input_gain, "gain_db")]}
         for crossover in range(BANDS - 1):
             filters = [lows[crossover], *(highs[b][crossover] for b in range(crossover + 1, BANDS))]
             targets[f"crossover_{crossover + 1}_hz"] = [(part, "cutoff_frequency_hz") for part in filters]
@@ -288,7 +290,7 @@ def _multiband(dynamics: Callable[[], Any], band_controls: List[Control]) -> Def
         targets["output_gain_db"] = [(output_gain, "gain_db")]
         return Built(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
 
-    def all_controls(sample_rate: int) -> List[Control]:
+    def all_controls(sample_rate: int) -> list[Control]:
         crossovers = [
             _control(f"crossover_{i + 1}_hz", low, high, "log", default)
             for i, (low, high, default) in enumerate(_CROSSOVERS)
@@ -314,18 +316,18 @@ THIRD_OCTAVES_HZ = (
 def _graphic_equalizer() -> Definition:
     """One bell filter for every third-octave band below Nyquist, and an output gain."""
 
-    def centres(sample_rate: int) -> List[float]:
+    def centres(sample_rate: int) -> list[float]:
         return [hz for hz in THIRD_OCTAVES_HZ if hz <= NYQUIST_MARGIN * sample_rate]
 
     def make(sample_rate: int) -> Built:
         bells = {hz: pedalboard.PeakFilter(cutoff_frequency_hz=hz) for hz in centres(sample_rate)}
         gain = pedalboard.Gain(0)
-        targets: Dict[str, Targets] = {f"gain_{int(hz)}_hz_db": [(b, "gain_db")] for hz, b in bells.items()}
+        targets: dict[str, Targets] = {f"gain_{int(hz)}_hz_db": [(b, "gain_db")] for hz, b in bells.items()}
         targets["q"] = [(bell, "q") for bell in bells.values()]
         targets["output_gain_db"] = [(gain, "gain_db")]
         return Built(pedalboard.Pedalboard([*bells.values(), gain]), targets)
 
-    def all_controls(sample_rate: int) -> List[Control]:
+    def all_controls(sample_rate: int) -> list[Control]:
         gains = [_control(f"gain_{int(hz)}_hz_db", -12, 12, "linear", 0) for hz in centres(sample_rate)]
         # The bandwidth of a third of an octave.
         q = Control("q", 4.318, unit="", minimum=1e-3, trainable=False)
@@ -334,7 +336,7 @@ def _graphic_equalizer() -> Definition:
     return Definition(make, all_controls)
 
 
-EFFECTS: Dict[str, Definition] = {
+EFFECTS: dict[str, Definition] = {
     **{name: _built_in(name, declared) for name, declared in _BUILT_INS.items()},
     "MultibandCompressor": _multiband(pedalboard.Compressor, [_THRESHOLD, _RATIO, _ATTACK, _RELEASE]),
     "MultibandGate": _multiband(pedalboard.NoiseGate, [_GATE_THRESHOLD, _GATE_RATIO, _ATTACK, _RELEASE]),

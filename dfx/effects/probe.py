@@ -19,15 +19,15 @@ import dataclasses
 import itertools
 import json
 import re
-import sys
 import time
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from dfx.effects.effect import Chain, ChainSpec, Effect, EffectError, EffectSpec, RenderError
-from dfx.errors import UserError
+from dfx.effects.chain import Chain, ChainSpec, load_chain
+from dfx.effects.effect import Effect, RenderError
+from dfx.errors import UserError, errors_in_one_line
 
 FRAME_SAMPLES = 1024
 ODD_FRAME_SAMPLES = 1000
@@ -85,11 +85,11 @@ class ParameterReport:
     high: float
     default: float
     dead: bool = False
-    range_db: Optional[float] = None
-    default_db: Optional[float] = None
-    reads_back: Optional[bool] = None
+    range_db: float | None = None
+    default_db: float | None = None
+    reads_back: bool | None = None
     declared_glide_ms: float = 0.0
-    glide_ms: Optional[float] = None
+    glide_ms: float | None = None
 
 
 @dataclasses.dataclass
@@ -110,20 +110,20 @@ class ProbeReport:
         surprises: sentences.
     """
 
-    effects: List[str]
+    effects: list[str]
     sample_rate: int
     channels: int
-    parameters: List[ParameterReport]
+    parameters: list[ParameterReport]
     latency_reported: int
-    latency_measured: Optional[int]
+    latency_measured: int | None
     inverted: bool
-    level_db: Optional[float]
+    level_db: float | None
     difference_of_instances: float
     restart_error: float
-    frame_errors: Dict[int, float]
+    frame_errors: dict[int, float]
     frame_microseconds: float
     times_real_time: float
-    surprises: List[str]
+    surprises: list[str]
 
 
 def probe(spec: ChainSpec, seconds: float = 2.0) -> ProbeReport:
@@ -188,7 +188,7 @@ def probe(spec: ChainSpec, seconds: float = 2.0) -> ProbeReport:
     )
 
 
-def dead_parameters(spec: ChainSpec, seconds: float = 2.0) -> List[str]:
+def dead_parameters(spec: ChainSpec, seconds: float = 2.0) -> list[str]:
     """The names of the parameters that do nothing; on the main thread.
 
     A parameter is dead if moving it to either end of its range changes no frame of the output by clearly more
@@ -229,37 +229,6 @@ def probe_signal(sample_rate: int, channels: int = 1, seconds: float = 2.0) -> n
     return audio.astype(np.float32)
 
 
-def load_chain(source: str, sample_rate: Optional[int] = None, channels: Optional[int] = None) -> ChainSpec:
-    """The chain that ``host:effect`` or a config of a training names.
-
-    Args:
-        source: an effect, of which all that can be trained is trained, or the path of a YAML file with a list
-            of effects under ``model.init_args.effects``.
-        sample_rate, channels: by default those of the config; for an effect, 44100 and 1.
-
-    Raises:
-        EffectError: for a file that is no such config, and as :class:`ChainSpec`.
-    """
-    if Path(source).suffix not in (".yaml", ".yml"):
-        return ChainSpec([EffectSpec(source)], sample_rate or 44100, channels or 1)
-    # The loader of the command line of training: it reads 1e-4 as a number, which PyYAML's own does not.
-    from jsonargparse import get_loader
-    from yaml import YAMLError
-
-    try:
-        arguments = get_loader("yaml")(Path(source).read_text(encoding="utf-8"))["model"]["init_args"]
-        effects = [EffectSpec.of(effect) for effect in arguments["effects"]]
-        # The defaults are those of dfx.tasks.Task.
-        sample_rate = sample_rate or arguments.get("sample_rate", 22050)
-        return ChainSpec(effects, sample_rate, channels or arguments.get("channels", 1))
-    except OSError as error:
-        raise EffectError(f"{source} cannot be read: {error.strerror}") from None
-    except KeyError as error:
-        raise EffectError(f"{source} has no {error}: effects stand under model.init_args.effects") from None
-    except (AttributeError, TypeError, ValueError, YAMLError) as error:
-        raise EffectError(f"{source} is no config of a chain: {' '.join(str(error).split())}") from None
-
-
 # --- what is measured --------------------------------------------------------------------------------
 
 
@@ -268,9 +237,7 @@ class _Bench:
 
     def __init__(self, spec: ChainSpec, seconds: float) -> None:
         if not seconds >= LEAST_SECONDS:
-            raise UserError(
-                f"a probe signal of {seconds:g} s is too short: give it {LEAST_SECONDS} s or more"
-            )
+            raise UserError(f"a probe signal of {seconds:g} s is too short: give it {LEAST_SECONDS} s or more")
         self.spec = spec
         self.defaults = spec.space.defaults
         self.chain = spec.build()
@@ -295,13 +262,13 @@ class _Bench:
                 continue
         return self.defaults
 
-    def moved(self, index: int, to: float, setting: Optional[np.ndarray] = None) -> np.ndarray:
+    def moved(self, index: int, to: float, setting: np.ndarray | None = None) -> np.ndarray:
         """A setting, by default the defaults, with one parameter moved."""
         parameters = (self.defaults if setting is None else setting).copy()
         parameters[index] = to
         return parameters
 
-    def frames(self, parameters: np.ndarray, audio: Optional[np.ndarray] = None) -> Iterator[np.ndarray]:
+    def frames(self, parameters: np.ndarray, audio: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Audio, by default the probe signal, rendered one frame after the other."""
         values = self.values(parameters)
         return _frames(self.chain, self.audio if audio is None else audio, lambda start: values)
@@ -309,9 +276,9 @@ class _Bench:
     def output(self, parameters: np.ndarray) -> np.ndarray:
         return np.concatenate([*self.frames(parameters)], axis=1)
 
-    def live(self) -> Dict[int, np.ndarray]:
+    def live(self) -> dict[int, np.ndarray]:
         """The live parameters by their place, each with a setting of the others that shows it."""
-        live: Dict[int, np.ndarray] = {}
+        live: dict[int, np.ndarray] = {}
         for setting in self.settings:
             suspects = [i for i in range(len(setting)) if i not in live]
             if not suspects:
@@ -329,9 +296,7 @@ class _Bench:
                     live[i] = setting
         return live
 
-    def _differs(
-        self, i: int, end: float, setting: np.ndarray, frames: List[np.ndarray], bounds: List[float]
-    ) -> bool:
+    def _differs(self, i: int, end: float, setting: np.ndarray, frames: list[np.ndarray], bounds: list[float]) -> bool:
         try:
             moved = self.frames(self.moved(i, end, setting))
             return any(np.abs(a - b).max() > bound for a, b, bound in zip(moved, frames, bounds))
@@ -354,13 +319,11 @@ def _frames(
         yield output
 
 
-def _parameter_report(
-    bench: _Bench, index: int, setting: Optional[np.ndarray], surprises: List[str]
-) -> ParameterReport:
+def _parameter_report(bench: _Bench, index: int, setting: np.ndarray | None, surprises: list[str]) -> ParameterReport:
     """Reports one parameter; ``setting`` is one of the others that shows it, none if it is dead."""
     parameter, default = bench.spec.parameters[index], bench.defaults[index]
     places = {"low": 0.0, "high": 1.0, "below": max(default - STEP, 0.0), "above": min(default + STEP, 1.0)}
-    outputs: Dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
     for place, position in places.items():
         try:
             outputs[place] = bench.output(bench.moved(index, position))
@@ -371,7 +334,7 @@ def _parameter_report(
             if place in ("low", "high"):
                 surprises.append(f"{why} at the {place} end of {parameter.name}")
 
-    def difference_db(a: str, b: str) -> Optional[float]:
+    def difference_db(a: str, b: str) -> float | None:
         if a not in outputs or b not in outputs:
             return None
         louder = max(outputs[a], outputs[b], key=lambda output: np.square(output).sum())
@@ -395,7 +358,7 @@ def _parameter_report(
     )
 
 
-def _measure_glide(bench: _Bench, index: int, setting: np.ndarray) -> Optional[float]:
+def _measure_glide(bench: _Bench, index: int, setting: np.ndarray) -> float | None:
     """See :class:`ParameterReport`."""
     sample_rate, channels = bench.spec.sample_rate, bench.spec.channels
     sound = probe_signal(sample_rate, channels, 0.2)
@@ -426,7 +389,7 @@ def _measure_glide(bench: _Bench, index: int, setting: np.ndarray) -> Optional[f
     return GLIDES_MS[place] if place < len(GLIDES_MS) else None
 
 
-def _measure_latency(bench: _Bench) -> Tuple[Optional[int], bool]:
+def _measure_latency(bench: _Bench) -> tuple[int | None, bool]:
     """The delay of noise through the chain, in samples, and whether it comes out inverted."""
     samples = bench.spec.sample_rate
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (bench.spec.channels, samples)).astype(np.float32)
@@ -442,7 +405,7 @@ def _measure_latency(bench: _Bench) -> Tuple[Optional[int], bool]:
     return delay, bool(correlation[delay] < 0)
 
 
-def _measure_repetition(bench: _Bench) -> Tuple[float, float, Dict[int, float]]:
+def _measure_repetition(bench: _Bench) -> tuple[float, float, dict[int, float]]:
     """How far new instances differ, a restart from a new instance, and frames from the whole."""
 
     def rendered(chain: Chain, values: np.ndarray, samples: int = bench.audio.shape[1]) -> np.ndarray:
@@ -476,14 +439,12 @@ def _measure_cost(bench: _Bench) -> float:
     return 1e6 * float(np.median(times))
 
 
-def _check_read_back(bench: _Bench, reports: List[ParameterReport], surprises: List[str]) -> None:
+def _check_read_back(bench: _Bench, reports: list[ParameterReport], surprises: list[str]) -> None:
     """Sets all parameters to two values, reads them back, and adds what it finds to the reports."""
     for share in (0.3, 0.8):
         values = bench.values(bench.near(np.full(len(reports), share)))
         bench.chain.render(bench.audio[:, :FRAME_SAMPLES], values)
-        shown = [
-            _shown(effect, values[part]) for effect, part in zip(bench.chain._effects, bench.chain._slices)
-        ]
+        shown = [_shown(effect, values[part]) for effect, part in zip(bench.chain._effects, bench.chain._slices)]
         for report, value, number in zip(reports, values, itertools.chain(*shown)):
             if number is None or report.reads_back is False:
                 continue
@@ -493,7 +454,7 @@ def _check_read_back(bench: _Bench, reports: List[ParameterReport], surprises: L
                 surprises.append(f"{report.name} was set to {value:g} but reads back {number:g}")
 
 
-def _shown(effect: Effect, values: np.ndarray) -> List[Optional[float]]:
+def _shown(effect: Effect, values: np.ndarray) -> list[float | None]:
     """The values of its parameters as the host or the plugin has them; none where it cannot tell."""
     host = type(effect).__name__
     if host == "Lv2Effect":
@@ -505,12 +466,12 @@ def _shown(effect: Effect, values: np.ndarray) -> List[Optional[float]]:
     return [None] * len(values)
 
 
-def _number(text: str) -> Optional[float]:
+def _number(text: str) -> float | None:
     found = re.match(r"\s*[-+]?\d*\.?\d+(e[-+]?\d+)?", text, re.IGNORECASE)
     return float(found[0]) if found else None
 
 
-def _level_db(audio: np.ndarray, reference: np.ndarray) -> Optional[float]:
+def _level_db(audio: np.ndarray, reference: np.ndarray) -> float | None:
     """The level of audio relative to other audio; none if one of them is silent."""
     power, reference_power = (float(np.square(a, dtype=np.float64).mean()) for a in (audio, reference))
     return 10 * float(np.log10(power / reference_power)) if power and reference_power else None
@@ -530,7 +491,7 @@ def as_text(report: ProbeReport) -> str:
         rows.append([p.name, p.unit, *numbers, *effect, reads_back, _cell(p.glide_ms, ".3g")])
     widths = [max(map(len, column)) for column in zip(*rows)]
 
-    def line(row: List[str]) -> str:
+    def line(row: list[str]) -> str:
         names = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
         return "  ".join([*names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:]))])
 
@@ -559,23 +520,17 @@ def _cell(number: Any, form: str) -> str:
     return "-" if number is None else format(number, form)
 
 
-def main(args: Optional[Sequence[str]] = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """The command line; an error in what the user gave ends it with one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dfx.effects.probe", description="Says what an effect really does."
-    )
-    parser.add_argument(
-        "spec", help="host:effect, for instance pedalboard:Compressor, or a config of a training"
-    )
+    parser = argparse.ArgumentParser(prog="python -m dfx.effects.probe", description="Says what an effect really does.")
+    parser.add_argument("spec", help="host:effect, for instance pedalboard:Compressor, or a config of a training")
     parser.add_argument("--sample-rate", type=int, help="in Hz; by default the config's, or 44100")
     parser.add_argument("--channels", type=int, help="by default the config's, or 1")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the probe signal")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(args)
-    try:
+    with errors_in_one_line():
         report = probe(load_chain(options.spec, options.sample_rate, options.channels), options.seconds)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(json.dumps(dataclasses.asdict(report), allow_nan=False) if options.json else as_text(report))
 
 

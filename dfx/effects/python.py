@@ -14,14 +14,15 @@ A new live effect is a new instance, and every value is passed with every block.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Dict, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dfx.effects.effect import Control, Effect, EffectError, Recipe
 
 
-def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
+def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """The controls of the class ``package.module.Class``.
 
     Raises:
@@ -30,7 +31,7 @@ def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
     return {control.name: control for control in _load(name).controls}
 
 
-def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tuple[Effect, int]]:
+def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
     """A live effect for each recipe, each with its number of trained parameters."""
     return [(PythonEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
 

@@ -28,16 +28,18 @@ import re
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pedalboard
 from pedalboard import ExternalPluginReloadType as ReloadType
 from pedalboard._pedalboard import to_python_parameter_name
 
-from dfx.effects.effect import Control, Effect, EffectError, Recipe, nearest
+from dfx.effects.effect import Control, Effect, EffectError, Recipe
 from dfx.effects.pedalboard import Pending
+from dfx.errors import nearest
 
 BLOCK_SAMPLES = 256
 """What a plugin renders at once. Frames of a multiple of it sound exactly like the whole."""
@@ -56,7 +58,7 @@ _NOT_CONTROLS = re.compile(
 )
 _UNITS = {"hz": "Hz", "khz": "kHz", "db": "dB", "sec": "s"}
 
-Table = Dict[Any, float]
+Table = dict[Any, float]
 """Raw positions by value; of numbers, which ascend, two say that they are linear between."""
 
 
@@ -72,13 +74,13 @@ class Description(NamedTuple):
     """What is known of a plugin without a live one."""
 
     path: str
-    plugin_name: Optional[str]
+    plugin_name: str | None
     channels: int
     reset_is_exact: bool
-    entries: Dict[str, Entry]
+    entries: dict[str, Entry]
 
 
-def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
+def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """The controls of a plugin, by the names that pedalboard gives them: in snake case, with the unit.
 
     Raises:
@@ -89,7 +91,7 @@ def controls(name: str, sample_rate: int, channels: int) -> Dict[str, Control]:
     return {key: entry.control for key, entry in _describe(name, sample_rate, channels).entries.items()}
 
 
-def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> List[Tuple[Effect, int]]:
+def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
     """A live effect for each recipe, each with its number of trained parameters; on the main thread.
 
     Raises:
@@ -112,10 +114,10 @@ class Settled(NamedTuple):
 
     path: str
     plugin: Any
-    places: Dict[str, Tuple[int, float]]
+    places: dict[str, tuple[int, float]]
 
 
-def settled(recipe: Recipe, values: Dict[str, float], sample_rate: int, channels: int) -> Settled:
+def settled(recipe: Recipe, values: dict[str, float], sample_rate: int, channels: int) -> Settled:
     """The plugin of a recipe, on the main thread, with what is fixed and the given values of what is trained."""
     description = _describe(recipe.effect, sample_rate, channels)
     plugin = _load(description.path, description.plugin_name)
@@ -224,7 +226,7 @@ class Positions:
             if len(table) > 2
         ]
 
-    def __call__(self, values: np.ndarray) -> List[float]:
+    def __call__(self, values: np.ndarray) -> list[float]:
         """Positions in [0, 1] for float64 values in their units, shape ``(P,)``."""
         raws = np.clip(self._start + (values - self._low) * self._slope, 0.0, 1.0)
         for place, known_values, known_raws in self._curved:
@@ -235,7 +237,7 @@ class Positions:
 # --- what is known of a plugin -----------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _describe(name: str, sample_rate: int, channels: int) -> Description:
     location, _, plugin_name = name.partition("#")
     path = _find(location)
@@ -263,7 +265,7 @@ def _plugin_channels(name: str, plugin: Any, sample_rate: int, channels: int) ->
     raise EffectError(f"vst3:{name} takes neither {tried[0]} nor {tried[1]} channels: {reason}")
 
 
-def _entries(name: str, plugin: Any) -> Dict[str, Entry]:
+def _entries(name: str, plugin: Any) -> dict[str, Entry]:
     parameters = plugin._parameters
     keys = [to_python_parameter_name(parameter) for parameter in parameters]
     described = plugin.parameters
@@ -310,13 +312,11 @@ def _entry(key: str, index: int, parameter: Any, described: Any) -> Entry:
     default = float(np.interp(parameter.raw_value, *zip(*by_raw)))
     # Raw positions are float32: what is beyond their precision is not the plugin's.
     default = min(max(round(default, 6 - math.ceil(math.log10(high - low))), low), high)
-    control = Control(
-        key, default, low, high, unit, "log" if is_log else "linear", low, high, trainable=trainable
-    )
+    control = Control(key, default, low, high, unit, "log" if is_log else "linear", low, high, trainable=trainable)
     return Entry(control, index, table)
 
 
-def _numbers(values: Sequence[float], raws: Sequence[float]) -> Optional[Table]:
+def _numbers(values: Sequence[float], raws: Sequence[float]) -> Table | None:
     """The positions of numbers, ascending; only the ends if the rest is linear; none if out of order."""
     finite = [(value, raw) for value, raw in zip(values, raws) if math.isfinite(value)]
     shown, positions = np.array(sorted(finite)).reshape(-1, 2).T
@@ -360,7 +360,7 @@ def _find(location: str) -> str:
     return installed[location]
 
 
-def _installed() -> Dict[str, str]:
+def _installed() -> dict[str, str]:
     _check_main_thread()
     formats = [getattr(pedalboard, name, None) for name in ("AudioUnitPlugin", "VST3Plugin")]
     paths = [path for plugins in formats if plugins for path in plugins.installed_plugins]
@@ -369,7 +369,7 @@ def _installed() -> Dict[str, str]:
     return {Path(path).stem: path for path in paths}
 
 
-def _load(path: str, plugin_name: Optional[str]) -> Any:
+def _load(path: str, plugin_name: str | None) -> Any:
     _check_main_thread()
     try:
         return pedalboard.load_plugin(path, plugin_name=plugin_name)

@@ -20,8 +20,8 @@ import html
 import io
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence
 
 import numpy as np
 import scipy.signal
@@ -53,7 +53,7 @@ class ReportError(UserError):
     """There is nothing to make a page of, or it is not whole."""
 
 
-def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float = PAGE_MEGABYTES) -> List[Path]:
+def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float = PAGE_MEGABYTES) -> list[Path]:
     """Writes the page of an evaluation into its folder.
 
     Args:
@@ -77,7 +77,7 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     # What is compared stands between what it begins with and where it should lead.
     tracks = ["input", *(method for method in methods if method != "input"), "target"]
 
-    pages: List[List[Dict[str, str]]] = [[]]
+    pages: list[list[dict[str, str]]] = [[]]
     size = 0
     for file in tqdm(about["files"], desc="Writing the page", unit="file", leave=False):
         parts = _parts(folder, file, tracks, rows, settings, seconds)
@@ -141,10 +141,10 @@ def _parts(
     rows: Sequence[Mapping[str, object]],
     settings: Mapping[str, Mapping[str, object]],
     seconds: float,
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """``file``, what the page knows of a file, as JSON, and the FLAC of each of its tracks in base64."""
-    audio: Dict[str, np.ndarray] = {}
-    encoded: Dict[str, str] = {}
+    audio: dict[str, np.ndarray] = {}
+    encoded: dict[str, str] = {}
     sample_rate = 0
     for track in tracks:
         path = folder / "audio" / f"{file['stem']}_{track}.flac"
@@ -180,7 +180,7 @@ def _parts(
     return {"file": _json(known), **encoded}
 
 
-def _automation(path: Path, seconds: float) -> Dict[str, List[float]]:
+def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
     """The columns of the file, as far as they are heard."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -190,7 +190,7 @@ def _automation(path: Path, seconds: float) -> Dict[str, List[float]]:
     return {name: [float(f"{float(row[name]):.6g}") for row in rows] for name in rows[0]}
 
 
-def _waveform(audio: np.ndarray, peak: float) -> Dict[str, object]:
+def _waveform(audio: np.ndarray, peak: float) -> dict[str, object]:
     """Lowest and highest samples of all channels in each column, int8, 127 at the peak."""
     starts = _starts(len(audio))
     low = np.minimum.reduceat(audio.min(axis=1), starts)
@@ -213,7 +213,7 @@ def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.maximum.reduceat(np.maximum.reduceat(magnitude, bins, axis=0), _starts(magnitude.shape[1]), axis=1)
 
 
-def _spectrogram(spectrum: np.ndarray, loudest: float) -> Dict[str, object]:
+def _spectrogram(spectrum: np.ndarray, loudest: float) -> dict[str, object]:
     """Levels, uint8: 255 the loudest of all tracks, 0 for 80 dB less."""
     decibels = 20 * np.log10(np.maximum(spectrum / loudest, 1e-10))
     levels = np.round(255 * np.clip(1 + decibels / _RANGE_DB, 0, 1)).astype(np.uint8)
@@ -226,7 +226,7 @@ def _starts(length: int) -> np.ndarray:
     return np.arange(columns) * length // columns
 
 
-def _ticks(sample_rate: int) -> List[Dict[str, object]]:
+def _ticks(sample_rate: int) -> list[dict[str, object]]:
     lowest, highest = _mel(_LOWEST_HZ), _mel(sample_rate / 2)
     names = {hz: f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in _TICKS_HZ if hz < 0.45 * sample_rate}
     return [{"name": name, "height": float((_mel(hz) - lowest) / (highest - lowest))} for hz, name in names.items()]
@@ -240,7 +240,7 @@ def _hz(mel: np.ndarray) -> np.ndarray:
     return 700 * (10 ** (mel / 2595) - 1)
 
 
-def _colours() -> Dict[str, str]:
+def _colours() -> dict[str, str]:
     """256 times red, green and blue, for dark and for light screens."""
     ramps = {}
     for name, colours in _RAMPS.items():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from dfx.errors import UserError
+from dfx.errors import errors_in_one_line
 from dfx.report import PAGE_MEGABYTES, PAGE_SECONDS, write_report
 
 
@@ -37,7 +36,5 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -19,17 +19,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
-from dfx.effects.effect import nearest
-from dfx.errors import UserError
+from dfx.errors import errors_in_one_line, nearest
 from dfx.sweep.grid import Point, SweepError, read_sweep
 from dfx.sweep.runner import Budget, Runner, full_command, is_finished, register, run_here, run_on_ray
 from dfx.sweep.summary import summarize
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 1 if a point has failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_arms(points: List[Point], arms: Optional[Sequence[str]]) -> List[Point]:
+def _of_arms(points: list[Point], arms: Sequence[str] | None) -> list[Point]:
     known = list(dict.fromkeys(point.arm for point in points))
     for arm in arms or ():
         if arm not in known:
@@ -96,9 +95,8 @@ def _of_arms(points: List[Point], arms: Optional[Sequence[str]]) -> List[Point]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nerror: interrupted; the same command goes on from here")
+    with errors_in_one_line():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            sys.exit("\nerror: interrupted; the same command resumes from here")

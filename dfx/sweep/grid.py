@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import yaml
 
@@ -33,7 +34,7 @@ class Point:
 
     name: str
     arm: str
-    command: List[str]
+    command: list[str]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Sweep:
 
     name: str
     program: str
-    parameters: Dict[str, List[Any]]
-    command: List[str]
+    parameters: dict[str, list[Any]]
+    command: list[str]
 
-    def points(self, seeds: Optional[Sequence[int]] = None, options: Sequence[str] = ()) -> List[Point]:
+    def points(self, seeds: Sequence[int] | None = None, options: Sequence[str] = ()) -> list[Point]:
         """All points, arm by arm in the order of the file.
 
         Args:
@@ -79,7 +80,7 @@ class Sweep:
         arms = list(dict.fromkeys(point.arm for point in points))
         return sorted(points, key=lambda point: arms.index(point.arm))
 
-    def _expand(self, values: Dict[str, Any]) -> List[str]:
+    def _expand(self, values: dict[str, Any]) -> list[str]:
         # Weights & Biases' own, so that a command is the same here and there; not above, since it takes a second.
         from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -89,7 +90,7 @@ class Sweep:
             raise SweepError(f"sweep {self.name}: {error}") from None
         macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
         macros.update(env=[], interpreter=[sys.executable], program=[self.program])
-        expanded: List[str] = []
+        expanded: list[str] = []
         for part in map(str, command):
             macro = re.fullmatch(r"\$\{(\w+)\}", part)
             if macro and not isinstance(macros.get(macro[1]), list):

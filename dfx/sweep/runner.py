@@ -11,15 +11,16 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
-from dfx.machine import cores
+from dfx.blackbox.workers import cores
 from dfx.sweep.grid import Point, SweepError
 from dfx.writing import write_json
 
@@ -40,7 +41,7 @@ class Budget:
     threads: int
 
     @classmethod
-    def of(cls, points: int, jobs: Optional[int] = None) -> Budget:
+    def of(cls, points: int, jobs: int | None = None) -> Budget:
         """All cores of this machine: more runs at once use them better than more threads for each."""
         jobs = max(1, min(jobs or min(cores(), MOST_JOBS), points))
         return cls(jobs, max(1, cores() // jobs))
@@ -64,7 +65,7 @@ def is_finished(folder: Path, point: Point) -> bool:
     return True
 
 
-def full_command(folder: Path, sweep: str, point: Point, wandb_mode: str) -> List[str]:
+def full_command(folder: Path, sweep: str, point: Point, wandb_mode: str) -> list[str]:
     """What trains a point in its folder, from where it is: ``--run.resume`` where there is something to resume."""
     return [
         *point.command,
@@ -115,7 +116,7 @@ class Runner:
     wandb_mode: str
     threads: int
 
-    def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> Optional[Failure]:
+    def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> Failure | None:
         """Runs a point to its end, unless it has been; one that another process is running is waited for."""
         log = self.folder / "logs" / f"{point.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -154,10 +155,10 @@ def _locked(path: Path) -> Iterator[Sequence[int]]:
         yield (file.fileno(),)
 
 
-def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> List[Failure]:
+def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure]:
     """Runs points on this machine, several at once. An interrupt or SIGTERM ends them all, and they can be resumed."""
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="points")
-    running: List[subprocess.Popen] = []
+    running: list[subprocess.Popen] = []
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -180,7 +181,7 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> List[Failure
         signal.signal(signal.SIGTERM, before)
 
 
-def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> List[Failure]:
+def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> list[Failure]:
     """Runs points on a Ray cluster, whose machines see this folder, and have this Python, under the same paths.
 
     Args:
@@ -203,11 +204,11 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SweepError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
 
-    def work(point: Point) -> Optional[Failure]:
+    def work(point: Point) -> Failure | None:
         os.chdir(here)
         return runner.run(point)
 
-    def results(waiting: List[Any]) -> Iterator[Optional[Failure]]:
+    def results(waiting: list[Any]) -> Iterator[Failure | None]:
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
             name = names[done]
@@ -224,9 +225,9 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
         ray.shutdown()
 
 
-def _follow(results: Iterable[Optional[Failure]], count: int) -> List[Failure]:
+def _follow(results: Iterable[Failure | None], count: int) -> list[Failure]:
     """The failures among results, with a progress bar."""
-    failures: List[Failure] = []
+    failures: list[Failure] = []
     with tqdm(total=count, desc="Sweep", unit="run") as bar:
         for failure in results:
             if failure:

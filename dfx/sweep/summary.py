@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -20,10 +21,10 @@ COLUMNS = (
 example's step each; ``seconds`` those of training and validation on the cores that a run had. Test metrics are of the
 best checkpoint."""
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 
 
-def read_runs(folder: Path, points: Sequence[Point]) -> List[Row]:
+def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
     """What every finished point has reached, and its course.
 
     Returns:
@@ -31,7 +32,7 @@ def read_runs(folder: Path, points: Sequence[Point]) -> List[Row]:
         loss, of all stages that render.
     """
     # Not before the end: it brings torch, which the runner does without.
-    from dfx.callbacks import read_history
+    from dfx.loggers.history import read_history
 
     runs = []
     for point in points:
@@ -54,7 +55,7 @@ def read_runs(folder: Path, points: Sequence[Point]) -> List[Row]:
     return runs
 
 
-def arms_of(runs: Sequence[Row]) -> List[Row]:
+def arms_of(runs: Sequence[Row]) -> list[Row]:
     """Means over the runs of each arm, and under ``NAME deviation`` their standard deviation (of one run: none)."""
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -92,7 +93,7 @@ def draw(runs: Sequence[Row], title: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axis = figure.subplots()
     for index, arm in enumerate(dict.fromkeys(run["arm"] for run in runs)):
-        at: Dict[float, List[float]] = {}
+        at: dict[float, list[float]] = {}
         for run in runs:
             for renderings, loss in run["course"] if run["arm"] == arm else ():
                 at.setdefault(renderings, []).append(loss)

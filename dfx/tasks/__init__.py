@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 
@@ -40,7 +40,7 @@ def load_task(path: str) -> Task:
     return task_of(read_checkpoint(path), path)
 
 
-def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
+def task_of(checkpoint: dict[str, Any], path: str) -> Task:
     """The trained task of a checkpoint that :func:`read_checkpoint` has read.
 
     Raises:
@@ -63,7 +63,7 @@ def task_of(checkpoint: Dict[str, Any], path: str) -> Task:
     return task.eval()
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
+def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a checkpoint, read without running code from it.
 
     Raises:

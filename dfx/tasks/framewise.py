@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, List, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def _render(task: Task, audio: Tensor) -> Rendering:
     after = dataclasses.replace(window, frames=frames).samples - window.before - audio.shape[1]
     padded = torch.nn.functional.pad(audio, (window.before, after))
 
-    parameters: List[Tensor] = []
+    parameters: list[Tensor] = []
     for first in range(0, frames, _CHUNK):
         chunk = dataclasses.replace(window, frames=min(_CHUNK, frames - first))
         context = chunk.context(padded[:, first * frame :])

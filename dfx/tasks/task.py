@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Dict, List, Literal, NamedTuple, Optional, Tuple
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from dfx import ranks
+from dfx import distributed
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
@@ -40,7 +40,7 @@ class OptimizerOptions:
 
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
-    patience: Optional[int] = None
+    patience: int | None = None
 
 
 @dataclasses.dataclass
@@ -104,10 +104,10 @@ class Task(pl.LightningModule):
 
     def __init__(
         self,
-        effects: List[Dict[str, Any]],
+        effects: list[dict[str, Any]],
         sample_rate: int = 22050,
         channels: int = 1,
-        scale: Optional[Scale] = None,
+        scale: Scale | None = None,
         context_samples: int = 40960,
         frame_samples: int = 1024,
         frames_per_step: int = 1,
@@ -167,7 +167,7 @@ class Task(pl.LightningModule):
 
     # --- stages --------------------------------------------------------------------------------------
 
-    def _make_stages(self) -> List[Stage]:
+    def _make_stages(self) -> list[Stage]:
         """The stages, in order; an effect that trains nothing joins the stage of the next that does."""
         recipes = self.whole_chain.recipes
         training = [i + 1 for i, recipe in enumerate(recipes) if recipe.parameters]
@@ -200,7 +200,7 @@ class Task(pl.LightningModule):
 
     # --- a step --------------------------------------------------------------------------------------
 
-    def forward(self, input: Tensor, restart: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
         """The next step of every lane.
 
         Args:
@@ -218,16 +218,16 @@ class Task(pl.LightningModule):
         """The parameters of the stage's chain for consecutive frames, as :class:`~dfx.encoder.Encoder`."""
         return self.encoder(context)[..., : len(self.chain.parameters)]
 
-    def _loss_of(self, batch: Dict[str, Tensor]) -> Tensor:
+    def _loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         # In training, each of several processes has a part of the batch; in validation, all have all of it.
-        whole = ranks.all_rows if self.training else lambda rows: rows
+        whole = distributed.all_rows if self.training else lambda rows: rows
         if not self.stage.renders:
             parameters = self.encoder(self.window.context(batch["input"]))
             return (whole(parameters) - self.defaults).square().mean()
         output, _ = self(batch["input"], batch["restart"])
         return self.loss(whole(output), whole(self.window.delayed_step(batch["target"])))
 
-    def training_step(self, batch: Dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._loss_of(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input"]))
         self.log("stage", float(self.stages.index(self.stage)), batch_size=1)
@@ -239,7 +239,7 @@ class Task(pl.LightningModule):
         Raises:
             EffectError: if there are any, by name.
         """
-        ranks.normalize_all_rows(self.encoder)
+        distributed.normalize_all_rows(self.encoder)
         if stage != "fit" or self.keep_dead_parameters:
             return
         # All of them, whatever the stage: not after days of training the first.
@@ -250,7 +250,7 @@ class Task(pl.LightningModule):
                 "leave them out of `train`, or set `keep_dead_parameters: true`"
             )
 
-    def configure_callbacks(self) -> List[pl.Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         patience = self.options.patience if self.stage.renders else self.stage_options.pretraining_patience
         if patience is None:
             return []
@@ -260,7 +260,7 @@ class Task(pl.LightningModule):
     def on_fit_start(self) -> None:
         per_frame = self.effect_layer.renderings if self.stage.renders else 0
         where = f"{self.stage.name}: " if len(self.stages) > 1 else ""
-        if ranks.is_first():
+        if distributed.is_first():
             trained = len(self.chain.parameters)
             print(f"{where}{trained} trained parameters; {per_frame} renderings an example and frame")
         for logger in self.loggers:
@@ -273,7 +273,7 @@ class Task(pl.LightningModule):
         if self.trainer.is_last_batch:
             self.effect_layer.end_excerpts()
 
-    def validation_step(self, batch: Dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         size = len(batch["input"])
         # The same on all ranks but for their machines' rounding, and yet they must decide alike.
         self.log("validation/loss", self._loss_of(batch), prog_bar=True, batch_size=size, sync_dist=True)
@@ -286,17 +286,17 @@ class Task(pl.LightningModule):
         if self.trainer.state.fn == "fit" and isinstance(self.lr_schedulers(), ReduceLROnPlateau):
             self.lr_schedulers().step(self.trainer.callback_metrics["validation/loss"])
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Optional[Any]) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
 
-    def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         for method, audio in {"input": batch["input"], "output": self.render(batch["input"]).output}.items():
             compared = compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate)
             for metric, value in compared.metrics.items():
                 self.log(f"test/{method}/{metric}", value, batch_size=1)
 
-    def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> Rendering:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Rendering:
         return self.render(batch["input"])
 
     def treat(self, audio: Tensor) -> Tensor:
@@ -329,36 +329,36 @@ class Task(pl.LightningModule):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["dfx"] = {
             "task": type(self).__name__,
             "arguments": self.arguments,
             "data": getattr(data, "arguments", {}),
             "streaming": self.effect_layer.streaming_state(),
-            "ranks": ranks.count(),
+            "ranks": distributed.count(),
             "stage": self.stages.index(self.stage),
             "first_step": self.first_step,
             "stage_has_ended": self.trainer.should_stop,
         }
 
-    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = self.check_checkpoint(checkpoint)
         self.enter_stage(saved["stage"])
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.window = self.window
         if self.trainer.state.fn == "fit":
             theirs = saved.get("ranks", 1)
-            if theirs != ranks.count():
+            if theirs != distributed.count():
                 raise CheckpointError(
-                    f"the run was trained in {theirs} processes and cannot go on in {ranks.count()}, to the bit: "
+                    f"the run was trained in {theirs} processes and cannot go on in {distributed.count()}, to the bit: "
                     f"resume it in {theirs}"
                 )
             self.effect_layer.load_streaming_state(saved["streaming"])
             # Lightning forgets that a run was stopped early, and would train for another epoch.
             self.trainer.should_stop = saved["stage_has_ended"]
 
-    def check_checkpoint(self, checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """What dfx has saved in a checkpoint of this task.
 
         Raises:
@@ -379,7 +379,7 @@ class Task(pl.LightningModule):
         return saved
 
     @staticmethod
-    def _parameter_names(arguments: Dict[str, Any]) -> List[str]:
+    def _parameter_names(arguments: dict[str, Any]) -> list[str]:
         specs = [EffectSpec.of(effect) for effect in arguments["effects"]]
         return ChainSpec(specs, arguments["sample_rate"], arguments["channels"]).space.names
 

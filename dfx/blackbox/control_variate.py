@@ -17,7 +17,7 @@ different for each example, whose errors the estimate proper then measures: a co
 from __future__ import annotations
 
 import functools
-from typing import Any, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,10 +110,10 @@ class Response:
         prior = 0.1 * np.square(steps).mean() * np.eye(steps.shape[-1])
         self._response = np.linalg.solve(self._squares + prior, self._products[..., None])[..., 0]
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _STATE}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in _STATE:
             setattr(self, f"_{name}", state[name].cpu().numpy())
 
@@ -135,7 +135,7 @@ class Response:
 _STATE = ("squares", "products", "response")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _window(samples: int) -> np.ndarray:
     """A Hann window that leaves the power of what it sees as it is."""
     window = np.hanning(samples + 2)[1:-1]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfx.callbacks.aside import aside, in_one_line
+from dfx.loggers.best_effort import aside, in_one_line
 
 _FINISH_SECONDS = 600.0
 """How long the end of a run waits for uploads; what is left lies in the record, for `wandb sync`."""
@@ -73,11 +74,11 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     @aside
-    def log_metrics(self, metrics: Mapping[str, float], step: Optional[int] = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, None if step is None else self.first_step + step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Dict[str, Any]) -> None:
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
         self._try(super().log_hyperparams, params)
 
     @rank_zero_only
@@ -85,9 +86,9 @@ class WandbRun(WandbLogger):
     def log_media(
         self,
         step: int,
-        audio: Mapping[str, List[Dict[str, Any]]],
+        audio: Mapping[str, list[dict[str, Any]]],
         images: Mapping[str, Path],
-        tables: Mapping[str, List[Dict[str, Any]]],
+        tables: Mapping[str, list[dict[str, Any]]],
     ) -> None:
         """Shows what can be heard and seen.
 
@@ -101,7 +102,7 @@ class WandbRun(WandbLogger):
         def log() -> None:
             import wandb
 
-            shown: Dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
+            shown: dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
             shown.update((name, wandb.Image(str(path))) for name, path in images.items())
             for name, rows in tables.items():
                 shown[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 
 from dfx.effects import ParameterSpace
-from dfx.effects.effect import nearest
-from dfx.errors import UserError
+from dfx.errors import UserError, nearest
 
 
 class Automation:
@@ -32,7 +32,7 @@ class Automation:
         space: ParameterSpace,
         times: np.ndarray,
         parameters: np.ndarray,
-        input_gains_db: Optional[np.ndarray] = None,
+        input_gains_db: np.ndarray | None = None,
     ) -> None:
         self.space = space
         self.times = times
@@ -40,12 +40,12 @@ class Automation:
         self.input_gains_db = np.zeros(len(times)) if input_gains_db is None else input_gains_db
 
     @property
-    def names(self) -> List[str]:
+    def names(self) -> list[str]:
         """``effect.parameter``, in the order of the chain."""
         return self.space.names
 
     @property
-    def units(self) -> Dict[str, str]:
+    def units(self) -> dict[str, str]:
         """By name; empty where a parameter has none."""
         return {parameter.name: parameter.unit for parameter in self.space.parameters}
 
@@ -62,7 +62,7 @@ class Automation:
         """
         return self.values[:, self._index(name)]
 
-    def median(self) -> Dict[str, float]:
+    def median(self) -> dict[str, float]:
         """One setting for all: of every parameter the median over time, in its unit."""
         values = self.space.denormalize(np.median(self.parameters, axis=0))
         return dict(zip(self.names, values.tolist()))
@@ -82,7 +82,7 @@ class Automation:
                 writer.writerows([f"{number:.9g}" for number in row] for row in np.c_[self.times, self.values])
             return
         values = self.values
-        parameters: Dict[str, Any] = {
+        parameters: dict[str, Any] = {
             parameter.name: {
                 "unit": parameter.unit,
                 "range": [parameter.low, parameter.high],
@@ -105,7 +105,7 @@ class Automation:
         return found[0]
 
 
-def automation_files(path: str) -> List[str]:
+def automation_files(path: str) -> list[str]:
     """The file that :meth:`Automation.write` makes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Recordings through a trained model, from the command line and from Python.
+"""Recordings through a trained model, from the command line.
 
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
@@ -22,152 +22,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
-import numpy as np
-
-from dfx.automation import Automation, automation_files
-from dfx.effects import ChainSpec
-from dfx.errors import UserError
-from dfx.files import BIT_DEPTHS, PIPE, AudioWriter, Target, local, pairs_of, stream_array, stream_file
-from dfx.presets import preset_files, write_preset
-from dfx.reaper import Take, project_files, write_project
-from dfx.streaming import StreamingOptions, native_chain, render_stream, together
-from dfx.tasks import Task, load_task
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What a model makes of a recording.
-
-    Args:
-        audio: float32, of the input's shape, aligned with it.
-        sample_rate: in Hz.
-        automation: the parameters over time.
-    """
-
-    audio: np.ndarray
-    sample_rate: int
-    automation: Automation
-
-
-class Model:
-    """A trained model that renders recordings.
-
-    Args:
-        task: the model; it is set to evaluation.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task = task.eval()
-
-    def render(
-        self, audio: np.ndarray, sample_rate: int, causal: bool = False, own_level: bool = False, progress: bool = False
-    ) -> Rendering:
-        """Renders a recording in memory.
-
-        Args:
-            audio: ``(samples,)`` or ``(channels, samples)``, full scale at 1.
-            sample_rate: in Hz, any that the effects run at.
-            causal: parameters do not look ahead.
-            own_level: where the task brings its input to a loudness, undo that gain in the output.
-            progress: show a bar on stderr.
-
-        Raises:
-            UserError: if the audio is empty, not finite or of another shape, or if the chain cannot run at its rate.
-        """
-        audio = np.asarray(audio)
-        if not np.issubdtype(audio.dtype, np.floating):
-            raise UserError(f"the audio is of {audio.dtype}: give it in floating point, with full scale at 1")
-        if audio.ndim not in (1, 2) or audio.size == 0:
-            raise UserError(f"the audio has the shape {audio.shape}: it must be (samples,) or (channels, samples)")
-        channels = np.atleast_2d(audio)
-        if len(channels) > channels.shape[1]:
-            raise UserError(f"the audio has the shape {audio.shape}, (channels, samples): transpose it")
-        parts: List[np.ndarray] = []
-        options = StreamingOptions(causal, own_level)
-        automation = render_stream(
-            self.task, lambda: stream_array(channels, sample_rate), parts.append, options, progress
-        )
-        return Rendering(np.concatenate(parts, axis=1).reshape(audio.shape), sample_rate, automation)
-
-    def render_file(
-        self,
-        input: str,
-        output: str,
-        options: StreamingOptions = StreamingOptions(),
-        bit_depth: Optional[str] = None,
-        overwrite: bool = False,
-        progress: bool = False,
-    ) -> FileRendering:
-        """Renders a file of any length.
-
-        Args:
-            input: its path, or ``-`` for standard input.
-            output: where to write, or ``-`` for standard output, as WAV; its suffix says the format.
-            options: how to render.
-            bit_depth: of the output, any of :data:`~dfx.files.BIT_DEPTHS`; by default the input's.
-            overwrite: replace an output that exists.
-            progress: show a bar on stderr.
-
-        Raises:
-            UserError: if the input cannot be read, the output cannot be written or exists, or the chain fails.
-        """
-        check_output(input, output, overwrite)
-        name = "standard input" if input == PIPE else input
-        with local(input) as path:
-            stream = stream_file(path, name)
-            stream.close()
-            target = Target.like(stream, output, bit_depth)
-            if output != PIPE:
-                Path(output).parent.mkdir(parents=True, exist_ok=True)
-            with AudioWriter(target) as writer:
-                automation = render_stream(
-                    self.task, lambda: stream_file(path, name), writer.write, options, progress
-                )
-        return FileRendering(target, automation, writer.clipping)
-
-
-@dataclass(frozen=True)
-class FileRendering:
-    """What was made of a file.
-
-    Args:
-        target: what was written.
-        automation: the parameters over time.
-        clipping: a sentence, where the output was louder than full scale.
-    """
-
-    target: Target
-    automation: Automation
-    clipping: Optional[str]
-
-
-def load(checkpoint: str) -> Model:
-    """The model of a checkpoint that ``train.py`` wrote.
-
-    Raises:
-        CheckpointError: if it cannot be used.
-    """
-    return Model(load_task(str(checkpoint)))
-
-
-def check_output(input: str, output: str, overwrite: bool) -> None:
-    """Raises a ``UserError`` where an output is its own input, or exists and is to be kept."""
-    if output == PIPE or not Path(output).exists():
-        return
-    if input != PIPE and Path(output).samefile(input):
-        raise UserError(f"{output} is the input: write to another file")
-    if not overwrite:
-        raise UserError(f"{output} exists: give --overwrite to replace it")
-
+from dfx.audio.reading import PIPE, stream_file
+from dfx.audio.writing import BIT_DEPTHS, Target, pairs_of
+from dfx.effects.chain import ChainSpec
+from dfx.errors import UserError, errors_in_one_line
+from dfx.render.automation import automation_files
+from dfx.render.model import FileRendering, Model, check_output, load
+from dfx.render.presets import preset_files, write_preset
+from dfx.render.reaper import Take, project_files, write_project
+from dfx.render.streaming import StreamingOptions, native_chain, together
 
 # --- the command line --------------------------------------------------------------------------------
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
     Raises:
@@ -181,7 +53,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     twice = [path for path, count in written.items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]} would be written more than once: render the inputs of one name one by one")
-    failed: Dict[str, str] = {}
+    failed: dict[str, str] = {}
     for job in jobs:
         try:
             rendering = model.render_file(
@@ -211,7 +83,7 @@ class _Job(NamedTuple):
 
     input: str
     output: str
-    extras: Dict[str, str]
+    extras: dict[str, str]
 
 
 def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
@@ -252,14 +124,12 @@ def _take(model: Model, rendering: FileRendering, job: _Job) -> Take:
 class _Extra(NamedTuple):
     """What can be written beside the output: which files at a path, or an error; and how."""
 
-    files: Callable[[str, ChainSpec], List[str]]
+    files: Callable[[str, ChainSpec], list[str]]
     write: Callable[[str, Take], None]
 
 
 _EXTRAS = {
-    "automation": _Extra(
-        lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)
-    ),
+    "automation": _Extra(lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)),
     "preset": _Extra(preset_files, lambda path, take: write_preset(path, take.chain, take.automation.median())),
     "project": _Extra(project_files, write_project),
 }
@@ -294,7 +164,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

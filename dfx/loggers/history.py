@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfx.callbacks.aside import aside
+from dfx.loggers.best_effort import aside
 
 HISTORY = "history.jsonl"
 
@@ -32,16 +32,16 @@ class History(Logger):
         self._stage = stage
 
     @property
-    def name(self) -> Optional[str]:
+    def name(self) -> str | None:
         return None
 
     @property
-    def version(self) -> Optional[str]:
+    def version(self) -> str | None:
         return None
 
     @rank_zero_only
     @aside
-    def log_metrics(self, metrics: Dict[str, float], step: Optional[int] = None) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         place = {"stage": self._stage, "step": step, "time": time.time()}
         line = {**place, **{name: float(value) for name, value in metrics.items() if name != "stage"}}
         with self._path.open("a", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ class History(Logger):
         """Does nothing: ``resolved_config.yaml`` holds them."""
 
 
-def read_history(folder: Path) -> List[Dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, float]]:
     """What ``history.jsonl`` of a run's folder tells: one row for every step, in order.
 
     Of a step that was logged twice, since the run was killed and resumed from before, the later values count. Rows
@@ -63,7 +63,7 @@ def read_history(folder: Path) -> List[Dict[str, float]]:
     path = folder / HISTORY
     if not path.is_file():
         return []
-    rows: Dict[tuple, Dict[str, float]] = {}
+    rows: dict[tuple, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
@@ -81,7 +81,7 @@ def read_history(folder: Path) -> List[Dict[str, float]]:
     return ordered
 
 
-def best_row(rows: List[Dict[str, float]]) -> Optional[Dict[str, float]]:
+def best_row(rows: list[dict[str, float]]) -> dict[str, float] | None:
     """The row of the lowest validation loss of the last stage, whose weights are in ``best.ckpt``; or none."""
     of_stage = [row for row in rows if row["stage"] == rows[-1]["stage"] and "validation/loss" in row]
     return min(of_stage, key=lambda row: row["validation/loss"]) if of_stage else None

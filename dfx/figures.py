@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -26,7 +26,7 @@ def draw_rendering(
     parameters: Sequence[Parameter],
     sample_rate: int,
     frame_samples: int,
-    marked: Sequence[Tuple[float, float]] = (),
+    marked: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Draws levels, spectrograms and parameters over one axis of time, as the paper shows its automation.
 

@@ -17,16 +17,16 @@ import base64
 import os
 import struct
 import uuid
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Generator, Iterator, List, Tuple
 
 import numpy as np
 
-from dfx.automation import Automation, thinned
 from dfx.effects import ChainSpec, lv2, vst3
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError
+from dfx.render.automation import Automation, thinned
 
 TOLERANCE = 0.002
 """How far in [0, 1] an envelope may miss the automation: points that are not needed for this are left out."""
@@ -36,11 +36,11 @@ _SOURCES = {".flac": "FLAC", ".mp3": "MP3", ".ogg": "VORBIS", ".oga": "VORBIS", 
 _STATE_MAGIC = 0xFEED5EEF
 _BYTES_A_LINE = 210
 
-Curve = Tuple[np.ndarray, np.ndarray]
+Curve = tuple[np.ndarray, np.ndarray]
 """Times in seconds and positions in [0, 1]."""
 
-_Envelopes = Dict[Tuple[object, str], Curve]
-_EffectLines = Generator[str, None, Tuple[str, _Envelopes]]
+_Envelopes = dict[tuple[object, str], Curve]
+_EffectLines = Generator[str, None, tuple[str, _Envelopes]]
 """The lines of a plugin; then its name, and its envelopes by place and name of the parameter."""
 
 
@@ -67,7 +67,7 @@ def can_run(chain: ChainSpec) -> bool:
     return all(recipe.host in _HOSTS for recipe in chain.recipes)
 
 
-def project_files(path: str, chain: ChainSpec) -> List[str]:
+def project_files(path: str, chain: ChainSpec) -> list[str]:
     """The files that :func:`write_project` makes.
 
     Raises:
@@ -112,9 +112,7 @@ def _notes(path: str, take: Take, runs: bool) -> Iterator[str]:
     yield f"The automation lies in {Path(path).with_suffix('.csv').name} beside this project."
 
 
-def _track(
-    path: str, take: Take, name: str, file: str, effects: List[str], gain: float, muted: bool
-) -> Iterator[str]:
+def _track(path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool) -> Iterator[str]:
     guid = _guid(name)
     yield f"  <TRACK {guid}"
     yield f'    NAME "{name}"'
@@ -215,7 +213,7 @@ def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
     return name, envelopes
 
 
-def _states(preset: bytes) -> Tuple[str, bytes, bytes]:
+def _states(preset: bytes) -> tuple[str, bytes, bytes]:
     """The class, the component's and the controller's state of a VST3 preset file."""
     class_id = preset[8:40].decode("ascii")
     (table,) = struct.unpack_from("<q", preset, 40)

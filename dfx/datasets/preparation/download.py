@@ -10,8 +10,9 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -39,7 +40,7 @@ class DownloadError(UserError):
         status: of HTTP, where the server answered.
     """
 
-    def __init__(self, message: str, status: Optional[int] = None) -> None:
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
 
@@ -54,8 +55,8 @@ class RemoteFile(NamedTuple):
     """
 
     url: str
-    size: Optional[int] = None
-    checksum: Optional[str] = None
+    size: int | None = None
+    checksum: str | None = None
 
 
 def zenodo_file(record: str, name: str) -> RemoteFile:

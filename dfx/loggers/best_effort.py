@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from typing import Any, Callable, Set
+from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 
@@ -20,7 +21,7 @@ class Aside:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._depth = 0
-        self._warned: WeakKeyDictionary[Any, Set[str]] = WeakKeyDictionary()
+        self._warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
     def __call__(self, method: Callable) -> Callable:
         name = method.__qualname__

@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
-import pedalboard
 from pedalboard import PluginContainer
 
 from dfx.effects import ChainSpec, lv2, vst3
@@ -31,7 +31,7 @@ _HOSTS = {
 """Whose effects can be written as what; a chain's Python must hold them all."""
 
 
-def preset_files(path: str, chain: ChainSpec) -> List[str]:
+def preset_files(path: str, chain: ChainSpec) -> list[str]:
     """The files, or the bundle, that :func:`write_preset` makes.
 
     Raises:
@@ -54,7 +54,7 @@ def preset_files(path: str, chain: ChainSpec) -> List[str]:
     return [path]
 
 
-def write_preset(path: str, chain: ChainSpec, values: Dict[str, float]) -> None:
+def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
     """Writes one setting; on the main thread, where the chain has plugins.
 
     Args:
@@ -79,11 +79,11 @@ def write_preset(path: str, chain: ChainSpec, values: Dict[str, float]) -> None:
         _write_bundle(Path(path), chain, values)
 
 
-def _of(recipe: Recipe, values: Dict[str, float]) -> Dict[str, float]:
+def _of(recipe: Recipe, values: dict[str, float]) -> dict[str, float]:
     return {parameter.name: values[f"{recipe.name}.{parameter.name}"] for parameter in recipe.parameters}
 
 
-def _as_json(chain: ChainSpec, values: Dict[str, float]) -> Dict[str, Any]:
+def _as_json(chain: ChainSpec, values: dict[str, float]) -> dict[str, Any]:
     settings = chain.settings(values)
     effects = [
         {"effect": f"{recipe.host}:{recipe.effect}", "name": recipe.name, "settings": settings[recipe.name]}
@@ -114,10 +114,10 @@ def plugin(path, name, positions):
 '''
 
 
-def as_python(chain: ChainSpec, values: Dict[str, float]) -> str:
+def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
     """A module with a function ``make_board``, which needs pedalboard and nothing else."""
     settings = chain.settings(values)
-    lines: List[str] = []
+    lines: list[str] = []
     for recipe in chain.recipes:
         if recipe.host == "pedalboard":
             made = built_in.made(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
@@ -165,7 +165,7 @@ _PREFIXES = """@prefix lv2: <http://lv2plug.in/ns/lv2core#> .
 """
 
 
-def _write_bundle(folder: Path, chain: ChainSpec, values: Dict[str, float]) -> None:
+def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = chain.settings(values)
     manifest = [_PREFIXES]

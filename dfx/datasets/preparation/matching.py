@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torchaudio
 from torch import Tensor
@@ -69,9 +69,7 @@ def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
     reach = min(round(_REACH_SECONDS * sample_rate), window // 2)
     # Not the very ends, where songs fade.
     starts = [first + round(place * (overlap - window)) for place in (0.1, 0.5, 0.9)]
-    delays, polarities, correlations = zip(
-        *(_compare(*sides, start, window, delay, reach) for start in starts)
-    )
+    delays, polarities, correlations = zip(*(_compare(*sides, start, window, delay, reach) for start in starts))
     drift, confidence = delays[2] - delays[0], min(correlations)
 
     doubt = ""
@@ -87,7 +85,7 @@ def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
     return Match(delays[1], drift, polarities[1], confidence, doubt)
 
 
-def cut_to_match(input: Tensor, target: Tensor, delay_samples: int) -> Tuple[Tensor, Tensor]:
+def cut_to_match(input: Tensor, target: Tensor, delay_samples: int) -> tuple[Tensor, Tensor]:
     """Cuts both to the part in which each has a partner; nothing is padded.
 
     Args:
@@ -111,9 +109,7 @@ def _highpass(audio: Tensor, sample_rate: int) -> Tensor:
     return audio
 
 
-def _compare(
-    input: Tensor, target: Tensor, start: int, samples: int, delay: int, reach: int
-) -> Tuple[int, int, float]:
+def _compare(input: Tensor, target: Tensor, start: int, samples: int, delay: int, reach: int) -> tuple[int, int, float]:
     """The delay within ``reach`` of ``delay``, the polarity and the correlation, of one window."""
     input = input[start : start + samples]
     target = target[start + delay : start + delay + samples]

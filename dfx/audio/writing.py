@@ -6,191 +6,24 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import pedalboard.io
 import soundfile
-import torch
-from torch import Tensor
 
-from dfx.datasets.audio import DataError, Readable
-
-PIPE = "-"
-"""Stands for standard input and standard output."""
+from dfx.audio.reading import _EXACT, PIPE, Stream
+from dfx.errors import DataError
 
 _ALIASES = {"aif": "AIFF", "bwf": "WAV", "oga": "OGG", "opus": "OGG", "wave": "WAV"}
 _LARGEST_WAV_BYTES = 2**32 - 2**16
 _BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 _SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
-_EXACT = ("FLOAT", "DOUBLE")
-"""What holds more than full scale, and what is not a number."""
 
 BIT_DEPTHS = tuple(_SUBTYPES)
 """What :class:`AudioWriter` can be asked for."""
-
-
-class Stream:
-    """Audio that comes once, in parts.
-
-    Args:
-        name: what errors call it.
-        sample_rate: in Hz.
-        channels: how many.
-        samples: in each channel.
-        read: the next samples, as many as asked for or what is left, float32 ``(channels, samples)``.
-        close: ends it.
-        format, subtype: as soundfile calls them, of the file that it comes from.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        sample_rate: int,
-        channels: int,
-        samples: int,
-        read: Callable[[int], np.ndarray],
-        close: Callable[[], None] = lambda: None,
-        format: str = "WAV",
-        subtype: str = "FLOAT",
-    ) -> None:
-        self.name = name
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.samples = samples
-        self.read = read
-        self.close = close
-        self.format = format
-        self.subtype = subtype
-
-    @property
-    def may_hold_nan(self) -> bool:
-        return self.subtype in _EXACT
-
-
-def stream_file(path: str, name: Optional[str] = None) -> Stream:
-    """A file, by soundfile, or by pedalboard where soundfile does not know its format.
-
-    Args:
-        path: of the file.
-        name: what errors call it, if not by its path.
-
-    Raises:
-        DataError: if there is no such file, it is not audio, or it is empty.
-    """
-    name = name or path
-    if not Path(path).is_file():
-        raise DataError(f"{name}: no such file")
-    try:
-        stream = _by_soundfile(path, name)
-    except soundfile.LibsndfileError as error:
-        try:
-            stream = _by_pedalboard(path, name)
-        except ValueError:
-            raise DataError(f"{name} is not an audio file that can be read: {error.error_string}") from None
-    if not stream.samples:
-        stream.close()
-        raise DataError(f"{name} holds no audio")
-    return stream
-
-
-def stream_array(audio: np.ndarray, sample_rate: int, name: str = "the audio") -> Stream:
-    """Samples in memory, ``(channels, samples)``."""
-    position = 0
-
-    def read(samples: int) -> np.ndarray:
-        nonlocal position
-        position += samples
-        return audio[:, position - samples : position].astype(np.float32)
-
-    return Stream(name, sample_rate, len(audio), audio.shape[1], read)
-
-
-def _by_soundfile(path: str, name: str) -> Stream:
-    file = soundfile.SoundFile(path)
-
-    def read(samples: int) -> np.ndarray:
-        try:
-            return file.read(samples, dtype="float32", always_2d=True).T
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{name} cannot be decoded: {error.error_string}") from None
-
-    return Stream(name, file.samplerate, file.channels, file.frames, read, file.close, file.format, file.subtype)
-
-
-def _by_pedalboard(path: str, name: str) -> Stream:
-    file = pedalboard.io.AudioFile(path)
-    subtype = {"int8": "PCM_S8", "int16": "PCM_16", "int24": "PCM_24", "int32": "PCM_32"}.get(file.file_dtype, "FLOAT")
-    return Stream(name, round(file.samplerate), file.num_channels, file.frames, file.read, file.close, "", subtype)
-
-
-class Recording(Readable):
-    """A stream as windows, each beginning no earlier than the one before: only what may be asked for again is kept.
-
-    Args:
-        stream: what is read.
-        process: is done to the stream, part by part.
-    """
-
-    def __init__(self, stream: Stream, process: Callable[[np.ndarray], np.ndarray] = lambda audio: audio) -> None:
-        self.path = stream.name
-        self.sample_rate = stream.sample_rate
-        self.channels = stream.channels
-        self.samples = stream.samples
-        self._stream = stream
-        self._process = process
-        self._kept = np.zeros((stream.channels, 0), dtype=np.float32)
-        self._first = 0
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stream.close()
-
-    def _read_native(self, start: int, stop: int) -> Tensor:
-        first, last = min(max(start, 0), self.samples), min(max(stop, 0), self.samples)
-        if first < self._first:
-            raise ValueError(f"what comes before sample {self._first} is no longer kept, {first} was asked for")
-        missing = last - self._first - self._kept.shape[1]
-        if missing > 0:
-            self._kept = np.concatenate([self._kept[:, first - self._first :], self._read_next(missing)], axis=1)
-        else:
-            self._kept = self._kept[:, first - self._first :]
-        self._first = first
-        window = np.zeros((self.channels, stop - start), dtype=np.float32)
-        window[:, first - start : last - start] = self._kept[:, : last - first]
-        return torch.from_numpy(window)
-
-    def _read_next(self, samples: int) -> np.ndarray:
-        position = self._first + self._kept.shape[1]
-        audio = self._stream.read(samples)
-        if audio.shape[1] < samples:
-            raise DataError(f"{self.path} ends before its header says: copy it again")
-        finite = np.isfinite(audio).all(axis=0)
-        if not finite.all():
-            seconds = (position + int(np.argmin(finite))) / self.sample_rate
-            raise DataError(f"{self.path} holds a sample that is not a number, or infinite, at {seconds:.3f} s")
-        return self._process(audio)
-
-
-@contextmanager
-def local(path: str) -> Iterator[str]:
-    """A path to read from: the given one, or where standard input has been kept, which may come only once."""
-    if path != PIPE:
-        yield path
-        return
-    # Not deleted on closing: on Windows, an open file cannot be opened again.
-    file = tempfile.NamedTemporaryFile(suffix=".wav", delete=False)
-    try:
-        with file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield file.name
-    finally:
-        os.unlink(file.name)
 
 
 def format_of(path: str) -> str:
@@ -232,7 +65,7 @@ class Target:
     subtype: str
 
     @classmethod
-    def like(cls, stream: Stream, path: str, bit_depth: Optional[str] = None) -> Target:
+    def like(cls, stream: Stream, path: str, bit_depth: str | None = None) -> Target:
         """With the rate, the channels and, as far as the format has it, the bit depth of a stream.
 
         What has no bit depth (MP3, Ogg) becomes 24 bits in a format that has one, and so does float in a format
@@ -253,7 +86,7 @@ class Target:
             subtype = default
         else:
             sibling = {"PCM_U8": "PCM_S8", "PCM_S8": "PCM_U8"}.get(stream.subtype, stream.subtype)
-            wanted: List[str] = [stream.subtype, sibling, "PCM_24", default]
+            wanted: list[str] = [stream.subtype, sibling, "PCM_24", default]
             subtype = next(name for name in wanted if soundfile.check_format(format, name))
         target = cls(path, stream.sample_rate, stream.channels, stream.samples, format, subtype)
         target._check()
@@ -326,7 +159,7 @@ class AudioWriter:
                 os.unlink(self._path)
 
     @property
-    def clipping(self) -> Optional[str]:
+    def clipping(self) -> str | None:
         """What was too loud, as a sentence; none if nothing was."""
         if self.peak <= 1:
             return None
@@ -346,7 +179,7 @@ def _to_standard_output(path: str) -> None:
         raise DataError("standard output was closed before all was written") from None
 
 
-def pairs_of(input: str, output: str) -> List[Tuple[str, str]]:
+def pairs_of(input: str, output: str) -> list[tuple[str, str]]:
     """Which file becomes which: one, or of a folder every audio file in it and below, under the same names.
 
     Raises:

@@ -8,7 +8,7 @@ Everything here has no effect in a run of one process.
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +51,11 @@ def gather(own: np.ndarray) -> np.ndarray:
     return _gather(torch.from_numpy(np.ascontiguousarray(own))).numpy() if count() > 1 else own
 
 
-def join(own: List[Any]) -> List[Any]:
+def join(own: list[Any]) -> list[Any]:
     """The entries of all ranks' lists, in the order of ranks; of anything that can be pickled."""
     if count() == 1:
         return own
-    lists: List[List[Any]] = [[] for _ in range(count())]
+    lists: list[list[Any]] = [[] for _ in range(count())]
     dist.all_gather_object(lists, own)
     return [entry for entries in lists for entry in entries]
 
@@ -85,7 +85,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * (variance + self.eps).rsqrt()
         return input * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
-    def _statistics(self, input: Tensor) -> Tuple[Tensor, Tensor]:
+    def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
         means, variances = _SumsOfAllRanks.apply(torch.stack([mean, variance])[None]).unbind(dim=1)
         total = means.mean(dim=0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import List
+import warnings
 
 import numpy as np
 import pyloudnorm
 import scipy.signal
+import torch
 from torch import Tensor
-
-from dfx.metrics import SILENCE_LUFS
 
 _BLOCK_SECONDS = 0.4
 _STEPS_A_BLOCK = 4
@@ -29,7 +28,7 @@ class Loudness:
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
         self._filters = list(pyloudnorm.Meter(sample_rate)._filters.values())
-        self._states: List[np.ndarray] = []
+        self._states: list[np.ndarray] = []
         self._samples = 0
         # Sums of squares, weighted by channel, between the edges of steps; the last is not complete yet.
         self._sums = [0.0]
@@ -73,3 +72,17 @@ class Loudness:
 def _lufs(power: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return -0.691 + 10 * np.log10(power)
+
+
+SILENCE_LUFS = -70.0
+"""The absolute gate of BS.1770: what is quieter has no loudness."""
+
+
+def lufs(audio: Tensor, sample_rate: int) -> float:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4), -70 for what is quieter; padded to one 0.4 s block."""
+    padding = max(0, int(0.4 * sample_rate) + 1 - audio.shape[-1])
+    samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
+        loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(samples)
+    return max(float(loudness), SILENCE_LUFS)

@@ -13,21 +13,22 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.datasets.audio import AudioFile, DataError
-from dfx.datasets.download import download, require_space, zenodo_file
+from dfx.audio.reading import AudioFile
 from dfx.datasets.pairs import SILENCE, SPLITS, find_pairs
-from dfx.errors import UserError
+from dfx.datasets.preparation.download import download, require_space, zenodo_file
+from dfx.errors import DataError, UserError
 
 SAMPLE_RATE = 22_050
 """The paper's, in Hz."""
@@ -72,7 +73,7 @@ class ZenodoPairs:
     split: Callable[[Sequence[str]], Mapping[str, str]]
     name: Callable[[str], str] = str
 
-    def main(self, manual: str, output: str, arguments: Optional[Sequence[str]] = None) -> None:
+    def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
         """The command line of a script.
 
         Args:
@@ -119,9 +120,9 @@ class ZenodoPairs:
         report.write()
         report.show()
 
-    def _unpack(self, archive: Path, output: Path, sample_rate: int, report: Report) -> Dict[str, Dict[str, Prepared]]:
+    def _unpack(self, archive: Path, output: Path, sample_rate: int, report: Report) -> dict[str, dict[str, Prepared]]:
         folders = {PurePosixPath(self.input): "input", PurePosixPath(self.target): "target"}
-        sides: Dict[str, Dict[str, Prepared]] = {side: {} for side in folders.values()}
+        sides: dict[str, dict[str, Prepared]] = {side: {} for side in folders.values()}
         output.mkdir(parents=True, exist_ok=True)
         unpacked = output / "unpacked.partial"
         elsewhere = set()
@@ -164,8 +165,8 @@ class Report:
     """
 
     folder: Path
-    rows: List[Dict[str, str]] = field(default_factory=list)
-    doubtful: Dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, str]] = field(default_factory=list)
+    doubtful: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, split: str, input: Path, target: Path, **source: object) -> None:
         """A pair, and where it is from."""
@@ -314,7 +315,7 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     return unfinished.replace(path)
 
 
-def existing(stem: Path, sample_rate: int) -> Optional[Path]:
+def existing(stem: Path, sample_rate: int) -> Path | None:
     """The file that :func:`write_audio` wrote earlier, if it has this rate."""
     for suffix in (".flac", ".wav"):
         path = _with_ending(stem, suffix)
@@ -326,7 +327,7 @@ def existing(stem: Path, sample_rate: int) -> Optional[Path]:
     return None
 
 
-def read_manifest(folder: Path) -> List[Dict[str, str]]:
+def read_manifest(folder: Path) -> list[dict[str, str]]:
     """The rows of a manifest, none if there is none."""
     path = folder / "manifest.csv"
     if not path.is_file():
@@ -341,7 +342,7 @@ def is_prepared(folder: Path, sample_rate: int) -> bool:
     return bool(files) and all(existing(path.with_suffix(""), sample_rate) == path for path in files)
 
 
-def split_as_published(names: Sequence[str]) -> Dict[str, str]:
+def split_as_published(names: Sequence[str]) -> dict[str, str]:
     """80, 10 and 10 in a hundred of a sorted list of files, drawn as the paper's code does.
 
     That is scikit-learn's ``train_test_split`` twice, with ``random_state=0``: a tenth for test, then a ninth
@@ -356,7 +357,7 @@ def split_as_published(names: Sequence[str]) -> Dict[str, str]:
     return {**splits, **dict.fromkeys(rest, "train")}
 
 
-def split_by_group(groups: Mapping[str, str]) -> Dict[str, str]:
+def split_by_group(groups: Mapping[str, str]) -> dict[str, str]:
     """About 80, 10 and 10 in a hundred, no group in two splits; few change theirs when names are added.
 
     Args:
@@ -383,7 +384,7 @@ def _readable(archive: Path) -> Iterator[None]:
         raise UserError(f"{archive} cannot be unpacked: {error}") from None
 
 
-def _couple(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> Dict[str, Sequence[Prepared]]:
+def _couple(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> dict[str, Sequence[Prepared]]:
     inputs, targets = sides["input"], sides["target"]
     if not inputs.keys() & targets.keys() and len(inputs) == len(targets):
         print("input and target files have different names: they are paired in their order, as the paper's code does")
@@ -393,7 +394,7 @@ def _couple(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> Dict
     return {name: (inputs[name], targets[name]) for name in sorted(inputs.keys() & targets.keys())}
 
 
-def _cut_to_one_length(*pair: Prepared) -> List[Prepared]:
+def _cut_to_one_length(*pair: Prepared) -> list[Prepared]:
     files = [AudioFile.open(str(side.path)) for side in pair]
     samples = min(file.samples for file in files)
     if max(file.seconds for file in files) - samples / files[0].sample_rate > MAX_TRIM_SECONDS:

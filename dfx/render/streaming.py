@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.signal
@@ -29,13 +30,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.automation import Automation
-from dfx.datasets import DataError, Treatment
-from dfx.datasets.audio import SINC_ZEROS
+from dfx.audio.loudness import SILENCE_LUFS, Loudness
+from dfx.audio.reading import SINC_ZEROS, Recording, Stream
+from dfx.datasets import Treatment
 from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec, ParameterSpace, Trained
-from dfx.files import Recording, Stream
-from dfx.loudness import Loudness
-from dfx.metrics import SILENCE_LUFS
+from dfx.errors import DataError
+from dfx.render.automation import Automation
 from dfx.tasks import Task
 
 CHUNK_SAMPLES = 2**17
@@ -145,7 +145,7 @@ def native_chain(task: Task, sample_rate: int, channels: int, name: str = "the a
         ) from None
 
 
-def _build_chains(task: Task, recording: Recording) -> List[Chain]:
+def _build_chains(task: Task, recording: Recording) -> list[Chain]:
     count = together(recording.channels)
     spec = native_chain(task, recording.sample_rate, count, recording.path)
     return [spec.build() for _ in range(recording.channels // count)]
@@ -206,9 +206,7 @@ class _Listener:
         return self.read(start, self.context_samples + (count - 1) * self.frame_samples)
 
     def read(self, start: int, samples: int) -> Tensor:
-        audio = self._treatment.read_filtered(
-            self._recording, start, samples, self.sample_rate, self._read_channels
-        )
+        audio = self._treatment.read_filtered(self._recording, start, samples, self.sample_rate, self._read_channels)
         return audio.expand(self._channels, -1)
 
 
@@ -237,7 +235,7 @@ class _Batch(NamedTuple):
     gains_db: np.ndarray
 
 
-def _hear(task: Task, listener: _Listener, meter: Optional[_Listener], gain_db: float) -> Iterator[_Batch]:
+def _hear(task: Task, listener: _Listener, meter: _Listener | None, gain_db: float) -> Iterator[_Batch]:
     """All frames in order; the gain is that of what ``meter`` has heard, if there is one."""
     loudness = Loudness(listener.sample_rate)
     frame, context = listener.frame_samples, listener.context_samples
@@ -292,7 +290,7 @@ class _Curve:
         self.step = task.window.frame_samples * recording.sample_rate / task.chain.sample_rate
         self.offset = 1.0 if causal else 0.5
         self._batches = batches
-        self._known: List[_Batch] = []
+        self._known: list[_Batch] = []
         self._parameters = np.zeros((0, len(self._space)))
         self._gains_db = np.zeros(0)
         self._first = 0

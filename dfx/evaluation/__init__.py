@@ -1,0 +1,1 @@
+"""Comparison of a trained model with baselines on a test split."""

@@ -1,0 +1,1 @@
+"""Where the metrics of a run go: its folder, and Weights & Biases."""

@@ -7,7 +7,6 @@ factor. Silent, very short and one-sided signals are no errors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,16 +16,15 @@ import torchaudio
 from torch import Tensor
 
 from dfx.alignment import find_delay
+from dfx.audio.levels import REMOVED_DB, amplitude_to_db, frame_levels_db, level_frame_samples, matching_gain, rms
 from dfx.audio.loudness import lufs
+from dfx.audio.spectrogram import magnitude_spectrogram
 
 Span = tuple[float, float]
 """From when to when, in seconds."""
 
 METRIC_SAMPLE_RATE = 22050
 """The paper's rate: metrics that depend on the rate are taken at it."""
-
-REMOVED_DB = 3.0
-"""How far a target is under its input, in a frame of 20 ms, where it counts as taking something away."""
 
 
 class Undefined(ValueError):
@@ -92,8 +90,7 @@ def mrstft(output: Tensor, target: Tensor) -> float:
 
 def mrstft_level_matched(output: Tensor, target: Tensor) -> float:
     """:func:`mrstft` after the output has been brought to the target's root mean square."""
-    level, wanted = (audio.square().mean().sqrt() for audio in (output, target))
-    return mrstft(output * (wanted / level if level > 0 else 1.0), target)
+    return mrstft(matching_gain(output, target) * output, target)
 
 
 def mfcc_cosine(output: Tensor, target: Tensor) -> float:
@@ -142,7 +139,7 @@ def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
     """
 
     def crest_factor_db(audio: Tensor) -> float:
-        return 20 * math.log10(float(audio.abs().max() / audio.square().mean().sqrt()))
+        return amplitude_to_db(float(audio.abs().max() / rms(audio)))
 
     return abs(crest_factor_db(_sounding(output, "output")) - crest_factor_db(_sounding(target, "target")))
 
@@ -158,7 +155,7 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
     """
 
     def centroid_hz(audio: Tensor, name: str) -> float:
-        spectrum = _SPECTRUM(_sounding(audio.mean(dim=0), name)).mean(dim=-1)
+        spectrum = magnitude_spectrogram(_sounding(audio.mean(dim=0), name), 2048, 512).mean(dim=-1)
         frequencies = torch.linspace(0, METRIC_SAMPLE_RATE / 2, len(spectrum), dtype=torch.float64)
         return float((spectrum * frequencies).sum() / spectrum.sum())
 
@@ -197,11 +194,6 @@ def damage(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: in
     before, after = (_levels_db(audio, spans, sample_rate) for audio in (input, output))
     audible = before > _INAUDIBLE_DB
     return float((after - before)[audible].abs().mean()) if audible.any() else 0.0
-
-
-def level_frame_samples(sample_rate: int) -> int:
-    """The length of the frames, of 20 ms, that levels are taken of."""
-    return max(1, round(_LEVEL_SECONDS * sample_rate))
 
 
 def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> list[Span] | None:
@@ -253,7 +245,6 @@ ALIGNMENT = ("latency_samples", "polarity")
 COLUMNS = (*METRICS, *ALIGNMENT)
 """All that :func:`compare` reports."""
 
-_LEVEL_SECONDS = 0.02
 _INAUDIBLE_DB = -80.0
 _SILENCE = 1e-8
 """Peak under which a signal has no shape: the rounding of 24 bits is above it."""
@@ -264,7 +255,6 @@ _MEL = torchaudio.transforms.MelSpectrogram(
     METRIC_SAMPLE_RATE, n_fft=1024, hop_length=256, n_mels=128, norm="slaney", mel_scale="slaney"
 ).double()
 _DCT = torchaudio.functional.create_dct(13, 128, norm="ortho").double()
-_SPECTRUM = torchaudio.transforms.Spectrogram(2048, hop_length=512, power=1.0, pad_mode="constant").double()
 
 
 def _sounding(audio: Tensor, name: str) -> Tensor:
@@ -287,14 +277,9 @@ def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> tuple[float,
 
 
 def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor:
-    """The levels in dBFS of the whole frames in some spans, float64 ``(frames,)``, -100 at least."""
-    frame = level_frame_samples(sample_rate)
+    """Return the levels in dBFS of the whole frames of 20 ms in some spans, float64 ``(frames,)``."""
     parts = [slice(max(0, round(start * sample_rate)), max(0, round(end * sample_rate))) for start, end in spans]
-    frames = [audio[:, part].unfold(1, frame, frame) for part in parts if audio[:, part].shape[1] >= frame]
-    if not frames:
-        return torch.zeros(0, dtype=torch.float64)
-    levels = torch.cat(frames, dim=1).double().square().mean(dim=(0, 2)).sqrt()
-    return 20 * levels.clamp(min=1e-5).log10()
+    return torch.cat([torch.zeros(0).double(), *(frame_levels_db(audio[:, part], sample_rate) for part in parts)])
 
 
 def _mfccs(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, rms
 from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.audio.reading import AudioFile, Readable
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError
-from dfx.metrics import REMOVED_DB, level_frame_samples
 
 Side = Literal["input", "target"]
 
@@ -101,7 +101,7 @@ class Treatment:
         if self.input_lufs is None:
             return 1.0
         loudness = lufs(audio, sample_rate)
-        return 10 ** ((self.input_lufs - loudness) / 20) if loudness > SILENCE_LUFS else 1.0
+        return db_to_amplitude(self.input_lufs - loudness) if loudness > SILENCE_LUFS else 1.0
 
 
 @functools.cache
@@ -181,7 +181,7 @@ class Augmentation:
             return low + (high - low) * float(torch.rand((), generator=generator))
 
         if self.noise_db is not None:
-            level = input.square().mean().sqrt() * 10 ** (-uniform(*self.noise_db) / 20)
+            level = rms(input) * db_to_amplitude(-uniform(*self.noise_db))
             input = input + level * torch.randn(input.shape, generator=generator)
         if self.gain is not None:
             gain = uniform(*self.gain)
@@ -198,4 +198,4 @@ def _deepened(target: Tensor, input: Tensor, by_db: float, sample_rate: int) -> 
     )
     falls = (after < before * 10 ** (-REMOVED_DB / 10)).to(target)
     gain_db = -by_db * functional.interpolate(falls[None], scale_factor=frame, mode="linear")[0, :, : target.shape[1]]
-    return target * 10 ** (gain_db / 20)
+    return target * db_to_amplitude(gain_db)

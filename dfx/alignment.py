@@ -1,7 +1,6 @@
-"""Delay and polarity between two signals, for every example of a batch on its own.
+"""Delay and polarity between two signals, for every example of a batch.
 
-Plugins delay what they process, and some invert it; neither is heard as an error, so the loss must not
-count it (the paper, section 2.4).
+Plugins delay their output, and some invert it. Neither is audible, so the loss ignores both (the paper, section 2.4).
 """
 
 from __future__ import annotations
@@ -12,21 +11,20 @@ from torch import Tensor
 
 @torch.no_grad()
 def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[Tensor, Tensor]:
-    """How much later the output comes than the target, and whether it is inverted.
+    """Find the delay of the output relative to the target, and its polarity.
 
-    At every lag the part that both share is correlated, and divided by its own energy: a plain correlation
-    falls with the length of that part, and takes a periodic sound for a period nearer to 0 than it is. What
-    a lag leaves unexplained is one less the square of that. Of the peaks that leave hardly more than the best
-    does, the one nearest to 0 is taken: a steady note matches itself in every period, and where its
-    distortion tells them apart by chance only, none but the nearest is a delay.
+    The correlation at every lag is normalized by the energy of the overlapping parts: a plain correlation falls with
+    their length, and is biased towards 0 for periodic sounds. The residual of a lag is one minus the squared
+    correlation. Among the peaks whose residual is close to the smallest, the one nearest to lag 0 is the delay: a
+    steady note matches itself in every period, and differences between periods are mostly chance.
 
     Args:
         output, target: ``(batch, channels, samples)``; the channels of an example share one delay.
-        max_delay_samples: the largest delay looked for, either way; at most half of ``samples`` is.
+        max_delay_samples: the largest delay in either direction, limited to half of ``samples``.
 
     Returns:
-        The delay in samples, int64 ``(batch,)``, positive where the output lags; and the polarity,
-        ``(batch,)``, -1 where the output is inverted. Silent examples have delay 0 and polarity 1.
+        The delay in samples, int64 ``(batch,)``, positive where the output lags; and the polarity, ``(batch,)``, -1
+        where the output is inverted. Silent examples have delay 0 and polarity 1.
     """
     samples = output.shape[-1]
     output, target = output.float(), target.float()
@@ -40,9 +38,9 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[
 
     explained = correlation.square()
     is_peak = explained >= torch.nn.functional.max_pool1d(explained[:, None], 3, stride=1, padding=1)[:, 0]
-    left = (1 - explained).clamp(min=0)
-    is_good = left <= (1 + _HARDLY_MORE) * left.amin(dim=1, keepdim=True) + _ROUNDING
-    # Where the best peak explains little, all others leave hardly more than it: they must explain as much, nearly.
+    residual = (1 - explained).clamp(min=0)
+    is_good = residual <= (1 + _RESIDUAL_TOLERANCE) * residual.amin(dim=1, keepdim=True) + _ROUNDING
+    # Where even the best peak explains little, all residuals are alike: compare the explained part as well.
     is_good &= explained >= 0.5 * explained.amax(dim=1, keepdim=True)
     best = torch.where(is_peak & is_good, lags.abs(), reach + 1).argmin(dim=1)
     sign = correlation.gather(1, best[:, None])[:, 0]
@@ -50,17 +48,17 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[
 
 
 def align(output: Tensor, target: Tensor, delay_samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cuts both signals to the part in which each has a partner, example by example.
+    """Cut both signals to their overlapping part, example by example.
 
-    Gradients flow to the output; the delay counts as a constant.
+    Gradients flow to the output; the delay is a constant.
 
     Args:
         output, target: ``(batch, channels, samples)``.
         delay_samples: int64 ``(batch,)``, from :func:`find_delay`.
 
     Returns:
-        Output and target, ``(batch, channels, samples)``, aligned at sample 0 and silent after the
-        part they share, and the length of that part, int64 ``(batch,)``.
+        Output and target, ``(batch, channels, samples)``, aligned at sample 0 and silent after the overlapping part,
+        and the length of that part, int64 ``(batch,)``.
     """
     samples = output.shape[-1]
     n = torch.arange(samples, device=output.device)[None]
@@ -75,18 +73,18 @@ def align(output: Tensor, target: Tensor, delay_samples: Tensor) -> tuple[Tensor
 
 
 def _shared_energy(audio: Tensor, skip: Tensor, lags: Tensor) -> Tensor:
-    """The energy of what is left of the signal at each lag, ``(batch, lags)``.
+    """Return the energy of the overlapping part at each lag, ``(batch, lags)``.
 
-    At least a thousandth of the whole: what is quieter than that is no evidence for a lag.
+    It is at least a thousandth of the whole, so that a quiet part is no evidence for a lag.
     """
     sums = torch.nn.functional.pad(audio.square().sum(dim=1).cumsum(dim=-1), (1, 0))
     shared = sums[:, skip + audio.shape[-1] - lags.abs()] - sums[:, skip]
     return shared.maximum(1e-3 * sums[:, -1:])
 
 
-_HARDLY_MORE = 0.25
-"""Chosen in frames of 1024 samples: with 0, half of the notes of a tube amplifier are taken for a period off
-where there is no delay; with 1, twice as many distorted copies are where there is one."""
+_RESIDUAL_TOLERANCE = 0.25
+"""Chosen in frames of 1024 samples: with 0, half of the notes of a tube amplifier without a delay are found to be a
+period late; with 1, twice as many distorted copies with a delay are found at a wrong period."""
 
 _ROUNDING = 1e-6
 """Of a correlation in float32."""

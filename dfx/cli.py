@@ -225,7 +225,7 @@ class DfxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        if not distributed.is_first() or self.trainer.interrupted or not best.exists():
+        if not distributed.is_rank_zero() or self.trainer.interrupted or not best.exists():
             return
         results = self._evaluate(best) if self.config.fit.run.evaluate else {}
         tested = {f"test/{method}/{name}": float(mean) for method, of in results.items() for name, mean in of.items()}
@@ -301,7 +301,7 @@ def main(args: Any = None) -> None:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         # The others end well: Lightning's launcher kills the first process where one of its own has failed.
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Many processes for one run: each of them, a rank, has its share of the lanes.
+"""Runs in several processes: each of them, a rank, has a part of the lanes.
 
-A batch is that of all ranks together, and rank ``r`` of ``n`` has the ``r``-th of ``n`` equal parts of its rows. What
-depends on the batch as a whole is worked out by every rank from the rows of all: directions, the loss, the
-control variate, the statistics of batch normalization. So the gradient is that of one process with the same batch.
-Everything here has no effect in a run of one process.
+The batch is that of all ranks together; rank ``r`` of ``n`` has the ``r``-th of ``n`` equal parts of its rows.
+Directions, the loss, the control variate and the statistics of batch normalization depend on the whole batch: every
+rank computes them from the rows of all ranks. The gradient therefore equals that of one process with the same batch.
+In a run of one process, nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -16,56 +16,78 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def count() -> int:
-    """How many ranks there are."""
-    return dist.get_world_size() if _together() else 1
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if _is_initialized() else 1
 
 
-def is_first() -> bool:
-    """Whether this is rank 0, which speaks and writes for all."""
+def is_rank_zero() -> bool:
+    """Return true on the rank that prints and writes for all."""
     return _rank() == 0
 
 
-def own_rows(rows: int) -> slice:
-    """Which of the rows of all ranks are this rank's."""
-    size = rows // count()
+def rank_rows(rows: int) -> slice:
+    """Return the part of ``rows``, the rows of all ranks, that belongs to this rank."""
+    size = rows // world_size()
     return slice(_rank() * size, (_rank() + 1) * size)
 
 
-def all_rows(own: Tensor) -> Tensor:
-    """The rows of all ranks, in their order, with a gradient.
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks, with a gradient.
+
+    The backward pass sums the gradients of all ranks. Where every rank computes the same loss of the result, its own
+    rows receive their gradient times the number of ranks. DistributedDataParallel, which averages over ranks, thus
+    arrives at the gradient of the whole batch.
 
     Args:
-        own: ``(rows, ...)``, of one shape on every rank.
+        rows: ``(rows, ...)``, of the same shape on every rank.
 
     Returns:
-        ``(ranks * rows, ...)``. Of the gradient of a function that every rank computes of it, a rank receives what
-        belongs to its own rows, as many times as there are ranks: DistributedDataParallel takes the mean over ranks,
-        where the gradient is the sum of all rows' shares.
+        ``(ranks * rows, ...)``.
     """
-    return _AllRows.apply(own) if count() > 1 else own
+    if world_size() == 1:
+        return rows
+    # Some builds of PyTorch lack it.
+    from torch.distributed.nn.functional import all_gather
+
+    # NCCL moves tensors on GPUs only.
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return torch.cat(all_gather(rows.to(device))).to(rows.device)
 
 
-def gather(own: np.ndarray) -> np.ndarray:
-    """The rows of all ranks, in their order: ``(rows, ...)`` to ``(ranks * rows, ...)``."""
-    return _gather(torch.from_numpy(np.ascontiguousarray(own))).numpy() if count() > 1 else own
+def gather_array(rows: np.ndarray) -> np.ndarray:
+    """Return the rows of all ranks as :func:`gather_rows`, without a gradient."""
+    return gather_rows(torch.from_numpy(np.ascontiguousarray(rows))).numpy() if world_size() > 1 else rows
 
 
-def join(own: list[Any]) -> list[Any]:
-    """The entries of all ranks' lists, in the order of ranks; of anything that can be pickled."""
-    if count() == 1:
-        return own
-    lists: list[list[Any]] = [[] for _ in range(count())]
-    dist.all_gather_object(lists, own)
-    return [entry for entries in lists for entry in entries]
+def gather_list(entries: list[Any]) -> list[Any]:
+    """Return the entries of all ranks' lists, in the order of ranks; they must be picklable."""
+    if world_size() == 1:
+        return entries
+    lists: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, entries)
+    return [entry for of_rank in lists for entry in of_rank]
 
 
-def normalize_all_rows(model: nn.Module) -> None:
-    """Lets a model's batch normalization see the rows of all ranks, on any device (PyTorch's own: on GPUs alone)."""
-    if count() == 1:
+def rand_rows(rows: int, *shape: int, generator: torch.Generator) -> Tensor:
+    """Draw as ``torch.rand(rows, *shape)``, for this rank's rows of the whole batch.
+
+    Args:
+        generator: seeded alike on every rank.
+    """
+    rows *= world_size()
+    return torch.rand(rows, *shape, generator=generator)[rank_rows(rows)]
+
+
+def synchronize_batch_norm(model: nn.Module) -> None:
+    """Make a model's batch normalization use the rows of all ranks, on any device.
+
+    PyTorch's ``SyncBatchNorm`` needs a GPU.
+    """
+    if world_size() == 1:
         return
     for module in model.modules():
-        # The class and not the module: its parameters, buffers and name stay what they are.
+        # Replacing the class keeps parameters, buffers and their names.
         if type(module) is nn.BatchNorm2d:
             module.__class__ = _BatchNorm2d
 
@@ -73,11 +95,16 @@ def normalize_all_rows(model: nn.Module) -> None:
 class _BatchNorm2d(nn.BatchNorm2d):
     """Normalizes by the mean and variance of all ranks' rows."""
 
+    momentum: float
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         mean, variance = self._statistics(input)
-        samples = count() * input.numel() // input.shape[1]
+        samples = world_size() * input.numel() // input.shape[1]
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -87,47 +114,14 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
-        means, variances = _SumsOfAllRanks.apply(torch.stack([mean, variance])[None]).unbind(dim=1)
-        total = means.mean(dim=0)
-        return total, variances.mean(dim=0) + (means - total).square().mean(dim=0)
-
-
-class _AllRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        return _gather(own)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return count() * grad[own_rows(len(grad))]
-
-
-class _SumsOfAllRanks(torch.autograd.Function):
-    """The rows of all ranks, each of which computes something else of them: their gradients add up."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        return _gather(own)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[own_rows(len(grad))]
+        means, variances = gather_rows(torch.stack([mean, variance])[None]).unbind(dim=1)
+        mean_of_all = means.mean(dim=0)
+        return mean_of_all, variances.mean(dim=0) + (means - mean_of_all).square().mean(dim=0)
 
 
 def _rank() -> int:
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if _is_initialized() else 0
 
 
-def _together() -> bool:
+def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _gather(own: Tensor) -> Tensor:
-    # NCCL moves what is on a GPU only.
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    moved = own.detach().to(device).contiguous()
-    parts = [torch.empty_like(moved) for _ in range(count())]
-    dist.all_gather(parts, moved)
-    return torch.cat(parts).to(own.device)

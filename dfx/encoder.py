@@ -1,8 +1,8 @@
-"""What hears the context and moves the controls: log-mel front end, backbones, head."""
+"""The network that predicts parameters from the context: log-mel front end, backbone, head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfx import distributed
 from dfx.errors import UserError
 
 FFT_SAMPLES = 1024
@@ -24,21 +23,21 @@ Backbone = Literal["inception", "mobilenet_v2", "conv"]
 
 @dataclass
 class EncoderOptions:
-    """Which network hears the context.
+    """Which network predicts the parameters.
 
     Args:
         backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
-            (its section 3), and hear every context on its own. ``conv`` is ours: small, and it hears the
-            contexts of consecutive frames in one pass.
-        width: how many channels, as a share of the full network's; ``inception`` has one size. At 1.0,
-            ``inception`` has 2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3
-            million; ``mobilenet_v2`` at 0.35 and ``conv`` train on a CPU.
-        start_at_defaults: begin with every parameter at its effect's default.
-        dropout: the share of what the backbone says, in [0, 1), that the head does without in training, drawn anew
-            for every example and step: of few recordings it learns less by heart (Srivastava et al. 2014).
+            (its section 3), and take every context separately. ``conv`` is smaller, and takes the contexts of
+            consecutive frames in one pass.
+        width: multiplies the numbers of channels; ``inception`` has one size. At 1.0, ``inception`` has 2.8 million
+            parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million; ``mobilenet_v2`` at 0.35 and ``conv``
+            train on a CPU.
+        start_at_defaults: start with every parameter at its effect's default.
+        dropout: dropout probability, in [0, 1), of the features between backbone and head, drawn for every example
+            and step; it reduces overfitting to few recordings (Srivastava et al. 2014).
 
     Raises:
-        UserError: for a width that the backbone cannot have, or a dropout out of its range.
+        UserError: if the backbone has no such width, or if the dropout probability is out of range.
     """
 
     backbone: Backbone = "mobilenet_v2"
@@ -50,7 +49,7 @@ class EncoderOptions:
         if not self.width > 0:
             raise UserError(f"the encoder's width is {self.width:g}; it must be above 0")
         if self.backbone == "inception" and self.width != 1:
-            raise UserError(f"inception has one size: leave its width at 1, and not {self.width:g}")
+            raise UserError(f"inception has one size: set the encoder's width to 1 instead of {self.width:g}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"the encoder's dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
@@ -59,7 +58,7 @@ class LogMel(nn.Module):
     """The paper's front end: ``log10(power + 1e-6)`` in 128 mel bands (HTK) from 0 Hz to Nyquist.
 
     Periodic Hann windows of 1024 samples, 256 apart, without padding: a context of 40 960 samples becomes
-    157 mel frames. Nothing in it is trained.
+    157 mel frames. It has no trained weights.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -76,49 +75,51 @@ class LogMel(nn.Module):
         )
 
     def forward(self, context: Tensor) -> Tensor:
-        """``(batch, samples)`` in [-1, 1] to ``(batch, 1, mel frames, 128)``."""
+        """Return the spectrogram of ``(batch, samples)`` in [-1, 1] as ``(batch, 1, mel frames, 128)``."""
         return torch.log10(self.mel(context) + 1e-6).transpose(1, 2)[:, None]
 
 
 class Dropout(nn.Module):
-    """Leaves features out in training, the same ones in all frames of an example.
+    """Dropout with one mask for all frames of an example.
 
-    Unlike torch's it draws for the rows of all ranks, and from a seed that lies beside the weights: a run in several
-    processes is that of one, and one that is resumed goes on to the bit.
+    Unlike PyTorch's, it draws from a seed that is saved with the weights, so that a resumed run draws the same masks.
 
     Args:
-        share: of the features that is left out; what stays grows by as much.
+        probability: of dropping a feature, in [0, 1); the others are scaled by ``1 / (1 - probability)``.
+        rand: draws uniform numbers, called as ``torch.rand(rows, ..., generator=generator)``.
     """
 
-    def __init__(self, share: float) -> None:
+    seed: Tensor
+
+    def __init__(self, probability: float, rand: Callable[..., Tensor] = torch.rand) -> None:
         super().__init__()
-        self.share = share
+        self.probability = probability
+        self._rand = rand
         self.register_buffer("seed", torch.randint(1 << 31, ()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(batch, frames, features)`` to the same shape."""
+        """Drop features of ``(batch, frames, features)`` in training."""
         if not self.training:
             return features
-        rows = len(features) * distributed.count()
         generator = torch.Generator().manual_seed(int(self.seed))
         self.seed += 1
-        stays = torch.rand(rows, 1, features.shape[-1], generator=generator) >= self.share
-        return features * stays[distributed.own_rows(rows)].to(features) / (1 - self.share)
+        kept = self._rand(len(features), 1, features.shape[-1], generator=generator) >= self.probability
+        return features * kept.to(features) / (1 - self.probability)
 
 
 class Encoder(nn.Module):
-    """Predicts the parameters of a chain, frame by frame, from the context of each (the paper, section 2.1).
+    """Predicts the parameters of a chain for every frame from its context (the paper, section 2.1).
 
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
         sample_rate: of the context, in Hz.
         options: which network.
-        context_samples: what is heard for one frame; at least two mel frames, 1280.
-        frame_samples: how far the contexts of consecutive frames are apart.
+        context_samples: length of the context of one frame; at least two mel frames, 1280 samples.
+        frame_samples: distance between the contexts of consecutive frames.
+        rand: draws the dropout masks, see :class:`Dropout`.
 
     Raises:
-        UserError: if the context is too short, or if frames do not begin where ``conv`` hears: every 256
-            samples.
+        UserError: if the context is too short, or if ``conv`` is given a frame that is no multiple of 256 samples.
     """
 
     def __init__(
@@ -128,40 +129,36 @@ class Encoder(nn.Module):
         options: EncoderOptions,
         context_samples: int = 40960,
         frame_samples: int = 1024,
+        rand: Callable[..., Tensor] = torch.rand,
     ) -> None:
         super().__init__()
         if context_samples < FFT_SAMPLES + HOP_SAMPLES:
             raise UserError(
-                f"a context of {context_samples} samples is too short: the encoder hears windows of {FFT_SAMPLES}, "
-                f"{HOP_SAMPLES} apart, and at least two"
+                f"a context of {context_samples} samples is too short: the encoder needs two mel frames; "
+                f"set context_samples to {FFT_SAMPLES + HOP_SAMPLES} or more"
             )
         self.context_samples = context_samples
         self.frame_samples = frame_samples
         self.log_mel = LogMel(sample_rate)
-        # One mean and one variance for the whole map, as the paper has it, and not one for each band.
+        # As in the paper, one mean and one variance for all bands.
         self.input_norm = nn.BatchNorm2d(1)
         self._in_one_pass = options.backbone == "conv"
-        if options.backbone == "inception":
-            self.backbone: nn.Module = Inception()
-        elif options.backbone == "mobilenet_v2":
-            self.backbone = _mobilenet_v2(options.width)
-        else:
-            self.backbone = Conv(options.width, context_samples, frame_samples)
-        self.head = nn.Linear(self.backbone.out_features, len(defaults))
+        self.backbone, features = _make_backbone(options, context_samples, frame_samples)
+        self.head = nn.Linear(features, len(defaults))
         if options.start_at_defaults:
             self._start_at(torch.as_tensor(defaults, dtype=torch.float32))
-        self.dropout = Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.dropout = Dropout(options.dropout, rand) if options.dropout else nn.Identity()
 
     def forward(self, context: Tensor) -> Tensor:
-        """Parameters in (0, 1), ``(batch, frames, P)``.
+        """Predict parameters in (0, 1), ``(batch, frames, P)``.
 
         Args:
             context: of ``frames`` consecutive frames, ``(batch, channels, context_samples + (frames - 1) *
-                frame_samples)``; channels are averaged. A frame's parameters depend on its own
+                frame_samples)``; channels are averaged. The parameters of a frame depend on its
                 ``context_samples`` alone.
 
         Raises:
-            ValueError: for any other length.
+            ValueError: for other lengths.
         """
         later = context.shape[-1] - self.context_samples
         if later < 0 or later % self.frame_samples:
@@ -180,8 +177,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _start_at(self, defaults: Tensor) -> None:
-        # Small weights leave the bias to decide; a default at a bound starts a little inside, where the
-        # sigmoid still has a slope.
+        # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.
         self.head.weight.mul_(0.1)
         self.head.bias.copy_(torch.logit(defaults.clamp(0.02, 0.98)))
 
@@ -189,11 +185,21 @@ class Encoder(nn.Module):
 # --- backbones: ``(batch, 1, mel frames, 128)`` to features ``(batch, out_features)`` -----------------
 
 
-class Inception(nn.Module):
-    """The paper's first encoder (its section 3.1), after Lee et al. 2020: 2.8 million parameters.
+def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:
+    """Return the backbone and its number of features."""
+    if options.backbone == "mobilenet_v2":
+        return _mobilenet_v2(options.width)
+    if options.backbone == "inception":
+        return Inception(), Inception.out_features
+    conv = Conv(options.width, context_samples, frame_samples)
+    return conv, conv.out_features
 
-    A 5x5 convolution, and six pairs of an inception module that halves the map and one that keeps it. There
-    is no normalization inside; the embedding of 256 has a length of 1.
+
+class Inception(nn.Module):
+    """The paper's first encoder (its section 3.1), after Lee et al. 2020, with 2.8 million parameters.
+
+    A 5x5 convolution, then six pairs of a reduction and an inception module, without normalization. The embedding of
+    256 features has unit length.
     """
 
     out_features = 256
@@ -203,13 +209,13 @@ class Inception(nn.Module):
         blocks = []
         channels = 64
         for _ in range(6):
-            blocks += [_Halving(channels), _Keeping(channels + 144)]
+            blocks += [_Reduction(channels), _InceptionModule(channels + 144)]
             channels = 256
         self.network = nn.Sequential(
             _conv(1, 64, 5), nn.MaxPool2d(2), *blocks, _conv(256, 256, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
@@ -225,7 +231,7 @@ def _conv(channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.
 
 
 class _SamePadding(nn.Module):
-    """Keras' ``same`` for kernels of 3 and strides of 2, which puts one more after an even length than before."""
+    """Keras' ``same`` padding for kernels of 3 and strides of 2: an even length is padded at its end only."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -236,62 +242,59 @@ class _SamePadding(nn.Module):
         return functional.pad(x, (width, 1, height, 1), value=self.value)
 
 
-class _Halving(nn.Module):
-    """The inception module that halves the map, and adds 144 channels to its input's."""
+class _Branches(nn.Module):
+    """Concatenates the channels of parallel branches."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                _conv(channels, 48, 1, stride=2),
-                nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3, stride=2)),
-                nn.Sequential(_SamePadding(-torch.inf), nn.MaxPool2d(3, 2)),
-            ]
-        )
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
-class _Keeping(nn.Module):
-    """The inception module that keeps the map, and makes 256 channels."""
+class _Reduction(_Branches):
+    """Halves the size of the map, and appends 144 channels to those of the input."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                _conv(channels, 64, 1),
-                nn.Sequential(_conv(channels, 48, 1), _conv(48, 64, 5)),
-                nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3)),
-                nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(channels, 32, 1)),
-            ]
+        super().__init__(
+            _conv(channels, 48, 1, stride=2),
+            nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3, stride=2)),
+            nn.Sequential(_SamePadding(-torch.inf), nn.MaxPool2d(3, 2)),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+class _InceptionModule(_Branches):
+    """Keeps the size of the map, and returns 256 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            _conv(channels, 64, 1),
+            nn.Sequential(_conv(channels, 48, 1), _conv(48, 64, 5)),
+            nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3)),
+            nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(channels, 32, 1)),
+        )
 
 
-def _mobilenet_v2(width: float) -> nn.Module:
-    """torchvision's MobileNetV2 up to the pooled features, for one input channel (the paper, section 3.2)."""
+def _mobilenet_v2(width: float) -> tuple[nn.Module, int]:
+    """Return torchvision's MobileNetV2 for one input channel, up to its pooled features (the paper, section 3.2)."""
     network = torchvision.models.mobilenet_v2(width_mult=width)
     first = network.features[0][0]
     network.features[0][0] = nn.Conv2d(
         1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
     )
-    backbone = nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    backbone.out_features = network.last_channel
-    return backbone
+    return nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten()), network.last_channel
 
 
 class Conv(nn.Module):
-    """Hears the contexts of consecutive frames in one pass: ``(batch, frames, out_features)``.
+    """Takes the contexts of consecutive frames in one pass: ``(batch, frames, out_features)``.
 
-    Convolutions halve the bands five times. Over time they pad nothing, and halve only as often as frames
-    stay whole steps apart, so that what a frame gets is what its context alone would give it. Of a
-    frame's context two means are taken: over all of it, and over its middle, where the frame is.
+    Convolutions halve the number of bands five times. Over time they do not pad, and halve only while the distance
+    between frames stays a whole number of steps, so that the features of a frame depend on its context alone. They are
+    means over the whole context and over its middle, where the frame is.
 
     Args:
-        width: times 24, 48, 64, 96 and 128 channels.
+        width: multiplies 24, 48, 64, 96 and 128 channels.
         context_samples, frame_samples: as of the encoder.
 
     Raises:
@@ -302,10 +305,10 @@ class Conv(nn.Module):
         super().__init__()
         if frame_samples % HOP_SAMPLES:
             raise UserError(
-                f"conv hears every {HOP_SAMPLES} samples: make frame_samples a multiple of them, and not "
+                f"conv takes mel frames {HOP_SAMPLES} samples apart: make frame_samples a multiple of them, and not "
                 f"{frame_samples}"
             )
-        # Both in steps of the map, which begin as mel frames.
+        # Both in steps of the map, which are mel frames at first.
         context = 1 + (context_samples - FFT_SAMPLES) // HOP_SAMPLES
         hop = frame_samples // HOP_SAMPLES
         layers = []
@@ -322,7 +325,7 @@ class Conv(nn.Module):
             channels = out_channels
             context = (context - kernel) // stride + 1
             hop //= stride
-        # What is left of the bands is one more layer's.
+        # The last layer spans the remaining bands.
         layers += [nn.Conv2d(channels, channels, (1, MEL_BANDS // 32)), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.out_features = 2 * channels

@@ -1,4 +1,4 @@
-"""How far the output is from the target."""
+"""Losses between output and target."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dfx.errors import UserError
 
 @dataclass
 class LossOptions:
-    """Which loss is trained on.
+    """Which loss the encoder is trained on.
 
     Args:
         kind: ``mrstft``, auraloss' multi-resolution STFT loss (Yamamoto et al. 2020; Steinmetz and Reiss
-            2020), deaf to polarity; or ``paper``, see :class:`PaperLoss`.
+            2020), which ignores polarity; or ``paper``, see :class:`PaperLoss`.
         fft_sizes: of ``mrstft``, in samples, 64 to 2048 in powers of two; a frame must be longer than half
             of the largest.
-        max_delay_samples: of ``paper``, the largest delay that is taken out; 0 takes out none.
-        alignment: of ``paper``: ``signed`` takes a delay out; ``reversed`` is what the paper's released code does,
-            with the wrong sign: an output that comes late stays late, and one that comes early is moved as far
-            again; ``none`` looks for no delay.
-        polarity: of ``paper``, taken as the better of the two for each ``example``, or for the whole ``batch``
-            at once, as in the paper's released code.
+        max_delay_samples: of ``paper``, the largest delay that is compensated; 0 compensates none.
+        alignment: of ``paper``: ``signed`` compensates the delay; ``reversed`` does so with the wrong sign, as the
+            paper's released code: a late output stays late, and an early one becomes twice as early; ``none`` ignores
+            the delay.
+        polarity: of ``paper``, the better of the two for each ``example``, or for the whole ``batch`` as in the
+            paper's released code.
         time_weight, magnitude_weight, log_magnitude_weight: of the terms of ``paper``.
     """
 
@@ -42,19 +42,13 @@ class LossOptions:
 
 
 def make_loss(options: LossOptions) -> nn.Module:
-    """The loss that the options name: a module ``(output, target) -> scalar``.
-
-    Its ``least_samples`` are the fewest that it can compare.
-    """
+    """Return the loss as a module ``(output, target) -> scalar``; ``least_samples`` is the shortest length it takes."""
     return MultiResolutionSTFT(options.fft_sizes) if options.kind == "mrstft" else PaperLoss(options)
 
 
 @torch.no_grad()
 def loss_of_recordings(loss: nn.Module, output: Tensor, target: Tensor) -> float:
-    """The loss of whole recordings, ``(batch, channels, samples)``, of any length.
-
-    What is too short for the loss is followed by silence.
-    """
+    """Return the loss of whole recordings, ``(batch, channels, samples)``; short ones are padded with silence."""
     padding = max(0, loss.least_samples - output.shape[-1])
     return float(loss(*(nn.functional.pad(audio, (0, padding)).contiguous() for audio in (output, target))))
 
@@ -86,7 +80,7 @@ class MultiResolutionSTFT(nn.Module):
         )
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Both ``(batch, channels, samples)``, to a scalar.
+        """Compare two signals ``(batch, channels, samples)``.
 
         Raises:
             UserError: if the signals are too short for the largest FFT.
@@ -100,13 +94,14 @@ class MultiResolutionSTFT(nn.Module):
 
 
 class PaperLoss(nn.Module):
-    """The paper's loss (its section 2.4), with delay and polarity taken out as it means to.
+    """The paper's loss (its section 2.4), invariant to delay and polarity.
 
-    ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over
-    samples or bins, after both signals are cut to the part they share. ``s`` is the polarity, taken
-    as the better of the two. Spectra are of Hann windows of 1024 samples that do not
-    overlap, the last one padded with silence.
+    ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over samples or bins,
+    after both signals are cut to their common part. ``s`` is the better of the two polarities. Spectra are of Hann
+    windows of 1024 samples that do not overlap, the last one padded with silence.
     """
+
+    window: Tensor
 
     def __init__(self, options: LossOptions) -> None:
         super().__init__()
@@ -115,7 +110,7 @@ class PaperLoss(nn.Module):
         self.register_buffer("window", torch.hann_window(_FFT_SAMPLES), persistent=False)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Both ``(batch, channels, samples)``, to a scalar."""
+        """Compare two signals ``(batch, channels, samples)``."""
         options = self.options
         delay, _ = find_delay(output, target, 0 if options.alignment == "none" else options.max_delay_samples)
         if options.alignment == "reversed":
@@ -138,9 +133,11 @@ class PaperLoss(nn.Module):
         )
 
     def _magnitude(self, audio: Tensor) -> Tensor:
-        frames = nn.functional.pad(audio, (0, -audio.shape[-1] % _FFT_SAMPLES)).unfold(-1, _FFT_SAMPLES, _FFT_SAMPLES)
-        spectrum = torch.fft.rfft(frames * self.window)
-        # The root has no gradient at 0.
+        signals = nn.functional.pad(audio, (0, -audio.shape[-1] % _FFT_SAMPLES)).flatten(0, 1)
+        spectrum = torch.stft(
+            signals, _FFT_SAMPLES, _FFT_SAMPLES, window=self.window, center=False, return_complex=True
+        ).transpose(1, 2)
+        # The gradient of the root is infinite at 0.
         return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
 
 

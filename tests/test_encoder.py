@@ -75,7 +75,7 @@ def test_inception_halves_its_map_as_keras_does():
         (400, 5, 4), (256, 5, 4), (400, 3, 2), (256, 3, 2), (400, 2, 1), (256, 2, 1),
     ]  # fmt: skip
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
-    # Biases at 0 and He's uniform weights: the bound is the root of 6 over what one output hears.
+    # Biases at 0 and He's uniform weights: the bound is the root of 6 over the fan-in.
     convolution = network.network[0][0]
     assert not convolution.bias.any()
     assert convolution.weight.abs().max().item() == pytest.approx((6 / 25) ** 0.5, rel=0.02)
@@ -105,7 +105,7 @@ def test_conv_is_small(width, low, high):
     # An even and an odd number of mel frames apart, contexts that end between mel frames, and short ones.
     [(20480, 1024), (20480, 2048), (20479, 768), (4096, 256), (1280, 1024), (8192, 22528)],
 )
-def test_frames_heard_together_are_as_those_heard_alone(backbone, context_samples, frame_samples):
+def test_frames_encoded_in_one_pass_equal_frames_encoded_alone(backbone, context_samples, frame_samples):
     torch.manual_seed(0)
     width = 1.0 if backbone == "inception" else 0.35
     network = Encoder(
@@ -113,7 +113,7 @@ def test_frames_heard_together_are_as_those_heard_alone(backbone, context_sample
     )
     samples = context_samples + 4 * frame_samples
     audio = torch.randn(2, 1, samples) * torch.logspace(-3, 0, samples)
-    # Statistics of normalizations that are those of the audio, so that it is heard at all.
+    # Normalization with the statistics of the audio, so that the output depends on it.
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -139,18 +139,18 @@ def test_inception_has_one_size():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("training", [True, False])
-def test_it_starts_at_the_defaults_and_inside_where_they_lie_on_a_bound(backbone, training):
+def test_the_encoder_starts_at_the_defaults_and_inside_those_at_a_bound(backbone, training):
     parameters = encoder(backbone).train(training)(0.1 * torch.randn(4, 1, 20480))
     expected = torch.tensor([0.1, 0.5, 0.9, 0.98]).expand(4, 1, 4)
     torch.testing.assert_close(parameters, expected, atol=0.06, rtol=0)
     assert ((parameters > 0) & (parameters < 1)).all()
 
 
-def test_it_need_not_start_at_the_defaults():
+def test_the_encoder_can_start_away_from_the_defaults():
     assert (encoder(start_at_defaults=False).eval()(torch.zeros(1, 1, 20480)) - 0.5).abs().max() < 0.2
 
 
-def test_dropout_leaves_out_its_share_of_features_anew_with_every_step_and_keeps_their_mean():
+def test_dropout_draws_a_mask_for_every_step_and_keeps_the_mean_of_the_features():
     dropout = Dropout(0.25)
     features = torch.ones(50, 3, 400)
     first, second = dropout(features), dropout(features)
@@ -161,7 +161,7 @@ def test_dropout_leaves_out_its_share_of_features_anew_with_every_step_and_keeps
     assert torch.equal(first[:, 0], first[:, 2])
 
 
-def test_dropout_leaves_rendering_alone_and_weights_without_it_as_they_were():
+def test_dropout_is_off_in_evaluation_and_adds_no_state_when_unused():
     context = 0.1 * torch.randn(3, 1, 20480)
     dropping = encoder("conv", dropout=0.5).eval()
     assert torch.equal(dropping(context), dropping(context))
@@ -169,10 +169,10 @@ def test_dropout_leaves_rendering_alone_and_weights_without_it_as_they_were():
     assert "dropout.seed" not in encoder("conv").state_dict()
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_dropout_of_all_or_less_than_nothing_is_refused(share):
+@pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
+def test_a_dropout_probability_out_of_range_is_refused(probability):
     with pytest.raises(UserError, match="the encoder's dropout is .*; it must be at least 0 and below 1"):
-        EncoderOptions(dropout=share)
+        EncoderOptions(dropout=probability)
 
 
 def test_channels_are_averaged():

@@ -98,8 +98,8 @@ class EffectLayer(nn.Module):
             return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
         # Drawn for all ranks: how the directions of a batch stand to each other is what makes them good.
-        of_all = torch.from_numpy(distributed.gather(restart.numpy()))
-        directions = self._perturbation.next(of_all, *nominal.shape[1:])[distributed.own_rows(len(of_all))]
+        of_all = torch.from_numpy(distributed.gather_array(restart.numpy()))
+        directions = self._perturbation.next(of_all, *nominal.shape[1:])[distributed.rank_rows(len(of_all))]
         points = self._estimator.points(nominal, directions.numpy(), self.progress)
         rendered = self._render(self._training_lanes, audio, points.where, restart)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
@@ -160,7 +160,7 @@ class EffectLayer(nn.Module):
         return {
             "perturbation": self._perturbation.state_dict(),
             "estimator": self._estimator.state_dict(),
-            "lanes": {"history": distributed.join(self._training_lanes.state_dict()["history"])},
+            "lanes": {"history": distributed.gather_list(self._training_lanes.state_dict()["history"])},
         }
 
     def load_streaming_state(self, state: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class EffectLayer(nn.Module):
         self._perturbation.load_state_dict(state["perturbation"])
         self._estimator.load_state_dict(state["estimator"])
         history = state["lanes"]["history"]
-        self._training_lanes.load_state_dict({"history": history[distributed.own_rows(len(history))]})
+        self._training_lanes.load_state_dict({"history": history[distributed.rank_rows(len(history))]})
 
     def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
         """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
@@ -184,7 +184,9 @@ class EffectLayer(nn.Module):
         measured = Measured.joined(parts)
         gradient = self._estimator.estimate(measured, points)
         if measured.cells is not None:
-            self._estimator.learn(Cells(*map(distributed.gather, measured.cells)), distributed.gather(points.steps))
+            self._estimator.learn(
+                Cells(*map(distributed.gather_array, measured.cells)), distributed.gather_array(points.steps)
+            )
         return gradient
 
     def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:

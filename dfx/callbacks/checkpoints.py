@@ -177,7 +177,7 @@ class StopOnSignal(Checkpoint):
             self._stop(trainer)
 
     def _hear(self, signum: int, frame: Any) -> None:
-        if not self._signum and distributed.is_first():
+        if not self._signum and distributed.is_rank_zero():
             # print() may have been interrupted by the signal, and would not have itself called again.
             os.write(2, f"\n{_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
         self._signum = self._signum or signum
@@ -190,7 +190,7 @@ class StopOnSignal(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         # Of a rank that was not asked itself, it is the one that batch systems send.
         signum = self._signum or signal.SIGTERM
-        if signum in _slurm_signals() and distributed.is_first():
+        if signum in _slurm_signals() and distributed.is_rank_zero():
             _requeue()
         raise Stopped(
             signum,

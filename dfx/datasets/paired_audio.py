@@ -74,10 +74,10 @@ class PairedAudio(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Finds and checks the pairs, once."""
-        if self.batch_size % distributed.count():
+        if self.batch_size % distributed.world_size():
             raise DataError(
-                f"batch_size is {self.batch_size}, which {distributed.count()} processes cannot share out evenly: "
-                f"make it a multiple of {distributed.count()}"
+                f"batch_size is {self.batch_size}, which {distributed.world_size()} processes cannot share out evenly: "
+                f"make it a multiple of {distributed.world_size()}"
             )
         if self.splits:
             return
@@ -87,7 +87,7 @@ class PairedAudio(pl.LightningDataModule):
         self.splits = splits
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
-            if shorter and distributed.is_first():
+            if shorter and distributed.is_rank_zero():
                 seconds = self.window.context_samples / self.sample_rate
                 print(
                     f"{shorter} of {len(pairs)} {split} pairs are shorter than the encoder's context "
@@ -96,7 +96,7 @@ class PairedAudio(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)
-        lanes = TrainingLanes(excerpts, self.batch_size, distributed.own_rows(self.batch_size))
+        lanes = TrainingLanes(excerpts, self.batch_size, distributed.rank_rows(self.batch_size))
         # Only the epoch that is resumed begins later.
         lanes.first_batch, self._first_batch = self._first_batch, 0
         self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)

@@ -141,7 +141,14 @@ class Task(pl.LightningModule):
         self.first_step = 0
         # Here first, with the whole chain: one that cannot be built fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
-        self.encoder = Encoder(self.whole_chain.space.defaults, sample_rate, encoder, context_samples, frame_samples)
+        self.encoder = Encoder(
+            self.whole_chain.space.defaults.tolist(),
+            sample_rate,
+            encoder,
+            context_samples,
+            frame_samples,
+            rand=distributed.rand_rows,
+        )
         defaults = torch.as_tensor(self.whole_chain.space.defaults, dtype=torch.float32)
         self.register_buffer("defaults", defaults, persistent=False)
         self.loss = make_loss(loss)
@@ -220,7 +227,7 @@ class Task(pl.LightningModule):
 
     def _loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         # In training, each of several processes has a part of the batch; in validation, all have all of it.
-        whole = distributed.all_rows if self.training else lambda rows: rows
+        whole = distributed.gather_rows if self.training else lambda rows: rows
         if not self.stage.renders:
             parameters = self.encoder(self.window.context(batch["input"]))
             return (whole(parameters) - self.defaults).square().mean()
@@ -239,7 +246,7 @@ class Task(pl.LightningModule):
         Raises:
             EffectError: if there are any, by name.
         """
-        distributed.normalize_all_rows(self.encoder)
+        distributed.synchronize_batch_norm(self.encoder)
         if stage != "fit" or self.keep_dead_parameters:
             return
         # All of them, whatever the stage: not after days of training the first.
@@ -260,7 +267,7 @@ class Task(pl.LightningModule):
     def on_fit_start(self) -> None:
         per_frame = self.effect_layer.renderings if self.stage.renders else 0
         where = f"{self.stage.name}: " if len(self.stages) > 1 else ""
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             trained = len(self.chain.parameters)
             print(f"{where}{trained} trained parameters; {per_frame} renderings an example and frame")
         for logger in self.loggers:
@@ -336,7 +343,7 @@ class Task(pl.LightningModule):
             "arguments": self.arguments,
             "data": getattr(data, "arguments", {}),
             "streaming": self.effect_layer.streaming_state(),
-            "ranks": distributed.count(),
+            "ranks": distributed.world_size(),
             "stage": self.stages.index(self.stage),
             "first_step": self.first_step,
             "stage_has_ended": self.trainer.should_stop,
@@ -349,9 +356,10 @@ class Task(pl.LightningModule):
             self.trainer.datamodule.window = self.window
         if self.trainer.state.fn == "fit":
             theirs = saved.get("ranks", 1)
-            if theirs != distributed.count():
+            ours = distributed.world_size()
+            if theirs != ours:
                 raise CheckpointError(
-                    f"the run was trained in {theirs} processes and cannot go on in {distributed.count()}, to the bit: "
+                    f"the run was trained in {theirs} processes and cannot go on in {ours}, to the bit: "
                     f"resume it in {theirs}"
                 )
             self.effect_layer.load_streaming_state(saved["streaming"])

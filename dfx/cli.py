@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import glob
@@ -35,7 +36,7 @@ from dfx.callbacks import (
     versions,
 )
 from dfx.datasets import PairedAudio
-from dfx.errors import DataError, UserError
+from dfx.errors import DataError, UserError, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import Results, as_table, where_it_lies
 from dfx.loggers.history import History, best_row, read_history
@@ -108,6 +109,15 @@ class DfxCLI(LightningCLI):
             },
             args=args,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        for argument, following in zip(given, [*given[1:], ""]):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            # Not all values are YAML, and none has to be.
+            with contextlib.suppress(yaml.YAMLError):
+                refuse_renamed(_load_yaml(value if equals else following), name)
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
@@ -282,7 +292,9 @@ def _run_of_slurm_job(folder: Path, name: str) -> Path | None:
 
 def _load_yaml(text: str) -> Any:
     # jsonargparse hands a null for an option inside an option on in Python's spelling.
-    return None if text == "None" else _LOAD_YAML(text)
+    options = None if text == "None" else _LOAD_YAML(text)
+    refuse_renamed(options)
+    return options
 
 
 _LOAD_YAML = get_loader("yaml")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+RENAMED_OPTIONS = {
+    "gradient.memory": "gradient.forgetting_factor",
+    "gradient.deviation": "gradient.residual_weight",
+    "gradient.control_variate=response": "gradient.control_variate=regression",
+}
+"""Former names of options, or of ``option=value``, and their names now."""
 
 
 class UserError(Exception):
@@ -26,6 +34,21 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def refuse_renamed(options: Any, name: str = "") -> None:
+    """Raise :class:`UserError` if nested ``options`` hold one of :data:`RENAMED_OPTIONS` under its former name.
+
+    Args:
+        options: a mapping of options, or the value of the option ``name``.
+        name: of the option that ``options`` are the value of, with dots: ``model.init_args.gradient``.
+    """
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            refuse_renamed(value, f"{name}.{key}")
+    for old, new in RENAMED_OPTIONS.items():
+        if f".{name}".endswith(f".{old}") or f".{name}={options}".endswith(f".{old}"):
+            raise UserError(f"the option {old} is now called {new}: rename it")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ def main(pairs: str, folder: str, processes: int) -> None:
         encoder=EncoderOptions(width=0.1, start_at_defaults=False, dropout=0.5), loss=LossOptions(fft_sizes=[512, 256]),
         # So small that the weights stay, and the gradients of later steps can be compared too.
         optimizer=OptimizerOptions(1e-7, "constant"),
-        gradient=GradientOptions(control_variate="response", deviation=0.5),
+        gradient=GradientOptions(control_variate="regression", residual_weight=0.5),
     )  # fmt: skip
     data = PairedAudio(pairs, 22050, 1, model.window, batch_size=4, excerpt_seconds=0.2, check_audio=False)
     kept = Kept()

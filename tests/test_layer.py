@@ -65,7 +65,7 @@ ESTIMATORS = {
     "rademacher": {"directions": "rademacher"},
     "shared": {"directions": "shared"},
     "draws": {"draws": 3},
-    "response": {"control_variate": "response"},
+    "regression": {"control_variate": "regression"},
     "finite_difference": {"estimator": "finite_difference"},
 }
 EVERY_ESTIMATOR = pytest.mark.parametrize("options", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -143,11 +143,11 @@ def test_a_control_variate_takes_off_the_noise_of_what_is_known():
     audio, at = frames(8, 8192), parameters(8, 3)
     exact = quadratic_gradient(audio, at)
     errors = {}
-    for control_variate in ("none", "response"):
+    for control_variate in ("none", "regression"):
         options = GradientOptions(directions="rademacher", control_variate=control_variate, epsilon=1e-3)
         gradients = estimates(EffectLayer(chain(known("Quadratic")), options), audio, at, 60)[30:]
         errors[control_variate] = (gradients - exact).norm()
-    assert errors["response"] < 0.1 * errors["none"]
+    assert errors["regression"] < 0.1 * errors["none"]
 
 
 def test_steps_can_differ_between_parameters_and_change_over_the_run():
@@ -384,7 +384,7 @@ def test_an_error_of_any_kind_in_a_worker_is_raised():
 
 def test_a_run_may_be_resumed_with_a_control_variate_that_it_did_not_have():
     spec = chain(known("Gain"))
-    layer = EffectLayer(spec, GradientOptions(control_variate="response"))
+    layer = EffectLayer(spec, GradientOptions(control_variate="regression"))
     layer.load_streaming_state(EffectLayer(spec).streaming_state())
     assert estimates(layer, frames(2, 2048), parameters(2, 1), 2).isfinite().all()
 
@@ -420,9 +420,16 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="input is"):
         layer(torch.zeros(2, 0), parameters(2, 1), flags(2))
     for wrong in (
-        {"epsilon": 0.0}, {"epsilon": 0.6}, {"epsilon_of": {"gain.gain": 0.7}}, {"epsilon_end": -1.0}, {"draws": 0},
-        {"sides": 3}, {"memory": 1.0}, {"deviation": -0.1}, {"draws": 2, "estimator": "finite_difference"},
-    ):  # fmt: skip
+        {"epsilon": 0.0},
+        {"epsilon": 0.6},
+        {"epsilon_of": {"gain.gain": 0.7}},
+        {"epsilon_end": -1.0},
+        {"draws": 0},
+        {"sides": 3},
+        {"forgetting_factor": 1.0},
+        {"residual_weight": -0.1},
+        {"draws": 2, "estimator": "finite_difference"},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):
             GradientOptions(**wrong)
     with pytest.raises(UserError, match="epsilon_of names gain.volume; there are: gain.gain"):

@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone
     """Takes some minutes: ``pytest -m long -s tests/test_survival.py``."""
     change(config, "trainer", max_epochs=5, limit_train_batches=8)
     change(config, "model.init_args.stages", pretraining_epochs=5)
-    change(config, "model.init_args", gradient={"control_variate": "response"})
+    change(config, "model.init_args", gradient={"control_variate": "regression"})
     train(config, "alone")
     moments, killed = random.Random(1), 0
     while killed < 20:

@@ -204,3 +204,7 @@ def test_a_checkpoint_with_options_of_another_version_is_refused(make_pairs, tmp
         with pytest.raises(CheckpointError, match="a version of dfx with other options .*of_tomorrow"):
             load_task(str(path))
         del arguments["of_tomorrow"]
+    saved["dfx"]["arguments"]["gradient"]["memory"] = 0.9
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match="gradient.memory is now called gradient.forgetting_factor"):
+        load_task(str(path))

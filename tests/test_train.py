@@ -167,6 +167,8 @@ EFFECTS = "--model.init_args.effects"
         (["--run.name", "other", "--run.resume", "true"], "there is no such run to resume"),
         (["--data.root", "nowhere"], "nowhere: no such folder"),
         (["--model.init_args.frame_samples", "512"], "lengthen the frame"),
+        (["--model.init_args.gradient.memory", "0.5"], "gradient.memory is now called gradient.forgetting_factor"),
+        (["--model.init_args.gradient={deviation: 1}"], "gradient.deviation is now called gradient.residual_weight"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_training(tmp_path, monkeypatch, arguments, said):
@@ -176,6 +178,12 @@ def test_what_is_wrong_is_said_in_one_line_before_training(tmp_path, monkeypatch
     message = str(exit.value)
     assert message.startswith("error: ") and said in message and len(message.splitlines()) == 1
     assert not list(tmp_path.glob("*/checkpoints/*"))
+
+
+def test_a_config_with_the_former_name_of_a_value_is_refused_with_its_name_now(tmp_path):
+    (tmp_path / "old.yaml").write_text("model: {init_args: {gradient: {control_variate: response}}}")
+    with pytest.raises(SystemExit, match="^error: .* is now called gradient.control_variate=regression: rename it$"):
+        main(["fit", *SMOKE, "--config", str(tmp_path / "old.yaml")])
 
 
 def test_evaluate_says_in_one_line_what_is_wrong(smoke):

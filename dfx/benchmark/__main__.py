@@ -47,7 +47,7 @@ def main() -> None:
     else:
         rows = speed(chosen, given.modes, given.batches, given.seconds)
         columns = ["chain", "mode", "batch", "workers", "layer_ms", "bare_ms", "original_ms", "step_ms"]
-        columns += ["layer_over_limit", "threads_over_limit", "original_over_layer", "response_over_layer"]
+        columns += ["layer_over_limit", "threads_over_limit", "original_over_layer", "regression_over_layer"]
         columns += ["share_of_step", "layer_mb", "original_mb"]
     rows = list(rows) if given.json else _printed(rows, columns)
     if given.json:

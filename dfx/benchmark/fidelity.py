@@ -23,8 +23,8 @@ ESTIMATORS: dict[str, GradientOptions] = {
     "hadamard": GradientOptions(sides=2),
     "hadamard, one-sided": GradientOptions(),
     "hadamard, one-sided, 2 draws": GradientOptions(draws=2),
-    "hadamard, one-sided, response": GradientOptions(control_variate="response"),
-    "hadamard, one-sided, response, pulled": GradientOptions(control_variate="response", deviation=0.1),
+    "hadamard, one-sided, regression": GradientOptions(control_variate="regression"),
+    "hadamard, one-sided, regression, biased": GradientOptions(control_variate="regression", residual_weight=0.1),
     "finite differences, one-sided": GradientOptions("finite_difference"),
 }
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
@@ -61,7 +61,7 @@ class _Bench:
     def estimated(self, options: GradientOptions) -> list[Gradients]:
         """One estimate for each batch; a control variate has the steps before to settle."""
         layer = EffectLayer(self.spec, options)
-        settle = 0 if options.control_variate == "none" else round(2 / (1 - options.memory))
+        settle = 0 if options.control_variate == "none" else round(2 / (1 - options.forgetting_factor))
         for chosen in self._choose(settle, seed=1):
             self.gradients(layer, chosen)
         return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]

@@ -56,8 +56,8 @@ def speed(
         ``threads_over_limit`` the same of that loop, shared among as many threads and without any layer, which is as
         near as threads come here;
         ``original_over_layer`` the time of the original's design (a process for each example, pickled through
-        pipes, two-sided) over the layer's; ``response_over_layer`` that of a layer which also learns the chain's
-        response; ``share_of_step`` the layer's part of a training step with
+        pipes, two-sided) over the layer's; ``regression_over_layer`` that of a layer with a control
+        variate; ``share_of_step`` the layer's part of a training step with
         MobileNetV2 at width 0.35 and the multi-resolution STFT loss; ``*_mb`` the memory of both designs.
     """
     for chain in chains:
@@ -92,14 +92,14 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
     layers = {cores(): layer_of(cores())}
     layer_mb = _memory_mb() - before
     layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, cores()})}
-    learning = layer_of(cores(), "response")
+    learning = layer_of(cores(), "regression")
     renderings = learning.renderings
     plain = _plain_loop(chain.spec, input, steps, renderings)
     contenders: dict[str, Callable[[], None]] = {
         "bare": lambda: plain(lambda work, examples: work(range(examples))),
         **{f"threads {workers}": functools.partial(plain, Workers(workers).share) for workers in layers},
         **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
-        "response": lambda: through(learning),
+        "regression": lambda: through(learning),
         "original": lambda: original.step(input, next(parameters), grad),
         # With a layer of its own: the others' effects would have a long way to go from its encoder's parameters.
         "step": _training_step(chain.spec, layer_of(cores()), input, target, frames),
@@ -123,7 +123,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
             "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
             "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
             "original_over_layer": median["original"] / median[f"layer {workers}"],
-            "response_over_layer": median["response"] / median[f"layer {cores()}"],
+            "regression_over_layer": median["regression"] / median[f"layer {cores()}"],
             "share_of_step": median[f"layer {cores()}"] / median["step"],
             "layer_mb": layer_mb,
             "original_mb": original_mb,

@@ -43,17 +43,17 @@ class Cells(NamedTuple):
     change: np.ndarray
 
 
-class Response:
+class ControlVariate:
     """Learns how the output of a chain responds to its parameters.
 
     Args:
         parameters: how many there are.
         sample_rate: in Hz.
-        memory: the share, in (0, 1), that is kept of all that was learnt with each step.
+        forgetting_factor: the share, in (0, 1), that is kept of all that was learnt with each step.
     """
 
-    def __init__(self, parameters: int, sample_rate: int, memory: float) -> None:
-        self._memory = memory
+    def __init__(self, parameters: int, sample_rate: int, forgetting_factor: float) -> None:
+        self._forgetting_factor = forgetting_factor
         edges = np.geomspace(LOWEST_BAND_HZ, sample_rate / 2, BANDS)[:-1]
         band = np.searchsorted(edges, np.fft.rfftfreq(FFT_SAMPLES, 1 / sample_rate), side="right")
         self._bands = (band[:, None] == np.arange(BANDS)).astype(np.float32)
@@ -104,8 +104,8 @@ class Response:
         pairs = (flat[..., :, None] * flat[..., None, :]).sum(axis=0).reshape(count, -1)
         squares = (weight.T @ pairs).reshape(self._squares.shape)
         products = sum((weight * of_draw).T @ step for of_draw, step in zip(change, flat))
-        self._squares = self._memory * self._squares + squares
-        self._products = self._memory * self._products + products
+        self._squares = self._forgetting_factor * self._squares + squares
+        self._products = self._forgetting_factor * self._products + products
         # A tenth of an example speaks for no response at all: cells never heard stay at it.
         prior = 0.1 * np.square(steps).mean() * np.eye(steps.shape[-1])
         self._response = np.linalg.solve(self._squares + prior, self._products[..., None])[..., 0]

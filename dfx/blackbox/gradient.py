@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dfx.blackbox.control_variate import Cells, Response
+from dfx.blackbox.control_variate import Cells, ControlVariate
 from dfx.blackbox.perturbation import Perturbation, Redraw
 from dfx.errors import UserError
 
@@ -44,11 +44,11 @@ class GradientOptions:
         epsilon_of: the steps of parameters that need another, by name.
         epsilon_end: what epsilon becomes by the end of the run, geometrically; by default it stays.
         control_variate: of ``spsa``: a guess of each example's gradient, from earlier steps, so that an estimate
-            measures only how it deviates from it, and what is known already is no longer noise. ``response``
+            measures only how it deviates from it, and what is known already is no longer noise. ``regression``
             learns how the output responds to the parameters, see :mod:`dfx.blackbox.control_variate`; ``none`` does
             without.
-        memory: of the control variate: the share, in (0, 1), that is kept of what is known with each step.
-        deviation: of the control variate: how much of the measured deviation counts, in [0, 1]. 1 leaves the
+        forgetting_factor: of the control variate: how much of its statistics each step keeps, in (0, 1).
+        residual_weight: of the control variate: weight of the measured residual, in [0, 1]. 1 leaves the
             estimate unbiased where directions are drawn anew; less trades its noise for a pull towards the guess.
         restart: when the effects that train forget what they have heard: with every ``excerpt``; or ``never``, as
             in the paper's released code, whose reset did nothing, so that an excerpt begins in what others have
@@ -71,9 +71,9 @@ class GradientOptions:
     epsilon: float = 0.01
     epsilon_of: dict[str, float] = field(default_factory=dict)
     epsilon_end: float | None = None
-    control_variate: Literal["none", "response"] = "none"
-    memory: float = 0.9
-    deviation: float = 1.0
+    control_variate: Literal["none", "regression"] = "none"
+    forgetting_factor: float = 0.9
+    residual_weight: float = 1.0
     restart: Literal["excerpt", "never"] = "excerpt"
     divisor: Literal["step", "epsilon"] = "step"
     seed: int = 0
@@ -87,10 +87,10 @@ class GradientOptions:
             raise UserError(f"draws is {self.draws}; every example needs at least one direction")
         if self.sides not in (1, 2):
             raise UserError(f"sides is {self.sides}; a difference has 1 or 2")
-        if not 0.0 < self.memory < 1.0:
-            raise UserError(f"memory is {self.memory:g}; it must be above 0 and below 1")
-        if not 0.0 <= self.deviation <= 1.0:
-            raise UserError(f"deviation is {self.deviation:g}; it must be from 0 to 1")
+        if not 0.0 < self.forgetting_factor < 1.0:
+            raise UserError(f"forgetting_factor is {self.forgetting_factor:g}; it must be above 0 and below 1")
+        if not 0.0 <= self.residual_weight <= 1.0:
+            raise UserError(f"residual_weight is {self.residual_weight:g}; it must be from 0 to 1")
         if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
             raise UserError("finite_difference takes no draws and no control_variate: it has nothing random")
         if self.divisor == "epsilon" and self.sides == 1:
@@ -143,9 +143,9 @@ class Estimator:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
-        self._response: Response | None = None
-        if options.control_variate == "response":
-            self._response = Response(len(names), sample_rate, options.memory)
+        self._response: ControlVariate | None = None
+        if options.control_variate == "regression":
+            self._response = ControlVariate(len(names), sample_rate, options.forgetting_factor)
 
     def epsilon(self, progress: float) -> np.ndarray:
         """The step of every parameter, ``(P,)``, when a share ``progress`` of the run is over."""
@@ -223,8 +223,8 @@ class Estimator:
         # held for an excerpt it has met, but among all the others of its memory.
         guess = self._response.predict(measured.cells)
         rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, guess)
-        deviation = np.einsum("bdf,bdfp->bfp", rest, points.weights)
-        return guess + self.options.deviation * deviation
+        residual = np.einsum("bdf,bdfp->bfp", rest, points.weights)
+        return guess + self.options.residual_weight * residual
 
     def learn(self, cells: Cells, steps: np.ndarray) -> None:
         """Takes in what a step has shown, after its estimate.
@@ -249,7 +249,7 @@ class Measured(NamedTuple):
 
     Args:
         slopes: ``(batch, directions, frames)``, how the loss changes from ``p-`` or ``p`` to ``p+``.
-        cells: the same audio sorted into cells, where a :class:`Response` is learnt.
+        cells: the same audio sorted into cells, where a :class:`ControlVariate` is learnt.
     """
 
     slopes: np.ndarray

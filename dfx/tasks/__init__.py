@@ -10,6 +10,7 @@ import torch
 from dfx.blackbox import GradientOptions
 from dfx.datasets import Augmentation, Treatment
 from dfx.encoder import EncoderOptions
+from dfx.errors import UserError, refuse_renamed
 from dfx.losses import LossOptions
 from dfx.tasks.mastering import Mastering
 from dfx.tasks.nonspeech import NonSpeech
@@ -49,6 +50,10 @@ def task_of(checkpoint: dict[str, Any], path: str) -> Task:
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
         raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
+    try:
+        refuse_renamed(saved["arguments"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error} in the checkpoint's arguments, or train again") from None
     try:
         arguments = {
             name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()

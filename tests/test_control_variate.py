@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions
-from dfx.blackbox.control_variate import BANDS, LEVELS_DBFS, Response
+from dfx.blackbox.control_variate import BANDS, LEVELS_DBFS, ControlVariate
 from dfx.effects import ChainSpec, EffectSpec
 from tests.conftest import SAMPLE_RATE
 
@@ -18,8 +18,8 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def response(parameters: int = 3) -> Response:
-    return Response(parameters, SAMPLE_RATE, memory=0.9)
+def response(parameters: int = 3) -> ControlVariate:
+    return ControlVariate(parameters, SAMPLE_RATE, forgetting_factor=0.9)
 
 
 def test_cells_share_out_all_of_the_power_and_of_the_pull():
@@ -47,7 +47,7 @@ def test_loud_and_quiet_frames_fall_into_other_cells_and_low_and_high_tones_too(
 @pytest.mark.parametrize("frames", [1, 8])
 def test_what_is_learnt_of_some_examples_predicts_the_gradient_of_others(frames):
     spec = ChainSpec(EQUALIZER, SAMPLE_RATE)
-    layer = EffectLayer(spec, GradientOptions(control_variate="response", deviation=0.0))
+    layer = EffectLayer(spec, GradientOptions(control_variate="regression", residual_weight=0.0))
     exact = EffectLayer(spec, GradientOptions("finite_difference", sides=2, epsilon=1e-3))
     at = torch.full((8, frames, 3), 0.4, requires_grad=True)
 

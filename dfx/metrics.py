@@ -122,8 +122,8 @@ def esr(output: Tensor, target: Tensor) -> float:
     Raises:
         Undefined: if the target is silent.
     """
-    energy = _sounding(target, "target").square().sum()
-    return float((output.double() - target.double()).square().sum() / energy)
+    target = _sounding(target, "target")
+    return float(_ESR(output.double().flatten(), target.flatten()))
 
 
 def lufs_difference(output: Tensor, target: Tensor) -> float:
@@ -251,6 +251,7 @@ _SILENCE = 1e-8
 _MAX_DELAY_SECONDS = 0.05
 _ALIGNED_SECONDS = 10
 _MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()
+_ESR = auraloss.time.ESRLoss(eps=0.0)
 _MEL = torchaudio.transforms.MelSpectrogram(
     METRIC_SAMPLE_RATE, n_fft=1024, hop_length=256, n_mels=128, norm="slaney", mel_scale="slaney"
 ).double()

@@ -140,7 +140,7 @@ def test_what_soundfile_cannot_read_pedalboard_may(checkpoint, tmp_path, monkeyp
     def unknown(path, name):
         raise soundfile.LibsndfileError(1)
 
-    monkeypatch.setattr(reading, "_by_soundfile", unknown)
+    monkeypatch.setattr(reading, "_open_with_soundfile", unknown)
     main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--quiet"])
     assert soundfile.info(tmp_path / "b.wav").subtype == "PCM_24"
     a, b = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
@@ -327,7 +327,7 @@ def test_loudness_in_parts_is_that_of_the_whole(seconds, channels):
     audio = torch.from_numpy(music(seconds, SAMPLE_RATE, channels))
     loudness = Loudness(SAMPLE_RATE)
     for part in audio.split(777, dim=1):
-        loudness.hear(part)
+        loudness.add(part)
     assert loudness.integrated() == pytest.approx(lufs(audio, SAMPLE_RATE), abs=0.01)
 
 

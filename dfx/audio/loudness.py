@@ -1,4 +1,4 @@
-"""Integrated loudness of a recording that is heard in parts."""
+"""Integrated loudness (ITU-R BS.1770-4), of whole recordings and of recordings that are read in parts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,37 @@ import scipy.signal
 import torch
 from torch import Tensor
 
+SILENCE_LUFS = -70.0
+"""The absolute gate of BS.1770: quieter audio has no loudness."""
+
 _BLOCK_SECONDS = 0.4
-_STEPS_A_BLOCK = 4
+_STEPS_PER_BLOCK = 4
 _RELATIVE_GATE_LU = 10.0
 _CHANNEL_GAINS = (1.0, 1.0, 1.0, 1.41, 1.41)
 
 
-class Loudness:
-    """Integrated loudness (ITU-R BS.1770-4) of all that was heard so far, as :func:`dfx.metrics.lufs` has it.
+def lufs(audio: Tensor, sample_rate: int) -> float:
+    """Return the integrated loudness of a whole recording.
 
-    What is kept grows by one number for every tenth of a second.
+    Args:
+        audio: ``(channels, samples)``; padded with zeros to one block of 0.4 s.
+        sample_rate: in Hz.
+
+    Returns:
+        LUFS, at least -70.
+    """
+    padding = max(0, int(_BLOCK_SECONDS * sample_rate) + 1 - audio.shape[-1])
+    samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
+        loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(samples)
+    return max(float(loudness), SILENCE_LUFS)
+
+
+class Loudness:
+    """The integrated loudness of all parts that were added so far, equal to :func:`lufs` of them joined.
+
+    Memory grows by one number for every 0.1 s.
 
     Args:
         sample_rate: in Hz.
@@ -30,59 +51,45 @@ class Loudness:
         self._filters = list(pyloudnorm.Meter(sample_rate)._filters.values())
         self._states: list[np.ndarray] = []
         self._samples = 0
-        # Sums of squares, weighted by channel, between the edges of steps; the last is not complete yet.
+        # Sums of squares of every step of 0.1 s, weighted by channel; the last step is incomplete.
         self._sums = [0.0]
 
-    def hear(self, audio: Tensor) -> None:
-        """The next part, ``(channels, samples)``."""
-        heard = audio.double().numpy()
+    def add(self, audio: Tensor) -> None:
+        """Add the next part, ``(channels, samples)``."""
+        weighted = audio.double().numpy()
         if not self._states:
-            self._states = [np.zeros((len(heard), len(f.b) - 1)) for f in self._filters]
+            self._states = [np.zeros((len(weighted), len(f.b) - 1)) for f in self._filters]
         for index, stage in enumerate(self._filters):
-            heard, self._states[index] = scipy.signal.lfilter(stage.b, stage.a, heard, zi=self._states[index])
-            heard = stage.passband_gain * heard
-        gains = np.array(_CHANNEL_GAINS[: len(heard)] + (1.0,) * (len(heard) - len(_CHANNEL_GAINS)))
-        powers = gains @ np.square(heard)
+            weighted, self._states[index] = scipy.signal.lfilter(stage.b, stage.a, weighted, zi=self._states[index])
+            weighted = stage.passband_gain * weighted
+        gains = np.array(_CHANNEL_GAINS[: len(weighted)] + (1.0,) * (len(weighted) - len(_CHANNEL_GAINS)))
+        powers = gains @ np.square(weighted)
         while len(powers):
-            room = self._edge(len(self._sums)) - self._samples
-            self._sums[-1] += float(powers[:room].sum())
-            self._samples += min(room, len(powers))
-            if len(powers) >= room:
+            missing = self._end_of_step(len(self._sums)) - self._samples
+            self._sums[-1] += float(powers[:missing].sum())
+            self._samples += min(missing, len(powers))
+            if len(powers) >= missing:
                 self._sums.append(0.0)
-            powers = powers[room:]
+            powers = powers[missing:]
 
     def integrated(self) -> float:
-        """In LUFS, -70 for what is quieter; what is shorter is padded to one block of 0.4 s."""
-        steps = self._samples / self._sample_rate / _BLOCK_SECONDS * _STEPS_A_BLOCK
-        # As pyloudnorm counts them: a last block that is more than half there is one.
-        count = max(0, int(np.round(steps - _STEPS_A_BLOCK))) + 1
-        sums = np.array(self._sums[: count + _STEPS_A_BLOCK - 1])
-        sums = np.pad(sums, (0, count + _STEPS_A_BLOCK - 1 - len(sums)))
-        blocks = np.convolve(sums, np.ones(_STEPS_A_BLOCK), "valid") / (_BLOCK_SECONDS * self._sample_rate)
-        blocks = blocks[_lufs(blocks) >= SILENCE_LUFS]
+        """Return the loudness in LUFS, at least -70; shorter audio is padded to one block of 0.4 s."""
+        steps = self._samples / self._sample_rate / _BLOCK_SECONDS * _STEPS_PER_BLOCK
+        # As in pyloudnorm, a last block counts if more than half of its last step is there.
+        count = max(0, int(np.round(steps - _STEPS_PER_BLOCK))) + 1
+        sums = np.array(self._sums[: count + _STEPS_PER_BLOCK - 1])
+        sums = np.pad(sums, (0, count + _STEPS_PER_BLOCK - 1 - len(sums)))
+        blocks = np.convolve(sums, np.ones(_STEPS_PER_BLOCK), "valid") / (_BLOCK_SECONDS * self._sample_rate)
+        blocks = blocks[_power_to_lufs(blocks) >= SILENCE_LUFS]
         if not len(blocks):
             return SILENCE_LUFS
-        loud = blocks[_lufs(blocks) > _lufs(blocks.mean()) - _RELATIVE_GATE_LU]
-        return max(float(_lufs(loud.mean())), SILENCE_LUFS)
+        loud = blocks[_power_to_lufs(blocks) > _power_to_lufs(blocks.mean()) - _RELATIVE_GATE_LU]
+        return max(float(_power_to_lufs(loud.mean())), SILENCE_LUFS)
 
-    def _edge(self, step: int) -> int:
-        return int(_BLOCK_SECONDS * (step / _STEPS_A_BLOCK) * self._sample_rate)
+    def _end_of_step(self, step: int) -> int:
+        return int(_BLOCK_SECONDS * (step / _STEPS_PER_BLOCK) * self._sample_rate)
 
 
-def _lufs(power: np.ndarray) -> np.ndarray:
+def _power_to_lufs(power: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return -0.691 + 10 * np.log10(power)
-
-
-SILENCE_LUFS = -70.0
-"""The absolute gate of BS.1770: what is quieter has no loudness."""
-
-
-def lufs(audio: Tensor, sample_rate: int) -> float:
-    """Integrated loudness in LUFS (ITU-R BS.1770-4), -70 for what is quieter; padded to one 0.4 s block."""
-    padding = max(0, int(0.4 * sample_rate) + 1 - audio.shape[-1])
-    samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
-        loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(samples)
-    return max(float(loudness), SILENCE_LUFS)

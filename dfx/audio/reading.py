@@ -1,4 +1,4 @@
-"""Audio files as one signal at one sample rate, read window by window."""
+"""Audio files, streams and arrays, read window by window at any sample rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pedalboard.io
@@ -23,11 +22,24 @@ from torch import Tensor
 
 from dfx.errors import DataError
 
+PIPE = "-"
+"""Stands for standard input and standard output."""
 
-class Readable(ABC):
-    """Audio of which any window can be had at any sample rate.
+FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+"""Sample formats that hold values beyond full scale, infinities and NaN."""
 
-    ``path`` names it in errors; ``sample_rate``, ``channels`` and ``samples`` are its own.
+SINC_ZEROS = 32
+"""Zero crossings on each side of the sinc that resamples."""
+
+
+class AudioSource(ABC):
+    """Audio of which windows can be read at any sample rate.
+
+    Attributes:
+        path: names it in errors.
+        sample_rate: its native rate, in Hz.
+        channels: how many.
+        samples: its length at the native rate, in each channel.
     """
 
     path: str
@@ -37,32 +49,33 @@ class Readable(ABC):
 
     @property
     def seconds(self) -> float:
+        """The length in seconds."""
         return self.samples / self.sample_rate
 
     def samples_at(self, sample_rate: int) -> int:
-        """The length at another sample rate."""
+        """Return the length in samples at another sample rate."""
         return math.ceil(self.samples * sample_rate / self.sample_rate)
 
     def read(self, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
-        """A window of the file, the same whether it is read whole or in parts.
+        """Read a window; adjacent windows join as if they had been read at once.
 
         Args:
-            start, samples: in samples at ``sample_rate``; silence stands for what lies outside of the file.
-            sample_rate: in Hz; resampled by a windowed sinc where it is not the file's own.
-            channels: 1 takes the mean of the file's channels; otherwise the file must have as many, or
-                one, which is then repeated.
+            start, samples: in samples at ``sample_rate``; outside of the source there is silence.
+            sample_rate: in Hz; other rates than the native one are resampled by a windowed sinc.
+            channels: 1 returns the mean of all channels; for any other count the source must have as many, or one,
+                which is then repeated.
 
         Returns:
             float32 ``(channels, samples)``.
 
         Raises:
-            DataError: if the file cannot be decoded, or has other channels.
+            DataError: if the source cannot be decoded, or has other channels.
         """
         if self.sample_rate == sample_rate:
             audio = self._read_native(start, start + samples)
         else:
-            # Both rates meet every `old` samples of the file: windows that begin there, with a margin for
-            # the sinc, are resampled as the whole file would be.
+            # Both rates coincide every `old` native samples. A window that starts there, with a margin for the sinc,
+            # is resampled to the same values as the whole source.
             common = math.gcd(self.sample_rate, sample_rate)
             old, new = self.sample_rate // common, sample_rate // common
             margin = math.ceil(SINC_ZEROS * max(1.0, old / new) / (0.9 * old)) + 1
@@ -77,20 +90,28 @@ class Readable(ABC):
             raise DataError(f"{self.path} has {self.channels} channels where {channels} are wanted")
         return audio.expand(channels, -1).contiguous()
 
-    @abstractmethod
     def _read_native(self, start: int, stop: int) -> Tensor:
-        """float32 ``(channels, stop - start)`` at its own rate, silent where there is none."""
+        """Return float32 ``(channels, stop - start)`` at the native rate, zero outside of the source."""
+        first, last = (min(max(place, 0), self.samples) for place in (start, stop))
+        window = np.zeros((self.channels, stop - start), dtype=np.float32)
+        if first < last:
+            window[:, first - start : last - start] = self._read_inside(first, last)
+        return torch.from_numpy(window)
+
+    @abstractmethod
+    def _read_inside(self, first: int, last: int) -> np.ndarray:
+        """Return float32 ``(channels, last - first)`` at the native rate, with ``0 <= first < last <= samples``."""
 
 
 @dataclass(frozen=True)
-class AudioFile(Readable):
-    """An audio file's header.
+class AudioFile(AudioSource):
+    """The header of an audio file, whose samples are decoded when they are read.
 
     Args:
         path: of the file.
         sample_rate: in Hz.
         channels: how many.
-        samples: in each channel, at the file's own rate.
+        samples: in each channel, at the file's rate.
     """
 
     path: str
@@ -100,94 +121,87 @@ class AudioFile(Readable):
 
     @classmethod
     def open(cls, path: str) -> AudioFile:
-        """Reads the header.
+        """Read the header.
 
         Raises:
-            DataError: if there is no such file, it is not audio, or it is empty.
+            DataError: if the file does not exist, is not audio, or is empty.
         """
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file")
+        stream = stream_file(path)
+        stream.close()
+        return cls(path, stream.sample_rate, stream.channels, stream.samples)
+
+    def _read_inside(self, first: int, last: int) -> np.ndarray:
+        stream = stream_file(self.path)
         try:
-            info = soundfile.info(str(path))
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{path} is not an audio file that can be read: {error.error_string}") from None
-        if info.frames == 0:
-            raise DataError(f"{path} holds no audio")
-        return cls(str(path), info.samplerate, info.channels, info.frames)
-
-    def _read_native(self, start: int, stop: int) -> Tensor:
-        first, last = max(start, 0), min(stop, self.samples)
-        window = np.zeros((self.channels, stop - start), dtype=np.float32)
-        if first < last:
-            try:
-                heard, _ = soundfile.read(self.path, last - first, first, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise DataError(f"{self.path} cannot be decoded: {error.error_string}") from None
-            if len(heard) < last - first:
-                raise DataError(f"{self.path} ends before its header says: copy it again")
-            window[:, first - start : last - start] = heard.T
-        return torch.from_numpy(window)
+            stream.seek(first)
+            return stream.read(last - first)
+        finally:
+            stream.close()
 
 
-SINC_ZEROS = 32
-
-
+@dataclass
 class Stream:
-    """Audio that comes once, in parts.
+    """Audio that is decoded from front to back.
 
     Args:
-        name: what errors call it.
+        name: names it in errors.
         sample_rate: in Hz.
         channels: how many.
         samples: in each channel.
-        read: the next samples, as many as asked for or what is left, float32 ``(channels, samples)``.
-        close: ends it.
-        format, subtype: as soundfile calls them, of the file that it comes from.
+        decode: returns the next samples, at most as many as it is asked for, float32 ``(channels, samples)``.
+        close: releases the file.
+        seek: moves to a sample.
+        format, subtype: of the file, in soundfile's terms.
     """
 
-    def __init__(
-        self,
-        name: str,
-        sample_rate: int,
-        channels: int,
-        samples: int,
-        read: Callable[[int], np.ndarray],
-        close: Callable[[], None] = lambda: None,
-        format: str = "WAV",
-        subtype: str = "FLOAT",
-    ) -> None:
-        self.name = name
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.samples = samples
-        self.read = read
-        self.close = close
-        self.format = format
-        self.subtype = subtype
+    name: str
+    sample_rate: int
+    channels: int
+    samples: int
+    decode: Callable[[int], np.ndarray]
+    close: Callable[[], object] = lambda: None
+    seek: Callable[[int], object] = lambda start: None
+    format: str = "WAV"
+    subtype: str = "FLOAT"
 
     @property
-    def may_hold_nan(self) -> bool:
-        return self.subtype in _EXACT
+    def is_float(self) -> bool:
+        """True if samples may be NaN, infinite or beyond full scale."""
+        return self.subtype in FLOAT_SUBTYPES
+
+    def read(self, samples: int) -> np.ndarray:
+        """Return the next samples, float32 ``(channels, samples)``.
+
+        Raises:
+            DataError: if they cannot be decoded, or end too early.
+        """
+        try:
+            audio = self.decode(samples)
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{self.name} cannot be decoded: {error.error_string}") from None
+        if audio.shape[1] < samples:
+            raise DataError(f"{self.name} ends before its header says: copy it again")
+        return audio
 
 
 def stream_file(path: str, name: str | None = None) -> Stream:
-    """A file, by soundfile, or by pedalboard where soundfile does not know its format.
+    """Open an audio file with soundfile or, for formats that soundfile cannot read, with pedalboard.
 
     Args:
         path: of the file.
-        name: what errors call it, if not by its path.
+        name: names it in errors; by default its path.
 
     Raises:
-        DataError: if there is no such file, it is not audio, or it is empty.
+        DataError: if the file does not exist, is not audio, or is empty.
     """
     name = name or path
     if not Path(path).is_file():
         raise DataError(f"{name}: no such file")
     try:
-        stream = _by_soundfile(path, name)
+        stream = _open_with_soundfile(path, name)
     except soundfile.LibsndfileError as error:
         try:
-            stream = _by_pedalboard(path, name)
+            stream = _open_with_pedalboard(path, name)
         except ValueError:
             raise DataError(f"{name} is not an audio file that can be read: {error.error_string}") from None
     if not stream.samples:
@@ -197,41 +211,23 @@ def stream_file(path: str, name: str | None = None) -> Stream:
 
 
 def stream_array(audio: np.ndarray, sample_rate: int, name: str = "the audio") -> Stream:
-    """Samples in memory, ``(channels, samples)``."""
+    """Stream samples in memory, ``(channels, samples)``."""
     position = 0
 
-    def read(samples: int) -> np.ndarray:
+    def decode(samples: int) -> np.ndarray:
         nonlocal position
         position += samples
         return audio[:, position - samples : position].astype(np.float32)
 
-    return Stream(name, sample_rate, len(audio), audio.shape[1], read)
+    return Stream(name, sample_rate, len(audio), audio.shape[1], decode)
 
 
-def _by_soundfile(path: str, name: str) -> Stream:
-    file = soundfile.SoundFile(path)
-
-    def read(samples: int) -> np.ndarray:
-        try:
-            return file.read(samples, dtype="float32", always_2d=True).T
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{name} cannot be decoded: {error.error_string}") from None
-
-    return Stream(name, file.samplerate, file.channels, file.frames, read, file.close, file.format, file.subtype)
-
-
-def _by_pedalboard(path: str, name: str) -> Stream:
-    file = pedalboard.io.AudioFile(path)
-    subtype = {"int8": "PCM_S8", "int16": "PCM_16", "int24": "PCM_24", "int32": "PCM_32"}.get(file.file_dtype, "FLOAT")
-    return Stream(name, round(file.samplerate), file.num_channels, file.frames, file.read, file.close, "", subtype)
-
-
-class Recording(Readable):
-    """A stream as windows, each beginning no earlier than the one before: only what may be asked for again is kept.
+class Recording(AudioSource):
+    """Windows of a stream that move forwards: none may start before the previous one.
 
     Args:
-        stream: what is read.
-        process: is done to the stream, part by part.
+        stream: the audio; closed at the end of a ``with`` statement.
+        process: applied to the stream, part by part.
     """
 
     def __init__(self, stream: Stream, process: Callable[[np.ndarray], np.ndarray] = lambda audio: audio) -> None:
@@ -241,34 +237,29 @@ class Recording(Readable):
         self.samples = stream.samples
         self._stream = stream
         self._process = process
+        # The samples from `_first` on that later windows may contain.
         self._kept = np.zeros((stream.channels, 0), dtype=np.float32)
         self._first = 0
 
     def __enter__(self) -> Recording:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stream.close()
 
-    def _read_native(self, start: int, stop: int) -> Tensor:
-        first, last = min(max(start, 0), self.samples), min(max(stop, 0), self.samples)
+    def _read_inside(self, first: int, last: int) -> np.ndarray:
         if first < self._first:
-            raise ValueError(f"what comes before sample {self._first} is no longer kept, {first} was asked for")
+            raise ValueError(f"{self.path}: sample {first} was requested after sample {self._first}; read forwards")
         missing = last - self._first - self._kept.shape[1]
         if missing > 0:
-            self._kept = np.concatenate([self._kept[:, first - self._first :], self._read_next(missing)], axis=1)
-        else:
-            self._kept = self._kept[:, first - self._first :]
+            self._kept = np.concatenate([self._kept, self._read_next(missing)], axis=1)
+        self._kept = self._kept[:, first - self._first :]
         self._first = first
-        window = np.zeros((self.channels, stop - start), dtype=np.float32)
-        window[:, first - start : last - start] = self._kept[:, : last - first]
-        return torch.from_numpy(window)
+        return self._kept[:, : last - first]
 
     def _read_next(self, samples: int) -> np.ndarray:
         position = self._first + self._kept.shape[1]
         audio = self._stream.read(samples)
-        if audio.shape[1] < samples:
-            raise DataError(f"{self.path} ends before its header says: copy it again")
         finite = np.isfinite(audio).all(axis=0)
         if not finite.all():
             seconds = (position + int(np.argmin(finite))) / self.sample_rate
@@ -277,12 +268,12 @@ class Recording(Readable):
 
 
 @contextmanager
-def local(path: str) -> Iterator[str]:
-    """A path to read from: the given one, or where standard input has been kept, which may come only once."""
+def readable_path(path: str) -> Iterator[str]:
+    """Yield a path that can be opened several times: the given one or, for ``-``, that of a copy of standard input."""
     if path != PIPE:
         yield path
         return
-    # Not deleted on closing: on Windows, an open file cannot be opened again.
+    # Not deleted on closing: Windows cannot open an open file again.
     file = tempfile.NamedTemporaryFile(suffix=".wav", delete=False)  # noqa: SIM115
     try:
         with file:
@@ -292,7 +283,20 @@ def local(path: str) -> Iterator[str]:
         os.unlink(file.name)
 
 
-PIPE = "-"
-"""Stands for standard input and standard output."""
-_EXACT = ("FLOAT", "DOUBLE")
-"""What holds more than full scale, and what is not a number."""
+def _open_with_soundfile(path: str, name: str) -> Stream:
+    file = soundfile.SoundFile(path)
+
+    def decode(samples: int) -> np.ndarray:
+        return file.read(samples, dtype="float32", always_2d=True).T
+
+    return Stream(
+        name, file.samplerate, file.channels, file.frames, decode, file.close, file.seek, file.format, file.subtype
+    )
+
+
+def _open_with_pedalboard(path: str, name: str) -> Stream:
+    file = pedalboard.io.AudioFile(path)
+    subtype = {"int8": "PCM_S8", "int16": "PCM_16", "int24": "PCM_24", "int32": "PCM_32"}.get(file.file_dtype, "FLOAT")
+    return Stream(
+        name, round(file.samplerate), file.num_channels, file.frames, file.read, file.close, file.seek, "", subtype
+    )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, rms
 from dfx.audio.loudness import SILENCE_LUFS, lufs
-from dfx.audio.reading import AudioFile, Readable
+from dfx.audio.reading import AudioFile, AudioSource
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError
 
@@ -64,7 +64,7 @@ class Treatment:
             audio = audio * _gain_of_file(self, file, sample_rate, channels)
         return audio
 
-    def read_filtered(self, file: Readable, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
+    def read_filtered(self, file: AudioSource, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
         """As :meth:`read`, but at the file's own level."""
         margin = self._margin(sample_rate)
         audio = self._highpass(file.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfx.audio.reading import PIPE, stream_file
-from dfx.audio.writing import BIT_DEPTHS, Target, pairs_of
+from dfx.audio.writing import BIT_DEPTHS, OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import UserError, errors_in_one_line
 from dfx.render.automation import automation_files
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         UserError: for what cannot be rendered; with several files, after the others are.
     """
     options = _parser().parse_args(arguments)
-    pairs = pairs_of(options.input, options.output)
+    pairs = input_output_pairs(options.input, options.output)
     model = load(options.checkpoint)
     jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
     written = Counter(path for job in jobs for path in job.extras.values())
@@ -92,7 +92,7 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
     if input != PIPE:
         stream = stream_file(input)
         stream.close()
-        Target.like(stream, output, options.bit_depth)
+        OutputFile.like(stream, output, options.bit_depth)
         sample_rate, channels = stream.sample_rate, stream.channels
     chain = native_chain(model.task, sample_rate, together(channels), input)
     check_output(input, output, options.overwrite)
@@ -116,9 +116,9 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
 
 
 def _take(model: Model, rendering: FileRendering, job: _Job) -> Take:
-    target = rendering.target
-    chain = native_chain(model.task, target.sample_rate, together(target.channels))
-    return Take(job.input, job.output, target.samples / target.sample_rate, chain, rendering.automation)
+    output = rendering.output
+    chain = native_chain(model.task, output.sample_rate, together(output.channels))
+    return Take(job.input, job.output, output.samples / output.sample_rate, chain, rendering.automation)
 
 
 class _Extra(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dfx.audio.reading import PIPE, local, stream_array, stream_file
-from dfx.audio.writing import AudioWriter, Target
+from dfx.audio.reading import PIPE, readable_path, stream_array, stream_file
+from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import UserError
 from dfx.render.automation import Automation
 from dfx.render.streaming import StreamingOptions, render_stream
@@ -94,15 +94,15 @@ class Model:
         """
         check_output(input, output, overwrite)
         name = "standard input" if input == PIPE else input
-        with local(input) as path:
+        with readable_path(input) as path:
             stream = stream_file(path, name)
             stream.close()
-            target = Target.like(stream, output, bit_depth)
+            file = OutputFile.like(stream, output, bit_depth)
             if output != PIPE:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
-            with AudioWriter(target) as writer:
+            with AudioWriter(file) as writer:
                 automation = render_stream(self.task, lambda: stream_file(path, name), writer.write, options, progress)
-        return FileRendering(target, automation, writer.clipping)
+        return FileRendering(file, automation, writer.clipping)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class FileRendering:
     """What was made of a file.
 
     Args:
-        target: what was written.
+        output: the file that was written.
         automation: the parameters over time.
         clipping: a sentence, where the output was louder than full scale.
     """
 
-    target: Target
+    output: OutputFile
     automation: Automation
     clipping: str | None
 

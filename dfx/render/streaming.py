@@ -105,7 +105,7 @@ def render_stream(
         chains = _build_chains(task, recording)
         # Also where no loudness is needed: better now than after an hour.
         whole = open_stream()
-        must_be_heard = whole.may_hold_nan or (task.treatment.input_lufs is not None and not options.causal)
+        must_be_heard = whole.is_float or (task.treatment.input_lufs is not None and not options.causal)
         whole.close()
         gain_db = _hear_whole(_Listener(task, record(), options.causal)) if must_be_heard else 0.0
         listener = _Listener(task, record(), options.causal)
@@ -217,7 +217,7 @@ def _hear_whole(listener: _Listener) -> float:
     for start in range(0, listener.samples, _HEARD_SAMPLES):
         audio = listener.read(start, min(_HEARD_SAMPLES, listener.samples - start))
         if treatment.input_lufs is not None:
-            loudness.hear(audio)
+            loudness.add(audio)
     return _gain_db(treatment, loudness)
 
 
@@ -249,7 +249,7 @@ def _hear(task: Task, listener: _Listener, meter: _Listener | None, gain_db: flo
                 start = max(0, (first + index - 1) * frame - meter.lag)
                 stop = (first + index) * frame - meter.lag
                 if stop > start:
-                    loudness.hear(meter.read(start, stop - start))
+                    loudness.add(meter.read(start, stop - start))
                 gains_db[index] = _gain_db(task.treatment, loudness)
             gains = torch.from_numpy(10 ** (gains_db / 20)).float()
             contexts = contexts.unfold(1, context, frame).transpose(0, 1) * gains[:, None, None]

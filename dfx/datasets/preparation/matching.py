@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torchaudio
+import scipy.signal
+import torch
 from torch import Tensor
 
 from dfx.alignment import find_delay
@@ -25,7 +26,6 @@ _COARSE_SECONDS = 30.0
 _FINE_SECONDS = 5.0
 _REACH_SECONDS = 0.25
 _HIGHPASS_HZ = 2000.0
-_BUTTERWORTH_4 = (0.5412, 1.3066)  # the quality of its two halves
 
 
 class Match(NamedTuple):
@@ -101,12 +101,9 @@ def cut_to_match(input: Tensor, target: Tensor, delay_samples: int) -> tuple[Ten
 
 
 def _highpass(audio: Tensor, sample_rate: int) -> Tensor:
-    """The mean of the channels, ``(samples,)``, through a fourth-order Butterworth high pass."""
-    audio = audio.mean(dim=0)
-    cutoff = min(_HIGHPASS_HZ, sample_rate / 4)
-    for quality in _BUTTERWORTH_4:
-        audio = torchaudio.functional.highpass_biquad(audio, sample_rate, cutoff, quality)
-    return audio
+    """Return the mean of the channels, ``(samples,)``, through a Butterworth high-pass of 4th order."""
+    sections = scipy.signal.butter(4, min(_HIGHPASS_HZ, sample_rate / 4), "highpass", fs=sample_rate, output="sos")
+    return torch.from_numpy(scipy.signal.sosfilt(sections, audio.mean(dim=0).double().numpy())).float()
 
 
 def _compare(input: Tensor, target: Tensor, start: int, samples: int, delay: int, reach: int) -> tuple[int, int, float]:

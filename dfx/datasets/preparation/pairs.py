@@ -29,6 +29,7 @@ from dfx.audio.reading import AudioFile
 from dfx.datasets.pairs import SILENCE, SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
 from dfx.errors import DataError, UserError
+from dfx.writing import replacing, write_csv
 
 SAMPLE_RATE = 22_050
 """The paper's, in Hz."""
@@ -187,12 +188,7 @@ class Report:
             if not rows:
                 path.unlink(missing_ok=True)
                 continue
-            unfinished = path.with_name(file + ".partial")
-            with unfinished.open("w", newline="", encoding="utf-8") as out:
-                writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            unfinished.replace(path)
+            write_csv(path, rows)
 
     def show(self) -> None:
         """Prints what was left out and what came of it.
@@ -309,10 +305,10 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     require_space(stem.parent, 4 * audio.numel())
     path = _with_ending(stem, suffix)
-    unfinished = _with_ending(stem, f".partial{suffix}")
-    soundfile.write(unfinished, audio.T.numpy(), sample_rate, subtype=subtype)
-    _with_ending(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
-    return unfinished.replace(path)
+    with replacing(path) as partial:
+        soundfile.write(partial, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
+        _with_ending(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
+    return path
 
 
 def existing(stem: Path, sample_rate: int) -> Path | None:

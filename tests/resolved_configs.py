@@ -1,7 +1,7 @@
-"""What every committed config resolves to. ``python -m tests.resolved_configs`` writes it anew, on purpose.
+"""Pin the options that every committed config resolves to; ``python -m tests.resolved_configs`` rewrites the pins.
 
-Pinned is each config with every default filled in; of a config that goes over another, what it changes in that. So
-an option that leaks from one file into the next, or a default that moves, shows as a line here.
+A config is pinned with every default filled in, an overlay by the options that it changes in its base. An option
+that leaks from one file into the next, or a default that changes, then shows as a line of ``resolved_configs.yaml``.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ Flat = dict[str, Any]
 
 
 def base_of(config: Path) -> Path | None:
-    """The config that a config goes over, as the command in its first lines says; none if it stands alone."""
-    said = re.search(r"fit --config (\S+) --config (\S+)", config.read_text())
-    if said is None:
+    """Return the config that an overlay changes, from the command in its first lines; None if it is no overlay."""
+    command = re.search(r"fit --config (\S+) --config (\S+)", config.read_text())
+    if command is None:
         return None
-    assert said[2] == config.relative_to(ROOT).as_posix(), f"{config} tells how to run {said[2]}"
-    return ROOT / said[1]
+    assert command[2] == config.relative_to(ROOT).as_posix(), f"{config} contains the command of {command[2]}"
+    return ROOT / command[1]
 
 
-def given(config: Path) -> list[str]:
-    """The options of train.py for a config, and the one that it goes over."""
+def config_options(config: Path) -> list[str]:
+    """Return the options of train.py for a config and, if it is an overlay, its base."""
     base = base_of(config)
     return [*(["--config", str(base)] if base else []), "--config", str(config)]
 
 
 def resolve(config: Path) -> Flat:
-    """All options of a run with a config, ``{"model.init_args.gradient.epsilon": 0.01, ...}``; lists are one value."""
+    """Return all options of a run, ``{"model.init_args.gradient.epsilon": 0.01, ...}``; a list is one value."""
     from dfx.cli import DfxCLI
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        DfxCLI(["fit", *given(config), "--print_config"])
+        DfxCLI(["fit", *config_options(config), "--print_config"])
     options = yaml.safe_load(printed.getvalue())
     if not options:
         raise ValueError(f"{config} does not resolve")
-    return flat(options)
+    return flatten(options)
 
 
-def to_pin(config: Path, resolved: dict[Path, Flat]) -> Flat:
-    """What is pinned of a config, given all that are resolved."""
+def options_to_pin(config: Path, resolved: dict[Path, Flat]) -> Flat:
+    """Return the options of a config that are pinned: all, or for an overlay those that differ from its base."""
     options, base = resolved[config], base_of(config)
     if base is None:
         return options
@@ -61,20 +61,20 @@ def to_pin(config: Path, resolved: dict[Path, Flat]) -> Flat:
     return {**changed, **dropped}
 
 
-def flat(options: Any, name: str = "") -> Flat:
-    """A tree of mappings as one, with dots in its names."""
+def flatten(options: Any, name: str = "") -> Flat:
+    """Turn nested mappings into one, with dots in its names."""
     if not isinstance(options, dict) or not options:
         return {name: options}
-    found: Flat = {}
+    flattened: Flat = {}
     for key, value in options.items():
-        found.update(flat(value, f"{name}.{key}" if name else str(key)))
-    return found
+        flattened.update(flatten(value, f"{name}.{key}" if name else str(key)))
+    return flattened
 
 
 def main() -> None:
     os.chdir(ROOT)
     resolved = {config: resolve(config) for config in CONFIGS}
-    pinned = {config.relative_to(ROOT).as_posix(): to_pin(config, resolved) for config in CONFIGS}
+    pinned = {config.relative_to(ROOT).as_posix(): options_to_pin(config, resolved) for config in CONFIGS}
     PINNED.write_text(yaml.safe_dump(pinned, sort_keys=True, width=1000, default_flow_style=None))
     print(f"{len(pinned)} configs in {PINNED.relative_to(ROOT)}")
 

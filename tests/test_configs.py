@@ -1,4 +1,4 @@
-"""Every config that is committed."""
+"""Every committed config resolves as pinned and trains."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from dfx.effects import EffectError
 from dfx.effects.chain import load_chain
 from dfx.sweep.grid import read_sweep
 from dfx.tasks import Task
-from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, flat, given, resolve, to_pin
+from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, config_options, flatten, options_to_pin, resolve
 
 ABLATIONS = [config for config in CONFIGS if config.parent.parent.name == "ablations"]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -22,7 +22,7 @@ IDS = {"ids": lambda path: path.relative_to(ROOT / "configs").with_suffix("").as
 
 
 def installed(config: Path) -> bool:
-    """Whether the plugins of a config are; the tests of their hosts say what to install."""
+    """Return whether the plugins of a config are installed; the tests of their hosts name the packages."""
     try:
         load_chain(str(config))
     except EffectError:
@@ -39,35 +39,40 @@ def pinned() -> dict:
 
 
 class SmallCLI(DfxCLI):
-    """Notes what a config resolves to, and then trains only as much of it as shows that it can be."""
+    """Record the options that a config resolves to, then train it with a few small steps."""
 
     SMALL = {
-        "run.evaluate": False, "wandb.mode": "disabled",
-        "data.batch_size": 2, "data.check_audio": False, "data.root": "data/tube_amp", "data.rows": None,
-        "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
-    }  # fmt: skip
+        "run.evaluate": False,
+        "wandb.mode": "disabled",
+        "data.batch_size": 2,
+        "data.check_audio": False,
+        "data.root": "data/tube_amp",
+        "data.rows": None,
+        "trainer.enable_progress_bar": False,
+        "trainer.enable_model_summary": False,
+    }
 
     def __init__(self, config: Path, **options: object) -> None:
         self.file = config
         self.options = {**self.SMALL, **{name.replace("__", "."): value for name, value in options.items()}}
-        super().__init__(["fit", *given(config)])
+        super().__init__(["fit", *config_options(config)])
 
     def before_instantiate_classes(self) -> None:
         dumped = self._parser("fit").dump(self.config.fit, skip_none=False)
-        RESOLVED[self.file] = flat(yaml.safe_load(dumped))
+        RESOLVED[self.file] = flatten(yaml.safe_load(dumped))
         for name, value in self.options.items():
             self.config.fit[name] = value
         super().before_instantiate_classes()
 
 
-def is_pinned(config: Path) -> None:
-    """Compares what a config has resolved to with what is pinned."""
+def assert_pinned(config: Path) -> None:
+    """Compare the options that a config has resolved to with the pinned ones."""
     base = base_of(config)
     if base and base not in RESOLVED:
         RESOLVED[base] = resolve(base)
     name = config.relative_to(ROOT).as_posix()
-    found = to_pin(config, RESOLVED)
-    assert found == pinned().get(name), "pinned otherwise; if it should be: python -m tests.resolved_configs"
+    options = options_to_pin(config, RESOLVED)
+    assert options == pinned().get(name), "differs from its pin; if intended, run python -m tests.resolved_configs"
 
 
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in ABLATIONS], **IDS)
@@ -78,9 +83,13 @@ def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(c
     trained = []
     monkeypatch.setattr(Task, "on_train_end", lambda self: trained.append(self.stage.name), raising=False)
     cli = SmallCLI(
-        config, run__folder=str(tmp_path), trainer__max_steps=2, trainer__limit_train_batches=2,
-        trainer__limit_val_batches=2, trainer__check_val_every_n_epoch=1,
-    )  # fmt: skip
+        config,
+        run__folder=str(tmp_path),
+        trainer__max_steps=2,
+        trainer__limit_train_batches=2,
+        trainer__limit_val_batches=2,
+        trainer__check_val_every_n_epoch=1,
+    )
     assert cli.trainer.global_step == 2
     effects = {"paper/mastering": 3}.get(f"{config.parent.name}/{config.stem}", 1)
     stages = [f"stage_{i + 1}" for i in range(effects)]
@@ -90,7 +99,7 @@ def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(c
     folder = tmp_path / cli.config.fit.run.name / "checkpoints"
     assert all((folder / stage / "best.ckpt").exists() for stage in trained[:-1])
     assert (folder / "best.ckpt").exists()
-    is_pinned(config)
+    assert_pinned(config)
 
 
 @pytest.mark.parametrize("config", ABLATIONS, **IDS)
@@ -99,15 +108,19 @@ def test_an_arm_of_an_ablation_resolves_as_pinned_and_takes_a_step(config, tmp_p
         pytest.skip("apt-get install calf-plugins liblilv-0-0 zam-plugins")
     monkeypatch.chdir(ROOT)
     cli = SmallCLI(
-        config, run__folder=str(tmp_path), trainer__max_steps=1, trainer__limit_train_batches=1,
-        trainer__limit_val_batches=0, trainer__enable_checkpointing=True,
-    )  # fmt: skip
+        config,
+        run__folder=str(tmp_path),
+        trainer__max_steps=1,
+        trainer__limit_train_batches=1,
+        trainer__limit_val_batches=0,
+        trainer__enable_checkpointing=True,
+    )
     assert cli.trainer.global_step == 1
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
-    is_pinned(config)
+    assert_pinned(config)
 
 
-def test_an_arm_differs_by_values_of_options_and_says_what_it_asks():
+def test_an_arm_changes_values_of_options_and_names_its_question():
     for config in ABLATIONS:
         text, content = config.read_text(), yaml.safe_load(config.read_text())
         assert "class_path" not in text, f"{config}: init_args leak where a class is swapped"
@@ -120,7 +133,7 @@ def test_every_config_is_pinned_and_nothing_else():
     assert set(pinned()) == {config.relative_to(ROOT).as_posix() for config in CONFIGS}
 
 
-def test_every_arm_is_in_the_sweep_of_its_question_over_the_config_that_it_names():
+def test_every_arm_is_in_the_sweep_of_its_question_with_the_same_base():
     for question in {config.parent.name for config in ABLATIONS}:
         arms = {c.relative_to(ROOT).as_posix() for c in ABLATIONS if c.parent.name == question}
         sweep = read_sweep(str(ROOT / "configs" / "sweeps" / f"{question}.yaml"))
@@ -130,11 +143,11 @@ def test_every_arm_is_in_the_sweep_of_its_question_over_the_config_that_it_names
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, **IDS)
-def test_every_point_of_a_committed_sweep_is_a_command_that_train_takes(sweep, monkeypatch):
+def test_every_point_of_a_committed_sweep_is_a_valid_command_of_train(sweep, monkeypatch):
     monkeypatch.chdir(ROOT)
     points = read_sweep(str(sweep)).points()
     assert len({point.name for point in points}) == len(points)
-    # One is enough: the overlays themselves are tested above.
+    # One point is enough: the overlays are tested above.
     command = points[-1].command
     assert command[1] == "train.py"
     printed = io.StringIO()
@@ -143,10 +156,15 @@ def test_every_point_of_a_committed_sweep_is_a_command_that_train_takes(sweep, m
     assert exit.value.code == 0 and yaml.safe_load(printed.getvalue())["run"]["seed"] == 2
 
 
-def test_one_seed_is_that_of_weights_order_and_directions(tmp_path, monkeypatch):
+def one_step_of_smoke(folder: Path, *options: str) -> list[str]:
+    """Return arguments of train.py for one step of configs/smoke.yaml."""
+    command = "fit --config configs/smoke.yaml --run.evaluate false --trainer.max_steps 1"
+    return [*command.split(), "--run.folder", str(folder), *options]
+
+
+def test_run_seed_sets_the_seeds_of_weights_order_and_directions(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    cli = DfxCLI(["fit", "--config", "configs/smoke.yaml", "--run.folder", str(tmp_path), "--run.evaluate", "false",
-                  "--trainer.max_steps", "1", "--run.seed", "7"])  # fmt: skip
+    cli = DfxCLI(one_step_of_smoke(tmp_path, "--run.seed", "7"))
     config = cli.config.fit
     assert (config.seed_everything, config.data.seed, config.model.init_args.gradient.seed) == (7, 7, 7)
     assert cli.datamodule.seed == 7 and torch.initial_seed() == 7
@@ -154,28 +172,24 @@ def test_one_seed_is_that_of_weights_order_and_directions(tmp_path, monkeypatch)
     assert resolved["seed_everything"] == 7 and resolved["run"]["seed"] is None
 
 
-def test_parameters_that_do_nothing_are_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    asleep = '[{"effect": "pedalboard:Gain"}, {"effect": "pedalboard:Chorus", "fixed": {"mix": 0}}]'
-    arguments = ["fit", "--config", "configs/smoke.yaml", "--run.folder", str(tmp_path), "--run.evaluate", "false",
-                 "--trainer.max_steps", "1", "--model.init_args.effects", asleep]  # fmt: skip
+def test_parameters_without_effect_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    dead = '[{"effect": "pedalboard:Gain"}, {"effect": "pedalboard:Chorus", "fixed": {"mix": 0}}]'
+    arguments = one_step_of_smoke(tmp_path, "--model.init_args.effects", dead)
     with pytest.raises(EffectError, match="chorus.rate_hz, chorus.depth.*keep_dead_parameters"):
         DfxCLI(arguments)
     DfxCLI([*arguments, "--model.init_args.keep_dead_parameters", "true"])
 
 
-def test_effects_on_the_command_line_take_nothing_from_those_they_replace(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+def test_effects_on_the_command_line_inherit_nothing_from_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     effects = '[{"effect": "pedalboard:Distortion"}, {"effect": "pedalboard:Gain"}]'
-    cli = DfxCLI(
-        ["fit", "--config", "configs/smoke.yaml", "--run.folder", str(tmp_path), "--run.evaluate", "false",
-         "--trainer.max_steps", "1", "--model.init_args.effects", effects]
-    )  # fmt: skip
+    cli = DfxCLI(one_step_of_smoke(tmp_path, "--model.init_args.effects", effects))
     assert [p.high for p in cli.model.chain.parameters] == [40, 36]
 
 
 def test_numbers_in_configs_are_numbers():
-    # PyYAML reads 1e-4 as a string; a config must not depend on who reads it.
+    # PyYAML reads 1e-4 as a string, other readers as a number.
     for config in [*CONFIGS, *SWEEPS]:
         assert "e-" not in str([v for v in _values(yaml.safe_load(config.read_text())) if isinstance(v, str)])
 

@@ -1,29 +1,29 @@
 #!/usr/bin/env python3
 """Prepare the tube-amplifier pairs of the paper: notes, and the same notes through a tube preamplifier.
 
-The recordings are single notes of electric guitars and basses, two seconds each, and what the tube preamplifier
-(610-B) of a Universal Audio 6176 channel strip makes of them. They are two folders of one archive:
+The recordings are single notes of electric guitars and basses, two seconds each, and the same notes through the
+tube preamplifier (610-B) of a Universal Audio 6176 channel strip. They are in two folders of one archive:
 
     https://zenodo.org/record/3562442   AudioMDPI.zip
         AudioMDPI/6176ChannelStrip/dry/*.wav      -> input/
         AudioMDPI/6176ChannelStrip/preamp/*.wav   -> target/
 
     python data/prepare_audiomdpi.py                             # download, check, prepare
-    python data/prepare_audiomdpi.py --archive AudioMDPI.zip     # from a copy that you have
-    python train.py fit --config configs/paper/tube_amp.yaml     # trains on data/external/6176
+    python data/prepare_audiomdpi.py --archive AudioMDPI.zip     # use an archive that is already downloaded
+    python train.py fit --config configs/paper/tube_amp.yaml     # train on data/external/6176
 
-The archive is downloaded into the output folder; a download that broke off goes on where it was, and size and
-checksum are compared with what Zenodo says. Files that were prepared already are kept: after whatever went
-wrong, run the script again.
+The archive is downloaded into the output folder; size and checksum are compared with those that Zenodo reports.
+After an interruption or an error, run the script again: it resumes the download and keeps the files that are
+already prepared.
 
-The split is the paper's, 80/10/10 of the sorted files. It is one of single notes: the same pitch of another
-guitar, or plucked in another way, can be on both sides, so a test on it says nothing of new pitches.
+The split is the paper's, 80/10/10 of the sorted files, by note: the same pitch of another guitar, or plucked in
+another way, can be in two splits, so the test split does not measure generalization to new pitches.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx is used from where it lies
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx need not be installed
 
 from dfx.datasets.preparation.pairs import ZenodoPairs, run, split_as_published
 

@@ -1,46 +1,47 @@
 #!/usr/bin/env python3
 """Prepare the mastering pairs of the paper: songs, and the same songs mastered.
 
-Cambridge Music Technology's "Mixing Secrets" library lists, for many of its songs, a preview of the mix and one
-of the mix before mastering. The site lets browsers in and turns programs away, and the list changes with time;
-so save both yourself:
+Cambridge Music Technology's "Mixing Secrets" library lists, for many of its songs, previews of the mix before and
+after mastering. The site blocks automated access, and its list changes with time, so save both with a browser:
 
-1. Open https://multitracksearch.cambridge-mt.com/ms-mtk-search.htm in a browser and save it ("Save page as",
-   HTML only).
-2. Save the previews into one folder, under the names that the site gives them. Run on an empty folder, the
-   script lists the names that it wants. `--download` tries to get them from the addresses in the page, one
-   after the other, with a pause after each.
+1. Open https://multitracksearch.cambridge-mt.com/ms-mtk-search.htm and save it ("Save page as", HTML only).
+2. Save the previews into one folder, under the names that the site gives them. If the folder is empty, the script
+   lists the names of the files that it needs. `--download` tries to download them from the addresses in the page,
+   one at a time, with a pause after each.
 
     python data/prepare_cambridge_mt.py --page ms-mtk-search.htm --copy previews
-    python train.py fit --config configs/paper/mastering.yaml    # trains on data/external/mastering
+    python train.py fit --config configs/paper/mastering.yaml    # train on data/external/mastering
 
-The page holds its list as JavaScript, between `var projects = [` and `];`. Of each entry four texts are read,
-and all others are ignored:
+The page contains its list as JavaScript, between `var projects = [` and `];`. Four strings of each entry are read,
+all others are ignored:
 
     {"a": "ARTIST", "p": "'TITLE'", "pt": "Full", "pv": "https://previews.cambridge-mt.com/NAME.mp3"}
 
-(`artist`, `project` and `type` in full are read as well.) A song is used if it has an entry of type `Mstr`, the
+(The keys `artist`, `project` and `type` are accepted as well.) A song is used if it has an entry of type `Mstr`, the
 unmastered mix and our input, and one of type `Full`, our target, both with a preview.
 
-The two previews of a song seldom begin at the same sample. The delay of the target is found above 2 kHz, looked
-for up to 10 s either way, and both are cut to the part that they share; nothing is padded. An inverted target is
-turned over. manifest.csv names the delay (positive: the target came later), the drift, the polarity and the
-correlation of every pair. A pair whose delay drifts by more than half a millisecond, whose correlation is under
-0.3, whose lengths are too different, or which is silent or cannot be read, is left out; doubtful.csv says why.
+The two previews of a song seldom begin at the same sample. The delay of the target is estimated above 2 kHz, within
+10 s either way, and both are cut to the part that they share; nothing is padded. An inverted target is inverted
+back. manifest.csv lists the delay (positive if the target is later), drift, polarity and correlation of every pair.
+A pair is left out if its delay drifts by more than 0.5 ms, its correlation is below 0.3, its lengths differ too
+much, or a file is silent or unreadable; doubtful.csv lists the reasons.
 
-No artist is in two splits; the paper's split is by song. Songs that were prepared already are kept: run the
-script again when you have saved more of them, and remove the output folder if you replaced some.
+No artist is in two splits; the paper's split is by song. Songs that are already prepared are kept: run the script
+again after saving more of them, and remove the output folder after replacing some.
 """
+
+from __future__ import annotations
 
 import html
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx is used from where it lies
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx need not be installed
 
 from tqdm import tqdm
 
@@ -54,8 +55,8 @@ SITE = "https://multitracksearch.cambridge-mt.com/"
 PAUSE_SECONDS = 1.0
 
 FIELDS = {"artist": ("a", "artist"), "project": ("p", "project"), "type": ("pt", "type"), "preview": ("pv",)}
-SIDES = {"input": "Mstr", "target": "Full"}
-SOURCE = ("artist", "project", "delay_samples", "drift_samples", "polarity", "correlation")
+PREVIEW_TYPES = {"input": "Mstr", "target": "Full"}
+COLUMNS = ("artist", "project", "delay_samples", "drift_samples", "polarity", "correlation")
 
 TOKEN = re.compile(
     r""" "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' | (?P<word>[A-Za-z_$][\w$]*)
@@ -65,7 +66,7 @@ TOKEN = re.compile(
 
 
 class Song(NamedTuple):
-    """A song with the addresses of its two previews."""
+    """A song with the URLs of its two previews."""
 
     artist: str
     project: str
@@ -78,48 +79,48 @@ class Song(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The files that were written of a song, and what the manifest says of it, by :data:`SOURCE`."""
+    """The files of a song (input, target) and its values of the columns :data:`COLUMNS` of the manifest."""
 
     paths: Sequence[Path]
-    source: Dict[str, object]
+    columns: dict[str, Any]
 
 
-def parse_page(page: str) -> List[Song]:
-    """The songs of the site's page that have both previews, in its order.
+def parse_page(page: str) -> list[Song]:
+    """Return the songs of the site's page that have both previews, in the order of the page.
 
     Raises:
-        UserError: if the page holds no list, or one of another layout.
+        UserError: if the page contains no list, or its layout is not as expected.
     """
     entries = parse_list(page)
-    songs: Dict[tuple, Dict[str, str]] = {}
-    used = 0
+    songs: dict[tuple[str, str], dict[str, str]] = {}
+    num_used = 0
     for entry in entries:
-        values = {
-            field: next((entry[key] for key in keys if entry.get(key)), "") for field, keys in FIELDS.items()
-        }
+        values = {field: next((entry[key] for key in keys if entry.get(key)), "") for field, keys in FIELDS.items()}
         if not all(values.values()):
             continue
-        used += 1
+        num_used += 1
         artist = html.unescape(values["artist"]).strip()
         project = html.unescape(values["project"]).strip(" '\u2018\u2019")
         previews = songs.setdefault((artist, project), {})
-        previews.setdefault(values["type"], address(values["preview"]))
-    if not used:
+        previews.setdefault(values["type"], absolute_url(values["preview"]))
+    if not num_used:
         found = ", ".join(sorted({key for entry in entries for key in entry})) or "none"
-        raise UserError(f"no entry of the page's list has artist, project, type and preview; its fields are: {found}")
+        raise UserError(
+            f"no entry in the list of the page has artist, project, type and preview; its fields are: {found}"
+        )
     return [
-        Song(artist, project, *(previews[type] for type in SIDES.values()))
+        Song(artist, project, *(previews[type] for type in PREVIEW_TYPES.values()))
         for (artist, project), previews in songs.items()
-        if set(SIDES.values()) <= previews.keys()
+        if set(PREVIEW_TYPES.values()) <= previews.keys()
     ]
 
 
-def parse_list(page: str) -> List[Dict[str, str]]:
-    """The objects between ``var projects = [`` and ``]``, each with its texts; whatever else they hold is skipped."""
+def parse_list(page: str) -> list[dict[str, str]]:
+    """Return the string fields of the objects between ``var projects = [`` and ``]``; other fields are skipped."""
     begin = re.search(r"\bprojects\s*=\s*\[", page)
     if not begin:
-        raise UserError("the page has no list `var projects = [`: save the page itself, as HTML")
-    entries: List[Dict[str, str]] = []
+        raise UserError("the page has no list `var projects = [`: save the page itself as HTML")
+    entries: list[dict[str, str]] = []
     depth, text, key = 0, "", None
     for token in TOKEN.finditer(page, begin.end()):
         mark = token["mark"]
@@ -143,7 +144,7 @@ def parse_list(page: str) -> List[Dict[str, str]]:
 
 
 def unescape(text: str) -> str:
-    """The value of a JavaScript string."""
+    """Return the value of a JavaScript string literal, given without quotes."""
 
     def value(escape: re.Match) -> str:
         code = escape[1]
@@ -152,29 +153,29 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", value, text, flags=re.DOTALL)
 
 
-def address(text: str) -> str:
-    """What a browser makes of a link in the page."""
-    return quote(urljoin(SITE, html.unescape(text).strip()), safe="%:/?#[]@!$&'()*+,;=~")
+def absolute_url(link: str) -> str:
+    """Return the absolute, percent-encoded URL of a link in the page."""
+    return quote(urljoin(SITE, html.unescape(link).strip()), safe="%:/?#[]@!$&'()*+,;=~")
 
 
 def file_name(url: str) -> str:
-    """What a browser calls the file at an address."""
+    """Return the name under which a browser saves a URL."""
     return safe_name(unquote(PurePosixPath(urlsplit(url).path).name))
 
 
-def files_of(folder: Path) -> Dict[str, Path]:
-    """The files in a folder and under it, by their names in lower case."""
+def find_by_name(folder: Path) -> dict[str, Path]:
+    """Return all files below a folder, by their names in lower case."""
     return {path.name.lower(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def download_missing(songs: Sequence[Song], copy: Path) -> None:
-    """Downloads the previews that the copy lacks; what the site does not have (any more) is passed over.
+    """Download the previews that are missing in the folder `copy`; skip those that the site does not have.
 
     Raises:
-        UserError: if the site cannot be reached, or turns us away.
+        UserError: if the site cannot be reached or refuses the download.
     """
-    there = files_of(copy)
-    urls = [url for song in songs for url in (song.input, song.target) if file_name(url).lower() not in there]
+    present = find_by_name(copy)
+    urls = [url for song in songs for url in (song.input, song.target) if file_name(url).lower() not in present]
     for url in urls:
         try:
             download(RemoteFile(url), copy / file_name(url))
@@ -186,60 +187,65 @@ def download_missing(songs: Sequence[Song], copy: Path) -> None:
 
 
 def prepare(songs: Sequence[Song], copy: Path, output: Path, sample_rate: int) -> None:
-    """Aligns the pairs that the copy holds and writes them, and a manifest after each."""
-    files = files_of(copy)
-    pairs = known_pairs(songs, output, sample_rate)
-    left_out: Dict[str, str] = {}
+    """Align and write the pairs whose previews are in the folder `copy`, and update the manifest after each."""
+    files = find_by_name(copy)
+    pairs = load_pairs(songs, output, sample_rate)
+    left_out: dict[str, str] = {}
     output.mkdir(parents=True, exist_ok=True)
     for song in tqdm([song for song in songs if song.name not in pairs], desc="Preparing", unit=" songs"):
-        wanted = [file_name(song.input), file_name(song.target)]
-        missing = [name for name in wanted if name.lower() not in files]
+        names = [file_name(song.input), file_name(song.target)]
+        missing = [name for name in names if name.lower() not in files]
         if missing:
             left_out[song.name] = f"{' and '.join(missing)} not in {copy}"
             continue
         try:
-            input, target = (read_whole(files[name.lower()], sample_rate) for name in wanted)
+            input, target = (read_whole(files[name.lower()], sample_rate) for name in names)
             found = match(input, target, sample_rate)
             if found.doubt:
                 raise DataError(found.doubt)
             cut = cut_to_match(input, found.polarity * target, found.delay_samples)
-            paths = [write_audio(audio, output / side / song.name, sample_rate) for side, audio in zip(SIDES, cut)]
+            paths = [
+                write_audio(audio, output / side / song.name, sample_rate)
+                for side, audio in zip(PREVIEW_TYPES, cut, strict=True)
+            ]
         except DataError as error:
             left_out[song.name] = str(error)
             continue
         values = (song.artist, song.project, *found[:3], f"{found.confidence:.3f}")
-        pairs[song.name] = Pair(paths, dict(zip(SOURCE, values)))
-        report_of(pairs, left_out, output).write()
-    report = report_of(pairs, left_out, output)
+        pairs[song.name] = Pair(paths, dict(zip(COLUMNS, values, strict=True)))
+        build_report(pairs, left_out, output).write()
+    report = build_report(pairs, left_out, output)
     report.write()
     report.show()
 
 
-def known_pairs(songs: Sequence[Song], output: Path, sample_rate: int) -> Dict[str, Pair]:
-    """The pairs of an earlier run, by their names."""
+def load_pairs(songs: Sequence[Song], output: Path, sample_rate: int) -> dict[str, Pair]:
+    """Return the pairs of earlier runs, by name."""
     rows = {row.get("name"): row for row in read_manifest(output)}
     pairs = {}
     for song in songs:
-        paths = [existing(output / side / song.name, sample_rate) for side in SIDES]
+        paths = [existing(output / side / song.name, sample_rate) for side in PREVIEW_TYPES]
         if song.name in rows and all(paths):
-            pairs[song.name] = Pair(paths, {key: rows[song.name].get(key, "") for key in SOURCE})
+            pairs[song.name] = Pair(paths, {key: rows[song.name].get(key, "") for key in COLUMNS})
     return pairs
 
 
-def report_of(pairs: Dict[str, Pair], left_out: Dict[str, str], output: Path) -> Report:
-    """The manifest of the pairs so far."""
+def build_report(pairs: dict[str, Pair], left_out: dict[str, str], output: Path) -> Report:
+    """Return a report on the pairs prepared so far, with their splits."""
     report = Report(output, doubtful=left_out)
-    split = split_by_group({name: pair.source["artist"].lower() for name, pair in pairs.items()})
+    split = split_by_group({name: pair.columns["artist"].lower() for name, pair in pairs.items()})
     for name, pair in sorted(pairs.items()):
-        report.add(name, split[name], *pair.paths, **pair.source)
+        report.add(name, split[name], *pair.paths, **pair.columns)
     return report
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, "data/external/mastering")
-    parser.add_argument("--page", type=Path, required=True, help="the site's page, saved")
-    parser.add_argument("--copy", type=Path, required=True, help="the folder of your saved previews")
-    parser.add_argument("--download", action="store_true", help="try to download what the folder lacks")
+    parser.add_argument("--page", type=Path, required=True, help="the saved page of the site")
+    parser.add_argument("--copy", type=Path, required=True, help="folder of the saved previews")
+    parser.add_argument(
+        "--download", action="store_true", help="try to download previews that are missing in the folder"
+    )
     options = parser.parse_args(arguments)
     if not options.page.is_file():
         raise UserError(f"{options.page}: no such file; save {SITE}ms-mtk-search.htm with a browser")
@@ -249,7 +255,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         options.copy.mkdir(parents=True, exist_ok=True)
         download_missing(songs, options.copy)
     if not options.copy.is_dir():
-        raise UserError(f"{options.copy}: no such folder; it is where your saved previews are")
+        raise UserError(f"{options.copy}: no such folder; create it and save the previews there")
     prepare(songs, options.copy, options.output, options.sample_rate)
 
 

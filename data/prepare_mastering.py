@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Make the paired audio of the mastering task: excerpts of songs as they were mixed, and mastered.
+"""Prepare the pairs of the mastering task: excerpts of song mixes, and of their masters.
 
-Inputs are the songs of two packages for the game Frets on Fire, which keep the lead guitar in a file of its
-own: the sum of the two files is the mix. Targets are made from the whole song by one of two engines:
+Inputs are the songs of two packages for the game Frets on Fire, which store the lead guitar in a separate file:
+the sum of the two files is the mix. Targets are made from the whole song by one of two engines:
 
-* `plugins`: equalizer, three-band compressor and limiter of zam-plugins, with settings that follow the song;
+* `plugins`: equalizer, three-band compressor and limiter of zam-plugins, with settings derived from the song;
 * `matchering`: Matchering matches loudness, spectrum and peaks to the master of a song of the other band.
 
-On Debian, everything the script reads comes from
+On Debian, install the sources with
 
     apt-get install fretsonfire-songs-muldjord fretsonfire-songs-sectoid zam-plugins
 
-and `pip install numpy scipy soundfile pedalboard tqdm pyloudnorm matchering==2.0.6`. Run it without options to
-write `mastering/` beside this file, or with `--check` to compare a fresh rendering with what is there.
+and `pip install numpy scipy soundfile pedalboard tqdm pyloudnorm matchering==2.0.6`. Without options, the script
+writes `mastering/` next to this file; with `--check`, it compares that folder with a new rendering.
 """
 
 from __future__ import annotations
@@ -24,51 +24,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pedalboard
+import shipped
 import soundfile
-from prepare_tube_amp import (
-    HALF_BAND_FILTER,
-    RENDER_SAMPLE_RATE,
-    SAMPLE_RATE,
-    amplitude,
-    as_16_bit,
-    silence_native_code,
-)
-from scipy.signal import butter, resample_poly, sosfilt
-from shipped import empty_folder, require, run, write_manifest, write_pair
+from scipy.signal import butter, sosfilt
+from shipped import RENDER_SAMPLE_RATE, SAMPLE_RATE
 from tqdm import tqdm
 
 try:
     import matchering
     import pyloudnorm
 except ImportError as error:
-    sys.exit(f"error: {error.name} is missing; try: pip install pyloudnorm matchering==2.0.6")
+    sys.exit(f"error: {error.name} is not installed; run: pip install pyloudnorm matchering==2.0.6")
 
 SONGS_FOLDER = Path("/usr/share/games/fretsonfire/data/songs")
 PLUGINS_FOLDER = Path("/usr/lib/vst3")
 COPYRIGHT = Path("/usr/share/doc")
 
 EXCERPT_SECONDS = 6.5
-MIX_PEAK_DB = -6.0  # of a whole song: the headroom that mixes are delivered with
-MASTER_GAIN_DB = -1.5  # the last step: what comes back in between the samples must not clip
+MIX_PEAK_DB = -6.0  # of a whole song: the usual headroom of a mix
+MASTER_GAIN_DB = -1.5  # the last step: headroom for peaks between samples
 
-# Both engines delay by a constant, measured with an impulse and cut off again.
+# Constant delays of both engines, measured with an impulse and compensated.
 LIMITER_LATENCY_SAMPLES = 480
 MATCHERING_LATENCY_SAMPLES = 1
 
-CROSSOVERS_HZ = (160.0, 2500.0)  # of the compressor, and of the bands that are measured for the settings
+CROSSOVERS_HZ = (160.0, 2500.0)  # of the compressor and of `band_levels_db`
 MASTER_LUFS = -8.5  # of an average song, before MASTER_GAIN_DB
 
 
 @dataclass(frozen=True)
 class Song:
-    """One song, where it belongs and who masters it."""
+    """A song with its split and mastering engine."""
 
     band: str
-    title: str  # the name of its folder
+    title: str  # name of its folder
     split: str
     excerpts: int
-    reference: str = ""  # the title of the song whose master Matchering follows; without one, plugins do
+    reference: str = ""  # title of the song whose master Matchering matches; if empty, the plugins master the song
 
     @property
     def name(self) -> str:
@@ -100,15 +92,9 @@ SONGS = (
 
 
 def mix(song: Song) -> np.ndarray:
-    """The song as the game plays it, both tracks at full level, in mono at RENDER_SAMPLE_RATE."""
-    tracks = []
-    for path in song.tracks:
-        audio, sample_rate = soundfile.read(path, always_2d=True)
-        if sample_rate != RENDER_SAMPLE_RATE:
-            raise ValueError(f"{path}: {sample_rate} Hz, expected {RENDER_SAMPLE_RATE} Hz")
-        tracks.append(audio.mean(axis=1))
-    audio = np.sum(tracks, axis=0)
-    return amplitude(MIX_PEAK_DB) / np.abs(audio).max() * audio
+    """Return the sum of both tracks at full level, as in the game: mono at RENDER_SAMPLE_RATE, peak at MIX_PEAK_DB."""
+    audio = np.sum([shipped.read_mono(path, RENDER_SAMPLE_RATE)[0] for path in song.tracks], axis=0)
+    return shipped.db_to_amplitude(MIX_PEAK_DB) / np.abs(audio).max() * audio
 
 
 def loudness_lufs(audio: np.ndarray) -> float:
@@ -116,36 +102,31 @@ def loudness_lufs(audio: np.ndarray) -> float:
 
 
 def band_levels_db(audio: np.ndarray) -> np.ndarray:
-    """Level of the loud moments below, between and above the crossovers."""
+    """Return the 90th percentile of the level in blocks of 0.1 s, below, between and above the crossovers."""
     levels = []
     for kind, edges in (("low", CROSSOVERS_HZ[0]), ("band", CROSSOVERS_HZ), ("high", CROSSOVERS_HZ[1])):
         band = sosfilt(butter(4, edges, kind, fs=RENDER_SAMPLE_RATE, output="sos"), audio)
-        blocks = band[: len(band) // 4410 * 4410].reshape(-1, 4410)
+        size = RENDER_SAMPLE_RATE // 10
+        blocks = band[: len(band) // size * size].reshape(-1, size)
         levels.append(10 * np.log10(np.percentile(np.mean(blocks**2, axis=1), 90)))
     return np.array(levels)
 
 
-def plugin(name: str, settings: dict[str, float], audio: np.ndarray, channels: int = 1) -> np.ndarray:
-    """Process in a plugin of its own, so that no state outlives a song."""
-    effect = pedalboard.load_plugin(str(PLUGINS_FOLDER / f"{name}.vst3"))
-    # The detected type would load the plugin anew on reset and leave its parameters dangling.
-    effect._reload_type = pedalboard.ExternalPluginReloadType.ClearsAudioOnReset
-    for parameter, value in settings.items():
-        setattr(effect, parameter, value)
-    both = np.repeat(audio[None].astype(np.float32), channels, axis=0)
-    return effect.process(both, RENDER_SAMPLE_RATE, reset=False)[0].astype(np.float64)
+def process(name: str, settings: dict[str, float], audio: np.ndarray, channels: int = 1) -> np.ndarray:
+    """Process mono audio in a plugin of zam-plugins."""
+    return shipped.run_plugin(PLUGINS_FOLDER / f"{name}.vst3", settings, audio, channels)
 
 
 def master_with_plugins(audio: np.ndarray, average_db: np.ndarray, average_lufs: float) -> np.ndarray:
-    """Equalize towards the average of all songs, compress three bands and limit.
+    """Equalize, compress and limit a song.
 
-    What a song has more or less of than the average in a band is corrected, and all get less mud and more air;
-    every band is compressed 5:2 above a threshold well under its loud moments; songs that are dense stay a
-    little louder than others.
+    The equalizer corrects the balance of the bands towards the average of all songs, attenuates 300 Hz and boosts
+    the treble. The compressor has a ratio of 2.5:1 and a threshold 9 dB below `band_levels_db` in each band. The
+    limiter keeps half of the loudness differences between songs.
     """
     excess_db = band_levels_db(audio) - average_db
     low_db, middle_db, high_db = np.clip(excess_db.mean() - excess_db, -4, 4)
-    audio = plugin(
+    audio = process(
         "ZamEQ2",
         {
             "boost_cut_l_db": low_db,
@@ -162,7 +143,9 @@ def master_with_plugins(audio: np.ndarray, average_db: np.ndarray, average_lufs:
     )
     settings = {"crossover_freq_1_hz": CROSSOVERS_HZ[0], "crossover_freq_2_hz": CROSSOVERS_HZ[1]}
     timing_ms = ((30.0, 200.0), (15.0, 120.0), (5.0, 80.0))
-    for band, (level_db, (attack_ms, release_ms)) in enumerate(zip(band_levels_db(audio), timing_ms), start=1):
+    for band, (level_db, (attack_ms, release_ms)) in enumerate(
+        zip(band_levels_db(audio), timing_ms, strict=True), start=1
+    ):
         settings |= {
             f"zamcomp_{band}_on": True,
             f"threshold_{band}_db": level_db - 9,
@@ -170,17 +153,17 @@ def master_with_plugins(audio: np.ndarray, average_db: np.ndarray, average_lufs:
             f"knee{band}_db": 6.0,
             f"attack{band}_ms": attack_ms,
             f"release{band}_ms": release_ms,
-            f"makeup_{band}_db": 5.4,  # what the ratio takes from 9 dB above the threshold
+            f"makeup_{band}_db": 5.4,  # the gain reduction 9 dB above the threshold
         }
-    audio = plugin("ZaMultiComp", settings, audio)
-    wanted_lufs = MASTER_LUFS + 0.5 * (loudness_lufs(audio) - average_lufs)
-    settings = {"threshold_db": loudness_lufs(audio) - wanted_lufs, "output_ceiling_db": 0.0, "release_ms": 40.0}
-    late = np.concatenate([audio, np.zeros(LIMITER_LATENCY_SAMPLES)])
-    return plugin("ZaMaximX2", settings, late, channels=2)[LIMITER_LATENCY_SAMPLES:]
+    audio = process("ZaMultiComp", settings, audio)
+    target_lufs = MASTER_LUFS + 0.5 * (loudness_lufs(audio) - average_lufs)
+    settings = {"threshold_db": loudness_lufs(audio) - target_lufs, "output_ceiling_db": 0.0, "release_ms": 40.0}
+    padded = np.concatenate([audio, np.zeros(LIMITER_LATENCY_SAMPLES)])
+    return process("ZaMaximX2", settings, padded, channels=2)[LIMITER_LATENCY_SAMPLES:]
 
 
 def master_with_matchering(audio: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Match the loudness, spectrum and peaks of the reference."""
+    """Match loudness, spectrum and peaks to the reference."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: str(Path(folder, f"{name}.wav")) for name in ("audio", "reference", "result")}
         soundfile.write(files["audio"], audio, RENDER_SAMPLE_RATE, "FLOAT")
@@ -192,15 +175,15 @@ def master_with_matchering(audio: np.ndarray, reference: np.ndarray) -> np.ndarr
 
 def write_dataset(folder: Path) -> None:
     """Master every song as a whole and write its excerpts."""
-    require(
+    shipped.require(
         {
             "fretsonfire-songs-muldjord": [path for song in SONGS if song.band == "muldjord" for path in song.tracks],
             "fretsonfire-songs-sectoid": [path for song in SONGS if song.band == "sectoid" for path in song.tracks],
             "zam-plugins": [PLUGINS_FOLDER / f"{name}.vst3" for name in ("ZamEQ2", "ZaMultiComp", "ZaMaximX2")],
         }
     )
-    silence_native_code()
-    empty_folder(folder)
+    shipped.silence_native_code()
+    shipped.clear_sides(folder)
     mixes = {song.title: mix(song) for song in SONGS}
     average_db = np.mean([band_levels_db(audio) for audio in mixes.values()], axis=0)
     average_lufs = float(np.mean([loudness_lufs(audio) for audio in mixes.values()]))
@@ -214,24 +197,23 @@ def write_dataset(folder: Path) -> None:
 
     rows = []
     for song in SONGS:
-        input, target = (
-            resample_poly(audio, 1, 2, window=HALF_BAND_FILTER)
-            for audio in (mixes[song.title], amplitude(MASTER_GAIN_DB) * masters[song.title])
-        )
-        samples = round(EXCERPT_SECONDS * SAMPLE_RATE)
-        for number in range(song.excerpts):
-            # Spread over the song, away from intro and ending.
-            start = round((number + 1) / (song.excerpts + 1) * len(input)) - samples // 2
-            name = f"{song.name}_{number + 1}"
-            cut = slice(start, start + samples)
-            paths = write_pair(folder, name, as_16_bit(input[cut]), as_16_bit(target[cut]))
-            row = {"name": name, "split": song.split, **paths, "song": song.title, "band": song.band}
-            rows.append(row | {"start_seconds": f"{start / SAMPLE_RATE:.3f}", "engine": song.engine})
-            rows[-1]["licence"] = song.licence
+        input = shipped.downsample(mixes[song.title])
+        target = shipped.downsample(shipped.db_to_amplitude(MASTER_GAIN_DB) * masters[song.title])
+        num_samples = round(EXCERPT_SECONDS * SAMPLE_RATE)
+        for number in range(1, song.excerpts + 1):
+            name = f"{song.name}_{number}"
+            # Spread evenly over the song, without its beginning and end.
+            start = round(number / (song.excerpts + 1) * len(input)) - num_samples // 2
+            excerpts = (shipped.round_to_16_bit(audio[start : start + num_samples]) for audio in (input, target))
+            row = {"name": name, "split": song.split, **shipped.write_pair(folder, name, *excerpts)}
+            row |= {"song": song.title, "band": song.band, "start_seconds": f"{start / SAMPLE_RATE:.3f}"}
+            rows.append(row | {"engine": song.engine, "licence": song.licence})
     for band in ("muldjord", "sectoid"):
         shutil.copy(COPYRIGHT / f"fretsonfire-songs-{band}" / "copyright", folder / f"LICENCE-{band}.txt")
-    write_manifest(folder, rows)
+    shipped.write_manifest(folder, rows)
+    shipped.write_checksums(folder)
 
 
 if __name__ == "__main__":
-    run("Make the paired audio of the mastering task (about a minute).", "mastering", write_dataset)
+    parser = shipped.argument_parser("Prepare the pairs of the mastering task (about a minute).", "mastering")
+    shipped.run(parser.parse_args(), write_dataset)

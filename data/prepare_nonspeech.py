@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Make the paired audio of the nonspeech task: speech with breaths, clicks and room tone in its pauses, and without.
+"""Prepare the pairs of the nonspeech task: speech with breaths, clicks and room tone in its pauses, and without.
 
-Inputs are recordings of eight speakers. Five of them spoke telephone prompts, whose pauses were silenced by the
-studio: there, breaths, clicks, pops and room tone are made from seeded noise. The pauses of the other three are as
-recorded. Targets are the inputs with every pause turned down to -80 dBFS.
+Inputs are recordings of eight speakers. Five of them recorded telephone prompts, whose pauses the studio silenced:
+they are filled with breaths, clicks, pops and room tone synthesized from seeded noise. The pauses of the other
+three are as recorded. Targets are the inputs with every pause attenuated to -80 dBFS.
 
-On Debian, everything the script reads comes from
+On Debian, install the sources with
 
     apt-get install --no-install-recommends asterisk-core-sounds-en-g722 asterisk-core-sounds-fr-g722 \\
         asterisk-core-sounds-it-g722 asterisk-core-sounds-ru-g722 asterisk-prompt-it-menardi-wav \\
         fillets-ng-data-cs pocketsphinx-testdata ffmpeg
 
-and `pip install numpy scipy soundfile pedalboard tqdm`. Run it without options to write `nonspeech/` beside this
-file, or with `--check` to compare a fresh rendering with what is there.
+and `pip install numpy scipy soundfile pedalboard tqdm`. Without options, the script writes `nonspeech/` next to
+this file; with `--check`, it compares that folder with a new rendering.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import json
 import shutil
 import subprocess
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from prepare_tube_amp import SAMPLE_RATE, amplitude, as_16_bit
+import shipped
 from scipy.signal import firwin, resample_poly
-from shipped import empty_folder, require, run, write_manifest, write_pair
+from shipped import SAMPLE_RATE
 from tqdm import tqdm
 
 PROMPTS = Path("/usr/share/asterisk/sounds")
@@ -44,42 +45,43 @@ LICENCES = {
     "LICENCE-pocketsphinx.txt": Path("/usr/share/doc/pocketsphinx-testdata/copyright"),
 }
 
-SPEECH_DB = -24.0  # of every speaker, in the median
+SPEECH_DB = -24.0  # median level of every speaker
 MIN_EXCERPT_SECONDS, MAX_EXCERPT_SECONDS = 3.0, 10.0
 
-# A pause: this long below a level that depends on the speaker. Its edges stay, so that no consonant is cut.
+# A pause is at least this long below the threshold of the speaker. Its edges are kept, so that no consonant is cut.
 FRAME_SECONDS, HOP_SECONDS = 0.03, 0.01
 MIN_PAUSE_SECONDS = 0.12
 KEPT_BEFORE_SECONDS, KEPT_AFTER_SECONDS = 0.02, 0.03
 FADE_SECONDS = 0.015
 FLOOR_DB = -80.0
 
-# Prompts were cut tight: what was a pause of this length gets more, so that a breath has its time.
+# The pauses of the prompts are short: those of at least this length are lengthened to leave time for a breath.
 LENGTHENED_SECONDS = 0.16
 ADDED_SECONDS = (0.2, 0.6)
 
-# Levels of what is made, relative to the speech: of rooms and breaths the RMS, of clicks and pops the peak.
+# Levels of synthetic sounds relative to the speech: RMS of room tone and breaths, peak of clicks and pops.
 ROOM_DB = (-46.0, -38.0)
 BREATH_DB = (-36.0, -24.0)
 CLICK_DB = (-22.0, -10.0)
 POP_DB = (-18.0, -8.0)
 
+SYNTHETIC_SOUNDS: tuple[str, ...] = ("breaths", "clicks", "pops")  # columns of the manifest
 PROMPT_FILES = ("demo-congrats", "demo-echotest", "priv-callee-options")
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """One speaker: the recordings, and how their pauses are found."""
+    """A speaker with the recordings and the threshold of their pauses."""
 
     name: str
     split: str
-    seconds: float  # of excerpts, at most
+    max_seconds: float  # of all excerpts
     package: str
     licence: str
     language: str
     files: tuple[Path, ...]
-    made: bool  # whether the pauses came silent, and are filled here
-    pause_db: float  # what is this far below the speech is a pause
+    silenced: bool  # the studio silenced the pauses; fill them with synthetic sounds
+    pause_db: float  # threshold of a pause relative to the speech level
 
 
 def prompts(folder: str, ending: str) -> tuple[Path, ...]:
@@ -87,7 +89,7 @@ def prompts(folder: str, ending: str) -> tuple[Path, ...]:
 
 
 def fish(names: str) -> tuple[Path, ...]:
-    """The files of those levels whose recordings carry no reverberation."""
+    """Return the paths of recordings of Fish Fillets, given as LEVEL/NAME, from levels without an underwater effect."""
     return tuple(FISH / level / "cs" / f"{name}.ogg" for level, name in (pair.split("/") for pair in names.split()))
 
 
@@ -117,43 +119,42 @@ SPEAKERS = (
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A piece of a recording with the spans, in samples, that are no speech."""
+    """A part of a recording, with the spans without speech as (start, end) in samples."""
 
     audio: np.ndarray
     spans: list[tuple[int, int]]
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:
-    """Decode a file as mono."""
+    """Decode a file as mono; return it with its sample rate in Hz."""
     if path.suffix != ".g722":
-        audio, sample_rate = soundfile.read(path, always_2d=True)
-        return audio.mean(axis=1), sample_rate
+        return shipped.read_mono(path)
     command = [FFMPEG, "-v", "error", "-f", "g722", "-i", path, "-f", "s16le", "-"]
     return np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<i2") / 32_768, 16_000
 
 
 def levels_db(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Level of frames that begin every HOP_SECONDS."""
+    """Return the levels of frames that begin every HOP_SECONDS."""
     hop, frame = (round(seconds * sample_rate) for seconds in (HOP_SECONDS, FRAME_SECONDS))
     power = np.lib.stride_tricks.sliding_window_view(audio**2, frame)[::hop].mean(axis=1)
     return 10 * np.log10(power + 1e-12)
 
 
 def speech_level_db(levels: np.ndarray) -> float:
-    """The median of what is near enough to the loudest frame to be speech."""
+    """Return the median level of the frames within 25 dB of the loudest one."""
     return float(np.median(levels[levels > levels.max() - 25]))
 
 
 def find_pauses(audio: np.ndarray, sample_rate: int, pause_db: float) -> list[tuple[int, int]]:
-    """The pauses of a recording, less the edges that stay."""
+    """Return the pauses of a recording, without the edges that are kept, as (start, end) in samples."""
     levels = levels_db(audio, sample_rate)
     quiet = np.concatenate([[False], levels < speech_level_db(levels) + pause_db, [False]])
     edges = np.flatnonzero(np.diff(quiet.astype(int)))
     pauses = []
-    for first, last in zip(edges[::2], edges[1::2]):
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
         if (last - first) * HOP_SECONDS < MIN_PAUSE_SECONDS:
             continue
-        # The first quiet frame has all of its samples past the speech, and so has the last before it.
+        # The first and the last quiet frame contain no speech at all.
         start = 0 if first == 0 else first * HOP_SECONDS + KEPT_BEFORE_SECONDS
         end = (last - 1) * HOP_SECONDS + FRAME_SECONDS - KEPT_AFTER_SECONDS
         end = len(audio) if last == len(levels) else round(end * sample_rate)
@@ -162,26 +163,26 @@ def find_pauses(audio: np.ndarray, sample_rate: int, pause_db: float) -> list[tu
     return pauses
 
 
-def cut(audio: np.ndarray, sample_rate: int, pauses: list[tuple[int, int]]) -> list[Excerpt]:
-    """Cut a recording in the middle of pauses, into pieces as long as is allowed."""
+def cut_excerpts(audio: np.ndarray, sample_rate: int, pauses: list[tuple[int, int]]) -> list[Excerpt]:
+    """Cut a recording in the middle of pauses, into excerpts as long as MAX_EXCERPT_SECONDS allows."""
     excerpts = []
     cuts = [(start + end) // 2 for start, end in pauses if start > 0 and end < len(audio)] + [len(audio)]
     begin = 0
-    for here, following in zip(cuts, cuts[1:] + [np.inf]):
-        if following - begin <= MAX_EXCERPT_SECONDS * sample_rate:
+    for stop, next_cut in pairwise([*cuts, np.inf]):
+        if next_cut - begin <= MAX_EXCERPT_SECONDS * sample_rate:
             continue
-        if MIN_EXCERPT_SECONDS <= (here - begin) / sample_rate <= MAX_EXCERPT_SECONDS:
-            inside = [(max(start, begin) - begin, min(end, here) - begin) for start, end in pauses]
+        if MIN_EXCERPT_SECONDS <= (stop - begin) / sample_rate <= MAX_EXCERPT_SECONDS:
+            inside = [(max(start, begin) - begin, min(end, stop) - begin) for start, end in pauses]
             spans = [(start, end) for start, end in inside if end - start > FADE_SECONDS * sample_rate]
-            excerpts.append(Excerpt(audio[begin:here], spans))
-        begin = here
+            excerpts.append(Excerpt(audio[begin:stop], spans))
+        begin = stop
     return excerpts
 
 
 def lengthen(
     audio: np.ndarray, sample_rate: int, pauses: list[tuple[int, int]], random: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Add silence in the middle of the longer pauses."""
+    """Insert silence in the middle of the longer pauses; return the audio and its pauses."""
     pieces, lengthened = [], []
     last = added = 0
     for start, end in pauses:
@@ -196,29 +197,31 @@ def lengthen(
     return np.concatenate([*pieces, audio[last:]]), lengthened
 
 
-def seeded(*what: str) -> np.random.Generator:
-    """Random numbers that depend on names alone, not on what was made before."""
-    return np.random.default_rng(zlib.crc32(" ".join(what).encode()))
+def seeded_generator(*names: str) -> np.random.Generator:
+    """Return a generator whose seed depends on the names only, not on earlier draws."""
+    return np.random.default_rng(zlib.crc32(" ".join(names).encode()))
 
 
-def shaped_noise(random: np.random.Generator, samples: int, sample_rate: int, gain) -> np.ndarray:
-    """Noise of RMS 1 with a spectrum: `gain` of the frequency in Hz."""
+def shaped_noise(
+    random: np.random.Generator, samples: int, sample_rate: int, gain: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Return noise of RMS 1, filtered by a gain that is a function of the frequency in Hz."""
     spectrum = np.fft.rfft(random.standard_normal(samples))
     noise = np.fft.irfft(spectrum * gain(np.fft.rfftfreq(samples, 1 / sample_rate)), samples)
     return noise / np.sqrt(np.mean(noise**2))
 
 
-def room(random: np.random.Generator, samples: int, sample_rate: int) -> np.ndarray:
-    """Room tone: noise that falls by 3 dB an octave, without rumble."""
+def room_tone(random: np.random.Generator, samples: int, sample_rate: int) -> np.ndarray:
+    """Return noise that falls by 3 dB per octave, without rumble."""
     return shaped_noise(random, samples, sample_rate, lambda hz: hz / (hz + 60) / np.sqrt(hz + 100))
 
 
 def breath(random: np.random.Generator, samples: int, sample_rate: int) -> np.ndarray:
-    """An inhalation: noise with the resonances of an open throat that swells, and stops faster than it came."""
-    resonances = zip((600, 1600, 2700, 4200), (0.5, 1.0, 0.8, 0.4))
+    """Return an inhalation of RMS 1: noise with the resonances of an open throat, slower in attack than in release."""
+    resonances = ((600, 0.5), (1600, 1.0), (2700, 0.8), (4200, 0.4))
     peaks = [(hz * random.uniform(0.88, 1.12), height * random.uniform(0.7, 1.3)) for hz, height in resonances]
 
-    def gain(hz):
+    def gain(hz: np.ndarray) -> np.ndarray:
         octaves = np.log2((hz + 1)[:, None] / [center for center, _ in peaks])
         return 0.05 * (hz > 200) + np.exp(-0.5 * (octaves / 0.18) ** 2) @ [height for _, height in peaks]
 
@@ -229,20 +232,20 @@ def breath(random: np.random.Generator, samples: int, sample_rate: int) -> np.nd
 
 
 def click(random: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A smack of the lips or the tongue, of peak 1: one to three short ringings within a few hundredths of a second."""
+    """Return a lip or tongue click of peak 1: one to three short decaying resonances within 60 ms."""
     sound = np.zeros(round(0.06 * sample_rate))
-    at = 0.0
+    onset = 0.0
     for strength in random.uniform(0.4, 1.0, random.integers(1, 4)):
-        seconds = np.arange(len(sound) - round(at * sample_rate)) / sample_rate
+        seconds = np.arange(len(sound) - round(onset * sample_rate)) / sample_rate
         decay = np.exp(-seconds / random.uniform(0.0008, 0.003)) * (1 - np.exp(-seconds / 0.0002))
         for hz in random.uniform(900, 3300, 2):
             sound[-len(seconds) :] += strength * decay * np.sin(2 * np.pi * hz * seconds)
-        at += random.uniform(0.006, 0.018)
+        onset += random.uniform(0.006, 0.018)
     return sound / np.abs(sound).max()
 
 
 def pop(random: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """A puff of air on the microphone, of peak 1: a falling thump."""
+    """Return a plosive pop of peak 1: a decaying low tone of falling pitch."""
     seconds = np.arange(round(0.12 * sample_rate)) / sample_rate
     hz = random.uniform(50, 70) + random.uniform(50, 90) * np.exp(-seconds / 0.02)
     sound = np.sin(2 * np.pi * np.cumsum(hz) / sample_rate) * np.exp(-seconds / random.uniform(0.015, 0.03))
@@ -250,16 +253,16 @@ def pop(random: np.random.Generator, sample_rate: int) -> np.ndarray:
     return sound / np.abs(sound).max()
 
 
-def fill(excerpt: Excerpt, sample_rate: int, speech_db: float, name: str, speaker: str) -> tuple[Excerpt, dict]:
-    """Put a room behind an excerpt, and breaths, clicks and pops into its spans."""
-    random = seeded(name)
-    room_db = seeded(speaker).uniform(*ROOM_DB)
-    audio = excerpt.audio + amplitude(speech_db + room_db) * room(random, len(excerpt.audio), sample_rate)
-    count = {"breaths": 0, "clicks": 0, "pops": 0}
+def add_sounds(excerpt: Excerpt, sample_rate: int, name: str, speaker: str) -> tuple[Excerpt, dict[str, int]]:
+    """Add room tone to an excerpt, and breaths, clicks and pops to its spans; return it and the counts."""
+    random = seeded_generator(name)
+    room_gain_db = SPEECH_DB + seeded_generator(speaker).uniform(*ROOM_DB)
+    audio = excerpt.audio + shipped.db_to_amplitude(room_gain_db) * room_tone(random, len(excerpt.audio), sample_rate)
+    counts = dict.fromkeys(SYNTHETIC_SOUNDS, 0)
 
-    def put(kind: str, sound: np.ndarray, level_db: tuple[float, float], at: int) -> None:
-        audio[at : at + len(sound)] += amplitude(speech_db + random.uniform(*level_db)) * sound
-        count[kind] += 1
+    def add(kind: str, sound: np.ndarray, level_db: tuple[float, float], start: int) -> None:
+        audio[start : start + len(sound)] += shipped.db_to_amplitude(SPEECH_DB + random.uniform(*level_db)) * sound
+        counts[kind] += 1
 
     margin = round(FADE_SECONDS * sample_rate)
     for start, end in excerpt.spans:
@@ -267,39 +270,63 @@ def fill(excerpt: Excerpt, sample_rate: int, speech_db: float, name: str, speake
         longest = min((end - start) / sample_rate, 0.5)
         if longest > 0.15 and random.random() < 0.8:
             samples = round(random.uniform(0.15, longest) * sample_rate)
-            put("breaths", breath(random, samples, sample_rate), BREATH_DB, end - samples)
-        for kind, make, level_db, chance in (("clicks", click, CLICK_DB, 0.6), ("pops", pop, POP_DB, 0.15)):
-            sound = make(random, sample_rate)
-            if len(sound) < end - start and random.random() < chance:
-                put(kind, sound, level_db, int(random.integers(start, end - len(sound))))
-    return Excerpt(audio, excerpt.spans), count
+            add("breaths", breath(random, samples, sample_rate), BREATH_DB, end - samples)
+        for kind, synthesize, level_db, probability in (("clicks", click, CLICK_DB, 0.6), ("pops", pop, POP_DB, 0.15)):
+            sound = synthesize(random, sample_rate)
+            if len(sound) < end - start and random.random() < probability:
+                add(kind, sound, level_db, int(random.integers(start, end - len(sound))))
+    return Excerpt(audio, excerpt.spans), counts
 
 
-def at_22_khz(excerpt: Excerpt, sample_rate: int) -> Excerpt:
-    """At the sample rate of the files, rounded to 16 bit."""
-    common = gcd(SAMPLE_RATE, sample_rate)
-    up, down = SAMPLE_RATE // common, sample_rate // common
-    widest = max(up, down)
-    low_pass = firwin(128 * widest + 1, 0.95 / widest, window=("kaiser", 9.0))
-    audio = as_16_bit(resample_poly(excerpt.audio, up, down, window=low_pass))
+def resample(excerpt: Excerpt, sample_rate: int) -> Excerpt:
+    """Convert an excerpt to SAMPLE_RATE and 16 bit."""
+    divisor = gcd(SAMPLE_RATE, sample_rate)
+    up, down = SAMPLE_RATE // divisor, sample_rate // divisor
+    factor = max(up, down)
+    low_pass = firwin(128 * factor + 1, 0.95 / factor, window=("kaiser", 9.0))
+    audio = shipped.round_to_16_bit(resample_poly(excerpt.audio, up, down, window=low_pass))
     spans = [(round(start * up / down), min(round(end * up / down), len(audio))) for start, end in excerpt.spans]
     return Excerpt(audio, spans)
 
 
 def make_target(input: Excerpt) -> np.ndarray:
-    """Turn each span down to FLOOR_DB, with fades on the side of the speech."""
+    """Attenuate each span to FLOOR_DB, with fades next to speech."""
     target = input.audio.copy()
     fade = np.cos(np.linspace(0, np.pi / 2, round(FADE_SECONDS * SAMPLE_RATE))) ** 2
     for start, end in input.spans:
         span = target[start:end]
-        floor = min(1.0, amplitude(FLOOR_DB) / np.sqrt(np.mean(span**2) + 1e-12))
-        down = np.ones(len(span))
+        floor_gain = min(1.0, shipped.db_to_amplitude(FLOOR_DB) / np.sqrt(np.mean(span**2) + 1e-12))
+        attenuation = np.ones(len(span))
         if start > 0:
-            down[: len(fade)] = 1 - fade
+            attenuation[: len(fade)] = 1 - fade
         if end < len(target):
-            down[-len(fade) :] = np.minimum(down[-len(fade) :], 1 - fade[::-1])
-        span *= 1 - (1 - floor) * down
-    return as_16_bit(target)
+            attenuation[-len(fade) :] = np.minimum(attenuation[-len(fade) :], 1 - fade[::-1])
+        span *= 1 - (1 - floor_gain) * attenuation
+    return shipped.round_to_16_bit(target)
+
+
+def excerpts_of(speaker: Speaker) -> Iterator[tuple[str, Path, Excerpt, dict[str, int]]]:
+    """Yield the name, recording, input and counts of synthetic sounds of every excerpt of a speaker."""
+    recordings = [read(path) for path in speaker.files]
+    level_db = np.median([speech_level_db(levels_db(*recording)) for recording in recordings])
+    seconds_left = speaker.max_seconds
+    number = 0
+    for path, (audio, sample_rate) in zip(speaker.files, recordings, strict=True):
+        audio = shipped.db_to_amplitude(SPEECH_DB - level_db) * audio
+        pauses = find_pauses(audio, sample_rate, speaker.pause_db)
+        if speaker.silenced:
+            audio, pauses = lengthen(audio, sample_rate, pauses, seeded_generator(speaker.name, path.name))
+        for excerpt in cut_excerpts(audio, sample_rate, pauses):
+            seconds = len(excerpt.audio) / sample_rate
+            if seconds > seconds_left or not excerpt.spans:
+                continue
+            seconds_left -= seconds
+            number += 1
+            name = f"{speaker.name}_{number:02d}"
+            counts = dict.fromkeys(SYNTHETIC_SOUNDS, 0)
+            if speaker.silenced:
+                excerpt, counts = add_sounds(excerpt, sample_rate, name, speaker.name)
+            yield name, path, resample(excerpt, sample_rate), counts
 
 
 def write_dataset(folder: Path) -> None:
@@ -307,40 +334,23 @@ def write_dataset(folder: Path) -> None:
     packages: dict[str, list[Path]] = {"ffmpeg": [FFMPEG]}
     for speaker in SPEAKERS:
         packages.setdefault(speaker.package, []).extend(speaker.files)
-    require(packages)
-    empty_folder(folder)
+    shipped.require(packages)
+    shipped.clear_sides(folder)
     rows = []
     for speaker in tqdm(SPEAKERS, desc="render", unit="speaker"):
-        recordings = [read(path) for path in speaker.files]
-        level_db = np.median([speech_level_db(levels_db(*recording)) for recording in recordings])
-        left = speaker.seconds
-        number = 0
-        for path, (audio, sample_rate) in zip(speaker.files, recordings):
-            audio = amplitude(SPEECH_DB - level_db) * audio
-            pauses = find_pauses(audio, sample_rate, speaker.pause_db)
-            if speaker.made:
-                audio, pauses = lengthen(audio, sample_rate, pauses, seeded(speaker.name, path.name))
-            for excerpt in cut(audio, sample_rate, pauses):
-                seconds = len(excerpt.audio) / sample_rate
-                if seconds > left or not excerpt.spans:
-                    continue
-                left -= seconds
-                number += 1
-                name = f"{speaker.name}_{number:02d}"
-                made = {"breaths": 0, "clicks": 0, "pops": 0}
-                if speaker.made:
-                    excerpt, made = fill(excerpt, sample_rate, SPEECH_DB, name, speaker.name)
-                input = at_22_khz(excerpt, sample_rate)
-                paths = write_pair(folder, name, input.audio, make_target(input))
-                spans = [{"t0": round(t0 / SAMPLE_RATE, 6), "t1": round(t1 / SAMPLE_RATE, 6)} for t0, t1 in input.spans]
-                (folder / "input" / f"{name}_removed.json").write_text(json.dumps(spans) + "\n")
-                row = {"name": name, "split": speaker.split, **paths, "speaker": speaker.name}
-                row |= {"language": speaker.language, "pauses": "made" if speaker.made else "recorded", **made}
-                rows.append(row | {"source": f"{speaker.package} {path.name}", "licence": speaker.licence})
+        for name, recording, input, counts in excerpts_of(speaker):
+            paths = shipped.write_pair(folder, name, input.audio, make_target(input))
+            spans = [{"t0": round(t0 / SAMPLE_RATE, 6), "t1": round(t1 / SAMPLE_RATE, 6)} for t0, t1 in input.spans]
+            (folder / "input" / f"{name}_removed.json").write_text(json.dumps(spans) + "\n")
+            row = {"name": name, "split": speaker.split, **paths, "speaker": speaker.name}
+            row |= {"language": speaker.language, "pauses": "made" if speaker.silenced else "recorded", **counts}
+            rows.append(row | {"source": f"{speaker.package} {recording.name}", "licence": speaker.licence})
     for name, path in LICENCES.items():
         shutil.copy(path, folder / name)
-    write_manifest(folder, rows)
+    shipped.write_manifest(folder, rows)
+    shipped.write_checksums(folder)
 
 
 if __name__ == "__main__":
-    run("Make the paired audio of the nonspeech task (under a minute).", "nonspeech", write_dataset)
+    parser = shipped.argument_parser("Prepare the pairs of the nonspeech task (under a minute).", "nonspeech")
+    shipped.run(parser.parse_args(), write_dataset)

@@ -45,11 +45,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx need not 
 
 from tqdm import tqdm
 
-from dfx.errors import DataError
 from dfx.datasets.preparation.download import DownloadError, RemoteFile, download
 from dfx.datasets.preparation.matching import cut_to_match, match
-from dfx.datasets.preparation.pairs import Report, argument_parser, existing, read_manifest, read_whole, run, safe_name, split_by_group, write_audio
-from dfx.errors import UserError
+from dfx.datasets.preparation.pairs import (
+    Report,
+    argument_parser,
+    existing,
+    read_manifest,
+    read_whole,
+    run,
+    safe_name,
+    split_by_group,
+    write_audio,
+)
+from dfx.errors import DataError, UserError
 
 SITE = "https://multitracksearch.cambridge-mt.com/"
 PAUSE_SECONDS = 1.0

@@ -22,7 +22,7 @@ from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.blackbox.isolation import IsolatedLanes
 from dfx.callbacks import RunFolder
 from dfx.datasets import PairedAudio
-from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lv2
+from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lilv
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
@@ -173,18 +173,14 @@ def bundle(tmp_path_factory) -> Path:
 def plugins(bundle, monkeypatch):
     """Makes them the only LV2 plugins that are installed, here and in the processes that are started."""
 
-    def clear():
-        for cache in (lv2._lilv_of, lv2._plugin_of, lv2._library_of):
-            cache.cache_clear()
-
     try:
-        lv2._lilv()
+        lilv.uris()
     except EffectError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("LV2_PATH", str(bundle))
-    clear()
+    lilv.rescan()
     yield
-    clear()
+    lilv.rescan()
 
 
 @pytest.mark.parametrize("plugin, said", [("crash", CRASHED), ("hang", LATE), ("nan", NOT_FINITE)])

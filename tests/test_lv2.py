@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lv2
+from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lilv, lv2
 from tests.conftest import SAMPLE_RATE
 
 CALF = "http://calf.sourceforge.net/plugins/"
@@ -175,12 +175,8 @@ def test_the_list_of_plugins_holds_effects_and_no_instruments():
 def write_plugin(tmp_path, monkeypatch):
     """Makes ``urn:test`` the only plugin that is installed, with the ports that a test gives it."""
 
-    def clear():
-        for cache in (lv2._lilv_of, lv2._plugin_of, lv2._library_of):
-            cache.cache_clear()
-
     def write(*ports: str, header: str = ""):
-        prefixes = "\n".join(f"@prefix {prefix}: <{uri}> ." for prefix, uri in lv2._PREFIXES.items())
+        prefixes = "\n".join(f"@prefix {prefix}: <{uri}> ." for prefix, uri in lilv.PREFIXES.items())
         audio = [f'a lv2:{way}Port, lv2:AudioPort ; lv2:symbol "{way}"' for way in ("Input", "Output")]
         listed = ", ".join(
             f'[ {port} ; lv2:index {index} ; lv2:name "port" ]' for index, port in enumerate([*audio, *ports])
@@ -192,13 +188,13 @@ def write_plugin(tmp_path, monkeypatch):
         )
 
     try:
-        lv2._lilv()
+        lilv.uris()
     except EffectError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("LV2_PATH", str(tmp_path))
-    clear()
+    lilv.rescan()
     yield write
-    clear()
+    lilv.rescan()
 
 
 def control_input(symbol: str, *details: str) -> str:
@@ -258,7 +254,7 @@ def test_a_plugin_of_a_collection_that_is_missing_is_refused_with_what_to_instal
 
 
 def test_without_liblilv_the_error_says_how_to_install_it(write_plugin, monkeypatch):
-    monkeypatch.setattr(lv2, "_library_names", lambda: ["no-such-library"])
+    monkeypatch.setattr(lilv, "_library_names", lambda: ["no-such-library"])
     with pytest.raises(EffectError, match="apt-get install liblilv-0-0.*brew install lilv"):
         lv2.controls("urn:test", SAMPLE_RATE, 1)
 
@@ -340,7 +336,7 @@ def test_a_mono_plugin_on_stereo_is_two_of_it_and_a_stereo_plugin_on_mono_its_le
 def test_a_side_chain_is_silent():
     spec = spec_of(f"{LSP}sc_compressor_mono", train={"g_out": None})
     chain = spec.build()
-    assert len(chain._effects[0]._inputs) == 1
+    assert len(chain.parts[0].effect._inputs) == 1
     assert np.isfinite(chain.render(np.ones((1, 4096), np.float32), np.ones(1))).all()
 
 
@@ -363,13 +359,13 @@ def test_a_latency_that_changes_while_audio_streams_is_an_error_that_says_so(noi
 
 def test_every_instance_is_freed_with_its_effect(monkeypatch, noise):
     spec = spec_of(f"{LSP}graph_equalizer_x32_mono")
-    freed, free = [], lv2._Library.free
+    freed, free = [], lilv.Library.free
 
     def count(self, handle, buffers):
         freed.append(handle)
         free(self, handle, buffers)
 
-    monkeypatch.setattr(lv2._Library, "free", count)
+    monkeypatch.setattr(lilv.Library, "free", count)
     chains = [spec.build() for _ in range(5)]
     assert len(freed) == 5  # those that the latency was read from
     for chain in chains:

@@ -9,7 +9,7 @@ import pedalboard
 import pytest
 from pedalboard._pedalboard import to_python_parameter_name
 
-from dfx.effects import ChainSpec, EffectSpec
+from dfx.effects import ChainSpec, EffectSpec, vst3
 from dfx.effects.pedalboard import EFFECTS
 from dfx.errors import UserError
 from dfx.render.presets import preset_files, write_preset
@@ -70,7 +70,9 @@ def test_a_vst3_preset_is_loaded_by_pedalboard(tmp_path):
     plugin = pedalboard.load_plugin(path)
     plugin.load_preset(str(tmp_path / "a.vstpreset"))
     # By what the plugin has: pedalboard's attributes are not read anew.
-    positions = {to_python_parameter_name(parameter): parameter.raw_value for parameter in plugin._parameters}
+    positions = {
+        to_python_parameter_name(parameter): parameter.raw_value for parameter in vst3.native_parameters(plugin)
+    }
     for parameter in spec.parameters:
         wanted = parameter.normalize(values[parameter.name])
         assert positions[parameter.name.split(".")[1]] == pytest.approx(wanted, abs=1e-4)
@@ -93,8 +95,8 @@ def test_a_chain_with_vst3_plugins_in_python_sounds_as_the_chain_does(tmp_path):
     board = run(tmp_path / "preset.py")
     chain = spec.build()
     chain.render(np.zeros((1, 256), np.float32), np.array([*values.values()]))
-    positions = [parameter.raw_value for parameter in chain._effects[1]._plugins[0]._parameters]
-    written = [parameter.raw_value for parameter in board[1]._parameters]
+    positions = [parameter.raw_value for parameter in vst3.native_parameters(chain.parts[1].effect.plugins[0])]
+    written = [parameter.raw_value for parameter in vst3.native_parameters(board[1])]
     np.testing.assert_allclose(written[3:], positions[3:], atol=1e-5)
 
 

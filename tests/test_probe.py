@@ -8,7 +8,7 @@ import pytest
 
 from dfx.effects import ChainSpec, Control, EffectError, EffectSpec, RenderError
 from dfx.effects.chain import load_chain
-from dfx.effects.pedalboard import EFFECTS
+from dfx.effects.pedalboard import EFFECTS, PedalboardEffect
 from dfx.effects.probe import as_text, dead_parameters, main, probe, probe_signal
 from tests.conftest import SAMPLE_RATE, known
 from tests.known_effects import Gain, Late
@@ -230,7 +230,7 @@ def test_a_glide_is_measured_where_filters_and_envelopes_remember():
 
 def test_a_value_that_does_not_reach_the_effect_is_named(monkeypatch):
     spec = ChainSpec([EffectSpec("pedalboard:Gain")], SAMPLE_RATE)
-    monkeypatch.setattr("dfx.effects.probe._shown", lambda effect, values: [3.0])
+    monkeypatch.setattr(PedalboardEffect, "read_values", lambda effect: np.array([3.0]))
     assert "gain.gain_db was set to -14.4 but reads back 3" in surprises(spec)
 
 
@@ -317,13 +317,13 @@ def test_a_config_is_read_with_its_ranges_fixed_values_and_numbers(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("model: {}", "has no 'init_args': effects stand under model.init_args.effects"),
+        ("model: {}", "has no 'init_args': effects are listed under model.init_args.effects"),
         (
             "model: {init_args: {effects: [{efect: pedalboard:Gain}]}}",
             "an effect is a mapping with `effect: host:name`",
         ),
-        ("a: [", "is no config of a chain"),
-        ("just words", "is no config of a chain"),
+        ("a: [", "is not the config of a chain"),
+        ("just words", "is not the config of a chain"),
         ("model: {init_args: {effects: [{effect: 'pedalboard:Gain', train: [gain_db]}]}}", "`train` is a mapping"),
     ],
 )

@@ -16,7 +16,7 @@ PLUGINS = ("ZaMultiComp", "ZamTube", "ZamGate", "ZamGEQ31")
 ON = {f"zamcomp_{band}_on": True for band in (1, 2, 3)}
 FIXED = {"ZaMultiComp": ON}
 
-missing = {*PLUGINS, "ZamComp", "ZaMaximX2"} - {*vst3._installed()}
+missing = {*PLUGINS, "ZamComp", "ZaMaximX2"} - {*vst3.installed()}
 needs_zam = pytest.mark.skipif(
     bool(missing), reason=f"{', '.join(sorted(missing))} not found (Debian: apt-get install zam-plugins)"
 )
@@ -41,7 +41,7 @@ def in_frames(chain, audio, values, frame=FRAME):
 
 
 def plugins_of(chain):
-    return chain._effects[0]._plugins
+    return chain.parts[0].effect.plugins
 
 
 @needs_zam
@@ -105,8 +105,9 @@ class TestValues:
         for parameter in (0.0, 0.37, 1.0):
             values = values_at(spec, parameter)
             chain.render(noise(FRAME), values)
-            entries = vst3._describe(name, SAMPLE_RATE, 1).entries.values()
-            texts = {entry.control.name: plugin._parameters[entry.index].string_value for entry in entries}
+            parameters = vst3.native_parameters(plugin)
+            entries = vst3.describe(name, SAMPLE_RATE, 1).entries.values()
+            texts = {entry.control.name: parameters[entry.parameter_index].string_value for entry in entries}
             shown = [float(texts[parameter.name.split(".")[1]]) for parameter in spec.parameters]
             # A position is a float32: six digits of the range, at most.
             ranges = [parameter.high - parameter.low for parameter in spec.parameters]
@@ -116,7 +117,7 @@ class TestValues:
         fixed = {"tone_stack_model": "JTM 45", "insane_boost": True, "bass": 2.5}
         chain = chain_of("ZamTube", train={"mids": None}, fixed=fixed).build()
         plugin = plugins_of(chain)[0]
-        shown = {parameter.name: parameter.string_value for parameter in plugin._parameters}
+        shown = {parameter.name: parameter.string_value for parameter in vst3.native_parameters(plugin)}
         assert shown["Tone Stack Model"] == "JTM 45"
         assert float(shown["Insane Boost"]) == 1
         assert float(shown["Bass"]) == pytest.approx(2.5, abs=1e-5)
@@ -196,7 +197,7 @@ class TestStreaming:
             thread = threading.Thread(target=chain.restart)
             thread.start()
             thread.join()
-            return np.abs(in_frames(chain, audio, values) - first).max(), chain._effects[0].restart_is_exact
+            return np.abs(in_frames(chain, audio, values) - first).max(), chain.parts[0].effect.restart_is_exact
 
         assert second_pass("ZaMultiComp") == (0, True)
 
@@ -265,7 +266,7 @@ class TestErrors:
             chain_of("ZamMultiComp")
 
     def test_a_plugin_is_found_by_its_path_and_in_the_folders_of_vst3_path(self, tmp_path, monkeypatch):
-        path = vst3._describe("ZamGate", SAMPLE_RATE, 1).path
+        path = vst3.describe("ZamGate", SAMPLE_RATE, 1).path
         assert chain_of(path).parameters[0].unit == "ms"
         assert chain_of(f"{path}#ZamGate").parameters[0].unit == "ms"
         (tmp_path / "Linked.vst3").symlink_to(path)

@@ -192,8 +192,7 @@ def _frame_by_frame(input: Tensor, parameters: Tensor) -> list[list[np.ndarray]]
 
 
 def _parts(spec: ChainSpec) -> list[tuple[Effect, slice]]:
-    chain = spec.build()
-    return list(zip(chain._effects, chain._slices))
+    return [(part.effect, part.place) for part in spec.build().parts]
 
 
 def _training_step(

@@ -1,4 +1,4 @@
-"""The black boxes: audio effects as recipes and as live instances."""
+"""The black boxes: audio effects as specs and as live instances."""
 
 from dfx.effects.chain import Chain, ChainSpec, EffectSpec, Trained, load_chain
 from dfx.effects.effect import Control, Effect, EffectError, RenderError

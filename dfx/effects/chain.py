@@ -1,4 +1,9 @@
-"""Chains of effects: from plain data in a config to live effects in series."""
+"""Chains of effects: from plain data in a config to live effects in series.
+
+An :class:`EffectSpec` is plain data, as written in a config. A :class:`ChainSpec` resolves a list of them against
+the descriptions of their hosts, which gives every trained parameter without rendering a sample.
+``ChainSpec.build`` returns a live :class:`Chain`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from dfx.effects.effect import NYQUIST_MARGIN, Control, Effect, EffectError, Recipe, RenderError
+from dfx.effects.effect import NYQUIST_MARGIN, Control, Effect, EffectError, Host, Recipe, RenderError
 from dfx.effects.parameter import Parameter, ParameterSpace, Scale
 from dfx.errors import nearest
 
@@ -25,20 +30,26 @@ HOSTS = {
     "vst3": "dfx.effects.vst3",
     "au": "dfx.effects.vst3",
 }
+"""The modules of the hosts, imported on first use."""
+
+_MAX_RMS = 1e4
+"""Largest RMS that is accepted from an effect: 80 dB above full scale."""
+
+EffectCallback = Callable[[slice], None]
+"""Called before an effect is built, renders or restarts, with the slice of the chain's values that it takes."""
 
 
-_WILD_RMS = 1e4
-"""What no effect means to return: 80 dB above full scale."""
+# --- specs -------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Trained:
-    """How one parameter is trained; what is left out comes from the host.
+    """How one parameter is trained; the host provides what is left out.
 
     Args:
         range: the values at parameters 0 and 1.
         scale: ``linear`` or ``log``.
-        default: where training starts.
+        default: the value at which training starts.
     """
 
     range: tuple[float, float] | None = None
@@ -48,17 +59,16 @@ class Trained:
 
 @dataclass
 class EffectSpec:
-    """One effect of a chain, as it stands in a config.
+    """One effect of a chain, as written in a config.
 
     Args:
         effect: ``host:name``, for instance ``pedalboard:Compressor``.
-        name: what logs and tables call it; by default the effect's name in snake case.
+        name: its name in logs and tables; by default the effect's name in snake case.
         train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``,
-            ``scale`` and ``default``, or nothing for what the host says. Without ``train``, every
-            parameter that can be trained and is not fixed is trained.
-        fixed: values that are set once and stay.
-        scale: ``linear`` or ``log``, of every trained parameter that is not given its own; by default the
-            host's.
+            ``scale`` and ``default``, or nothing for the host's description. Without ``train``, every
+            trainable parameter that is not fixed is trained.
+        fixed: values that are set once.
+        scale: ``linear`` or ``log``, for every trained parameter without its own; by default the host's.
     """
 
     effect: str
@@ -69,10 +79,10 @@ class EffectSpec:
 
     @classmethod
     def of(cls, given: EffectSpec | Mapping[str, Any]) -> EffectSpec:
-        """An effect as it comes from a config, a mapping of the arguments.
+        """Return a spec from a config, where it is a mapping of the arguments.
 
         Raises:
-            EffectError: if the mapping has other keys, or values of other kinds.
+            EffectError: if the mapping has other keys, or values of other types.
         """
         if isinstance(given, EffectSpec):
             return given
@@ -88,135 +98,13 @@ class EffectSpec:
         return cls(**{**given, "fixed": given.get("fixed") or {}})
 
 
-Watch = Callable[[slice], None]
-"""Is told which effect is about to work, by the place of its values among those of the chain."""
+# --- from a spec to a recipe -------------------------------------------------------------------------
 
 
-class Chain(Effect):
-    """Live effects in series, with one vector of values for all of them."""
-
-    def __init__(
-        self,
-        effects: Sequence[Effect],
-        parameters: Sequence[Sequence[Parameter]],
-        watch: Watch | None = None,
-    ) -> None:
-        self._effects = list(effects)
-        self._parameters = [list(p) for p in parameters]
-        ends = list(itertools.accumulate(len(p) for p in self._parameters))
-        self._slices = [slice(end - len(p), end) for end, p in zip(ends, self._parameters)]
-        self._watch = watch
-        self.latency_samples = sum(effect.latency_samples for effect in self._effects)
-
-    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """As :meth:`Effect.render`.
-
-        Raises:
-            RenderError: if an effect raises, or returns audio that is not finite or far beyond full scale.
-        """
-        for effect, part, parameters in zip(self._effects, self._slices, self._parameters):
-            if self._watch:
-                self._watch(part)
-            try:
-                output = effect.render(audio, values[part])
-            except Exception as error:
-                raise RenderError.at(parameters, values[part], f"failed: {error}") from error
-            # One product tells as much as a look at every sample, and costs a tenth of it. NaN fails too.
-            samples = output.reshape(-1)
-            if not np.dot(samples, samples) <= _WILD_RMS**2 * samples.size:
-                fault = "returned audio that is not finite or wildly large"
-                if not np.isfinite(audio).all():
-                    fault = "was given audio that is not finite"
-                raise RenderError.at(parameters, values[part], fault)
-            audio = output
-        return audio
-
-    def render_whole(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """A whole recording at constant values, from a fresh start, with the latency taken out."""
-        self.restart()
-        tail = np.zeros((audio.shape[0], self.latency_samples), dtype=np.float32)
-        return self.render(np.concatenate([audio, tail], axis=1), values)[:, self.latency_samples :]
-
-    def restart(self) -> None:
-        for effect, part in zip(self._effects, self._slices):
-            if self._watch:
-                self._watch(part)
-            effect.restart()
-
-
-class ChainSpec:
-    """A chain of effects as plain data: resolved, checked, picklable, and cheap to build from.
-
-    Args:
-        effects: the recipes, in the order of the signal.
-        sample_rate: in Hz; frequency ranges are kept below Nyquist.
-        channels: how many channels the effects will be given.
-
-    Raises:
-        EffectError: for an unknown host, effect or parameter (with the nearest name), a range outside
-            of what the effect accepts, a parameter both trained and fixed, or two effects of one name.
-    """
-
-    def __init__(self, effects: Iterable[EffectSpec], sample_rate: int, channels: int = 1) -> None:
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.effects = list(effects)
-        if not self.effects:
-            raise EffectError("the chain has no effects: name at least one under `effects`")
-        self.recipes = _name_apart([_resolve(spec, sample_rate, channels) for spec in self.effects])
-        self.space = ParameterSpace(
-            [
-                Parameter(**{**vars(parameter), "name": f"{recipe.name}.{parameter.name}"})
-                for recipe in self.recipes
-                for parameter in recipe.parameters
-            ]
-        )
-        if not self.space.parameters:
-            raise EffectError("the chain trains no parameter: name at least one under `train`")
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The trained parameters of all effects, each named ``effect.parameter``."""
-        return self.space.parameters
-
-    def settings(self, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-        """Every control of every effect as it is set, by the effects' names.
-
-        Args:
-            values: of the trained parameters in their units, by ``effect.parameter``.
-        """
-        settings = {}
-        for recipe in self.recipes:
-            controls = _host(recipe.host).controls(recipe.effect, self.sample_rate, self.channels)
-            trained = {p.name: values[f"{recipe.name}.{p.name}"] for p in recipe.parameters}
-            defaults = {name: control.default for name, control in controls.items()}
-            settings[recipe.name] = {**defaults, **recipe.fixed, **trained}
-        return settings
-
-    def build(self, watch: Watch | None = None) -> Chain:
-        """A live chain. Call it on the main thread: some hosts load plugins there only.
-
-        Args:
-            watch: is told which effect is about to be built, to render or to restart.
-        """
-        effects: list[Effect] = []
-        parameters: list[list[Parameter]] = []
-        position = 0
-        for host, group in itertools.groupby(self.recipes, key=lambda recipe: recipe.host):
-            recipes = list(group)
-            if watch:
-                watch(slice(position, position + sum(len(recipe.parameters) for recipe in recipes)))
-            for effect, size in _host(host).build(recipes, self.sample_rate, self.channels):
-                effects.append(effect)
-                parameters.append(list(self.parameters[position : position + size]))
-                position += size
-        return Chain(effects, parameters, watch)
-
-
-def _host(name: str) -> Any:
+def _host(name: str) -> Host:
     if name not in HOSTS:
         raise EffectError(f"unknown host '{name}'{nearest(name, HOSTS)}; effects are named host:effect")
-    return importlib.import_module(HOSTS[name])
+    return cast(Host, importlib.import_module(HOSTS[name]))
 
 
 def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
@@ -234,48 +122,43 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
     train = spec.train
     if train is None:
         train = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
-    parameters = tuple(
-        _parameter(controls[name], how, spec.effect, spec.scale, sample_rate) for name, how in train.items()
-    )
+    parameters = tuple(_parameter(controls[name], given, spec, sample_rate) for name, given in train.items())
     fixed = {name: _fixed_value(controls[name], value, spec.effect, sample_rate) for name, value in spec.fixed.items()}
     return Recipe(host, effect, spec.name or "", parameters, fixed)
 
 
-def _parameter(
-    control: Control,
-    how: Trained | tuple[float, float] | None,
-    effect: str,
-    scale: Scale | None,
-    sample_rate: int,
-) -> Parameter:
-    name = f"{effect}: {control.name}"
+def _parameter(control: Control, given: Any, spec: EffectSpec, sample_rate: int) -> Parameter:
+    name = f"{spec.effect}: {control.name}"
     if not control.trainable:
         raise EffectError(f"{name} cannot be trained; set it under `fixed`")
-    if how is None:
-        how = Trained()
-    elif not isinstance(how, Trained):
-        try:
-            how = Trained(**how) if isinstance(how, Mapping) else Trained(range=tuple(how))
-        except TypeError:
-            how = Trained(range=())
+    trained = _trained(name, given)
     maximum = _maximum(control, sample_rate)
-    if how.range is None:
-        low, high = control.low, min(control.high, maximum)
-    else:
-        if len(how.range) != 2 or not all(isinstance(end, (int, float)) for end in how.range):
-            raise EffectError(f"{name} is trained with [low, high], or with any of range, scale and default")
-        low, high = how.range
+    low, high = trained.range or (control.low, min(control.high, maximum))
+    if trained.range:
         _check_limits(name, f"range [{low:g}, {high:g}]", (low, high), control, maximum)
-    if how.default is not None:
-        default = how.default
-    else:
-        default = min(max(control.default, low), high)
+    default = min(max(control.default, low), high) if trained.default is None else trained.default
+    scale = trained.scale or spec.scale or control.scale
     try:
-        return Parameter(
-            control.name, control.unit, low, high, default, how.scale or scale or control.scale, control.smoothing_ms
-        )
+        return Parameter(control.name, control.unit, low, high, default, scale, control.smoothing_ms)
     except ValueError as error:
-        raise EffectError(f"{effect}: {error}") from None
+        raise EffectError(f"{spec.effect}: {error}") from None
+
+
+def _trained(name: str, given: Any) -> Trained:
+    """Return the options of a trained parameter from the forms that a config may give them in."""
+    if given is None:
+        return Trained()
+    try:
+        if not isinstance(given, Trained):
+            given = Trained(**given) if isinstance(given, Mapping) else Trained(range=given)
+        if given.range is not None:
+            low, high = given.range
+            if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
+                raise TypeError
+            given = replace(given, range=(low, high))
+    except (TypeError, ValueError):
+        raise EffectError(f"{name} is trained with [low, high], or with any of range, scale and default") from None
+    return given
 
 
 def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) -> Any:
@@ -293,8 +176,25 @@ def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) ->
     return value
 
 
-def _name_apart(recipes: list[Recipe]) -> list[Recipe]:
-    """Gives every effect without a name one of its own: ``peak_filter``, ``peak_filter_2``."""
+def _maximum(control: Control, sample_rate: int) -> float:
+    if control.unit == "Hz":
+        return min(control.maximum, NYQUIST_MARGIN * sample_rate)
+    return control.maximum
+
+
+def _check_limits(name: str, described: str, values: Sequence[float], control: Control, maximum: float) -> None:
+    unit = f" {control.unit}" if control.unit else ""
+    if min(values) < control.minimum:
+        raise EffectError(f"{name}: {described} goes below {control.minimum:g}{unit}, the effect's minimum")
+    if max(values) > maximum:
+        reason = "the effect's maximum"
+        if maximum < control.maximum:
+            reason = f"{NYQUIST_MARGIN} of the sample rate, the limit for frequencies"
+        raise EffectError(f"{name}: {described} goes above {maximum:g}{unit}, {reason}")
+
+
+def _with_unique_names(recipes: list[Recipe]) -> list[Recipe]:
+    """Name every effect that has no name: ``peak_filter``, ``peak_filter_2``."""
     given = Counter(recipe.name for recipe in recipes if recipe.name)
     twice = [name for name, count in given.items() if count > 1]
     if twice:
@@ -308,32 +208,164 @@ def _name_apart(recipes: list[Recipe]) -> list[Recipe]:
             numbered = (f"{base}_{number}" for number in itertools.count(2))
             name = next(n for n in itertools.chain([base], numbered) if n not in taken)
             taken.add(name)
-        named.append(Recipe(**{**vars(recipe), "name": name}))
+        named.append(replace(recipe, name=name))
     return named
 
 
 def _snake_case(name: str) -> str:
-    """Of ``PeakFilter``, ``package.module.Effect``, a URI, or a path such as ``/plugins/ZamTube.vst3``."""
+    """Convert ``PeakFilter``, ``package.module.Effect``, a URI, or a path such as ``/plugins/ZamTube.vst3``."""
     name = re.split(r"[/\\#]", name.rstrip("/"))[-1]
     name = re.sub(r"\.(vst3|component)$", "", name).split(".")[-1]
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return re.sub(r"\W+", "_", words).strip("_").lower()
 
 
-def load_chain(source: str, sample_rate: int | None = None, channels: int | None = None) -> ChainSpec:
-    """The chain that ``host:effect`` or a config of a training names.
+# --- chains ------------------------------------------------------------------------------------------
+
+
+class ChainSpec:
+    """A chain of effects as plain data: resolved, checked, picklable, and cheap to build from.
 
     Args:
-        source: an effect, of which all that can be trained is trained, or the path of a YAML file with a list
+        effects: the effects, in the order of the signal.
+        sample_rate: in Hz; frequency ranges are limited to below Nyquist.
+        channels: number of channels of the audio.
+
+    Raises:
+        EffectError: for an unknown host, effect or parameter (with the nearest name), a range outside
+            the effect's limits, a parameter both trained and fixed, or two effects of one name.
+    """
+
+    def __init__(self, effects: Iterable[EffectSpec], sample_rate: int, channels: int = 1) -> None:
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.effects = list(effects)
+        if not self.effects:
+            raise EffectError("the chain has no effects: name at least one under `effects`")
+        self.recipes = _with_unique_names([_resolve(spec, sample_rate, channels) for spec in self.effects])
+        self.space = ParameterSpace(
+            [
+                replace(parameter, name=f"{recipe.name}.{parameter.name}")
+                for recipe in self.recipes
+                for parameter in recipe.parameters
+            ]
+        )
+        if not self.space.parameters:
+            raise EffectError("the chain trains no parameter: name at least one under `train`")
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The trained parameters of all effects, each named ``effect.parameter``."""
+        return self.space.parameters
+
+    def settings(self, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+        """Return the values of every control of every effect, by the effects' names.
+
+        Args:
+            values: of the trained parameters in their units, by ``effect.parameter``.
+        """
+        settings = {}
+        for recipe in self.recipes:
+            controls = _host(recipe.host).controls(recipe.effect, self.sample_rate, self.channels)
+            trained = {p.name: values[f"{recipe.name}.{p.name}"] for p in recipe.parameters}
+            defaults = {name: control.default for name, control in controls.items()}
+            settings[recipe.name] = {**defaults, **recipe.fixed, **trained}
+        return settings
+
+    def build(self, before_effect: EffectCallback | None = None) -> Chain:
+        """Return a live chain. Call this on the main thread: some hosts load plugins only there."""
+        parts: list[Part] = []
+        start = 0
+        for host, group in itertools.groupby(self.recipes, key=lambda recipe: recipe.host):
+            recipes = list(group)
+            if before_effect:
+                before_effect(slice(start, start + sum(len(recipe.parameters) for recipe in recipes)))
+            for effect, count in _host(host).build(recipes, self.sample_rate, self.channels):
+                place = slice(start, start + count)
+                parts.append(Part(effect, place, self.parameters[place]))
+                start += count
+        return Chain(parts, before_effect)
+
+
+class Part(NamedTuple):
+    """One live effect of a chain, the slice of the chain's values that it takes, and their parameters."""
+
+    effect: Effect
+    place: slice
+    parameters: tuple[Parameter, ...]
+
+
+class Chain(Effect):
+    """Live effects in series, with one vector of values for all of them.
+
+    Attributes:
+        parts: the live effects in the order of the signal. A host may render several effects of a spec as one.
+    """
+
+    def __init__(self, parts: Iterable[Part], before_effect: EffectCallback | None = None) -> None:
+        self.parts = tuple(parts)
+        self._before_effect = before_effect
+        self.latency_samples = sum(part.effect.latency_samples for part in self.parts)
+
+    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Render the next block, see :meth:`Effect.render`.
+
+        Raises:
+            RenderError: if an effect raises, or returns audio that is not finite or more than 80 dB above full scale.
+        """
+        for effect, place, parameters in self.parts:
+            if self._before_effect:
+                self._before_effect(place)
+            try:
+                output = effect.render(audio, values[place])
+            except Exception as error:
+                raise RenderError.at(parameters, values[place], f"failed: {error}") from error
+            # One dot product finds NaN, infinity and excess at a tenth of the cost of checking every sample.
+            samples = output.reshape(-1)
+            if not np.dot(samples, samples) <= _MAX_RMS**2 * samples.size:
+                fault = "returned audio that is not finite or wildly large"
+                if not np.isfinite(audio).all():
+                    fault = "was given audio that is not finite"
+                raise RenderError.at(parameters, values[place], fault)
+            audio = output
+        return audio
+
+    def render_whole(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Render a whole recording at constant values after a restart, with the latency removed."""
+        self.restart()
+        tail = np.zeros((audio.shape[0], self.latency_samples), dtype=np.float32)
+        return self.render(np.concatenate([audio, tail], axis=1), values)[:, self.latency_samples :]
+
+    def restart(self) -> None:
+        for effect, place, _ in self.parts:
+            if self._before_effect:
+                self._before_effect(place)
+            effect.restart()
+
+    def read_values(self) -> np.ndarray:
+        """Return the values of all trained parameters, NaN where an effect or its host cannot report them."""
+        values = np.full(sum(len(part.parameters) for part in self.parts), np.nan)
+        for effect, place, _ in self.parts:
+            reported = effect.read_values()
+            if reported is not None:
+                values[place] = reported
+        return values
+
+
+def load_chain(source: str, sample_rate: int | None = None, channels: int | None = None) -> ChainSpec:
+    """Return the chain that ``host:effect`` or a training config names.
+
+    Args:
+        source: an effect, of which every trainable parameter is trained, or the path of a YAML file with a list
             of effects under ``model.init_args.effects``.
         sample_rate, channels: by default those of the config; for an effect, 44100 and 1.
 
     Raises:
-        EffectError: for a file that is no such config, and as :class:`ChainSpec`.
+        EffectError: for a file that is not such a config, and as :class:`ChainSpec`.
     """
     if Path(source).suffix not in (".yaml", ".yml"):
         return ChainSpec([EffectSpec(source)], sample_rate or 44100, channels or 1)
-    # The loader of the command line of training: it reads 1e-4 as a number, which PyYAML's own does not.
+    # The loader of the training command line: it reads 1e-4 as a number, which PyYAML's own does not.
     from jsonargparse import get_loader
     from yaml import YAMLError
 
@@ -346,23 +378,6 @@ def load_chain(source: str, sample_rate: int | None = None, channels: int | None
     except OSError as error:
         raise EffectError(f"{source} cannot be read: {error.strerror}") from None
     except KeyError as error:
-        raise EffectError(f"{source} has no {error}: effects stand under model.init_args.effects") from None
+        raise EffectError(f"{source} has no {error}: effects are listed under model.init_args.effects") from None
     except (AttributeError, TypeError, ValueError, YAMLError) as error:
-        raise EffectError(f"{source} is no config of a chain: {' '.join(str(error).split())}") from None
-
-
-def _maximum(control: Control, sample_rate: int) -> float:
-    if control.unit == "Hz":
-        return min(control.maximum, NYQUIST_MARGIN * sample_rate)
-    return control.maximum
-
-
-def _check_limits(name: str, what: str, values: Sequence[float], control: Control, maximum: float) -> None:
-    unit = f" {control.unit}" if control.unit else ""
-    if min(values) < control.minimum:
-        raise EffectError(f"{name}: {what} goes below {control.minimum:g}{unit}, the least that it accepts")
-    if max(values) > maximum:
-        why = "the most that it accepts"
-        if maximum < control.maximum:
-            why = f"{NYQUIST_MARGIN} of the sample rate, the most that a filter can take"
-        raise EffectError(f"{name}: {what} goes above {maximum:g}{unit}, {why}")
+        raise EffectError(f"{source} is not the config of a chain: {' '.join(str(error).split())}") from None

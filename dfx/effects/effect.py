@@ -1,15 +1,8 @@
-"""Effects as recipes and as live instances.
+"""The contract between chains, hosts and live effects.
 
-An :class:`EffectSpec` is plain data, as it stands in a config. A :class:`ChainSpec` resolves a list of
-them against what the hosts say of their effects, and so knows every trained parameter without
-having rendered a sample. ``ChainSpec.build`` makes a live :class:`Chain`.
-
-A host is a module with two functions::
-
-    controls(name, sample_rate, channels) -> dict[str, Control]
-    build(recipes, sample_rate, channels) -> list[(Effect, how many of the parameters it takes)]
-
-``build`` gets consecutive effects of one chain, so that a host may render several in one call.
+A host is a module with the two functions of :class:`Host`. It describes the controls of its effects, so that a
+chain can be resolved and checked before any effect exists, and builds live effects (:class:`Effect`) from
+recipes (:class:`Recipe`).
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,19 +19,19 @@ from dfx.effects.parameter import Parameter, Scale
 from dfx.errors import UserError
 
 NYQUIST_MARGIN = 0.49
-"""Frequencies stay below this share of the sample rate: first-order filters explode above Nyquist."""
+"""Largest frequency as a share of the sample rate: first-order filters are unstable above Nyquist."""
 
 
 class EffectError(UserError):
-    """A recipe that no effect can be built from; the message names what is wrong and the way out."""
+    """An effect cannot be built from its spec; the message says why and how to fix it."""
 
 
 class RenderError(UserError):
-    """An effect that failed while rendering; the message names the effect and its values.
+    """An effect failed while rendering; the message names the effect and its values.
 
     Args:
-        effect: its name, or the names of those that share a call; none where no effect is to blame.
-        values: of its trained parameters, in their units, by name.
+        effect: its name, or the names of the effects that share one call; None if the fault is not an effect's.
+        values: its trained parameters in their units, by name.
     """
 
     def __init__(self, message: str, effect: str | None = None, values: dict[str, float] | None = None) -> None:
@@ -48,26 +41,26 @@ class RenderError(UserError):
 
     @classmethod
     def at(cls, parameters: Sequence[Parameter], values: np.ndarray, fault: str) -> RenderError:
-        """The fault of the effects that share a call, with their values, shape ``(P,)``."""
+        """Return the error for a fault of the effects with these parameters at ``values``, shape ``(P,)``."""
         names = dict.fromkeys(parameter.name.split(".")[0] for parameter in parameters)
         effect = " + ".join(names) or "an effect without parameters"
-        named = {parameter.name: float(value) for parameter, value in zip(parameters, values)}
-        told = ", ".join(f"{name}={value:.6g}" for name, value in named.items())
-        return cls(f"{effect} at ({told}) {fault}", effect, named)
+        by_name = {parameter.name: float(value) for parameter, value in zip(parameters, values)}
+        listed = ", ".join(f"{name}={value:.6g}" for name, value in by_name.items())
+        return cls(f"{effect} at ({listed}) {fault}", effect, by_name)
 
 
 @dataclass(frozen=True)
 class Control:
-    """What a host says of one control of one effect.
+    """The description of one control of one effect by its host.
 
     Args:
-        low, high: the range that training uses unless the config says otherwise; ignored for
-            controls that are not trainable.
-        default: what the control is set to when it is neither trained nor fixed.
-        minimum, maximum: what the effect accepts; a config must stay inside.
-        smoothing_ms: how long the effect itself glides to a new value.
-        trainable: false for switches, modes, and what cannot change while audio streams.
-        choices: the names that a mode can take, for controls that are not numbers.
+        low, high: the range for training unless the config gives another; ignored for controls that are
+            not trainable.
+        default: the value of a control that is neither trained nor fixed.
+        minimum, maximum: the limits of the effect; a config must stay within them.
+        smoothing_ms: time over which the effect itself smooths a new value.
+        trainable: false for switches, modes, and controls that cannot change while audio streams.
+        choices: the names of the settings of a mode, for controls that are not numbers.
     """
 
     name: str
@@ -85,7 +78,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An :class:`EffectSpec` checked against its host: all that ``host.build`` needs."""
+    """An :class:`~dfx.effects.chain.EffectSpec` checked against its host: everything that ``Host.build`` needs."""
 
     host: str
     effect: str
@@ -95,14 +88,14 @@ class Recipe:
 
 
 class Effect(ABC):
-    """One live instance of one effect (or of several that their host renders in one call)."""
+    """One live instance of one effect, or of several that their host renders in one call."""
 
     latency_samples: int = 0
-    """How much later than its input the output comes, in samples."""
+    """Delay of the output relative to the input, in samples."""
 
     @abstractmethod
     def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The next block of a stream.
+        """Render the next block of a stream.
 
         Args:
             audio: float32, shape ``(channels, samples)``, at least one sample.
@@ -114,4 +107,26 @@ class Effect(ABC):
 
     @abstractmethod
     def restart(self) -> None:
-        """Forgets everything heard: the next block is the first of a new stream."""
+        """Discard all state: the next block is the first of a new stream."""
+
+    def read_values(self) -> np.ndarray | None:
+        """Return the trained parameters in their units as the live effect reports them.
+
+        Returns:
+            float64, shape ``(P,)``, NaN where a parameter cannot be read back; None if the host cannot read
+            values at all.
+        """
+        return None
+
+
+class Host(Protocol):
+    """The functions that the module of a host provides."""
+
+    def controls(self, name: str, sample_rate: int, channels: int) -> dict[str, Control]:
+        """Return the controls of an effect by name; raise :class:`EffectError` if it cannot be used."""
+
+    def build(self, recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
+        """Build live effects, each with its number of trained parameters.
+
+        ``recipes`` are consecutive effects of one chain, so that a host may render several in one call.
+        """

@@ -16,16 +16,16 @@ class Parameter:
     """One trained parameter of one effect.
 
     Args:
-        name: the effect's own name for it, its unit included (``threshold_db``).
+        name: the effect's own name for it, unit included (``threshold_db``).
         unit: for tables and plots (``dB``, ``Hz``, ``ms``, or empty).
-        low, high: the value at 0 and at 1, in the unit.
-        default: the value that the effect starts with, in the unit, within ``[low, high]``.
-        scale: ``linear``, or ``log`` for quantities that the ear hears as ratios.
-        smoothing_ms: how long the effect itself glides to a new value; 0 where it jumps.
+        low, high: the values at 0 and at 1, in the unit.
+        default: the initial value, in the unit, within ``[low, high]``.
+        scale: ``linear``, or ``log`` for quantities that are perceived as ratios.
+        smoothing_ms: time over which the effect itself smooths a new value; 0 if it jumps.
 
     Raises:
         ValueError: if the range is empty or not finite, if a log range is not positive, or if the
-            default lies outside of the range.
+            default is outside the range.
     """
 
     name: str
@@ -45,22 +45,22 @@ class Parameter:
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"{described} must be positive for a log scale")
         if not self.low <= self.default <= self.high:
-            raise ValueError(f"{described} does not hold the default {self.default:g}")
+            raise ValueError(f"{described} does not contain the default {self.default:g}")
 
     def normalize(self, value: float) -> float:
-        """The parameter in [0, 1] for a value in [low, high]."""
+        """Return the parameter in [0, 1] for a value in [low, high]."""
         return float(ParameterSpace([self]).normalize(np.array([value]))[0])
 
     def denormalize(self, parameter: float) -> float:
-        """The value in [low, high] for a parameter in [0, 1]."""
+        """Return the value in [low, high] for a parameter in [0, 1]."""
         return float(ParameterSpace([self]).denormalize(np.array([parameter]))[0])
 
 
 class ParameterSpace:
     """The parameters of a chain as one vector, mapped by array operations.
 
-    A log scale maps ``x`` to ``low * (high / low) ** x``; both maps are float64, inverse to each
-    other to rounding, and exact at 0 and 1.
+    A log scale maps ``x`` to ``low * (high / low) ** x``. Both maps are float64, inverse to each
+    other up to rounding, and exact at 0 and 1.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
@@ -77,6 +77,7 @@ class ParameterSpace:
 
     @property
     def names(self) -> list[str]:
+        """The names of the parameters, in order."""
         return [p.name for p in self.parameters]
 
     @property
@@ -85,16 +86,16 @@ class ParameterSpace:
         return self.normalize(np.array([p.default for p in self.parameters], dtype=np.float64))
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
-        """Parameters in [0, 1] for values in their units, both ``(..., P)``; clipped to the range."""
+        """Return parameters in [0, 1] for values in their units, both ``(..., P)``; values are clipped to the range."""
         values = np.clip(np.asarray(values, dtype=np.float64), self._low, self._high)
         return np.clip((self._warp(values) - self._start) / self._span, 0.0, 1.0)
 
     def denormalize(self, parameters: np.ndarray) -> np.ndarray:
-        """Values in their units for parameters in [0, 1], both ``(..., P)``; clipped to the range."""
+        """Return values in their units for parameters, both ``(..., P)``; parameters are clipped to [0, 1]."""
         parameters = np.clip(np.asarray(parameters, dtype=np.float64), 0.0, 1.0)
         warped = self._start + self._span * parameters
         values = np.where(self._is_log, np.exp(np.where(self._is_log, warped, 0.0)), warped)
-        # exp(log(x)) is not x to the last bit: the ends are kept exact by the clip and by choice.
+        # exp(log(x)) may differ from x in the last bit, so the ends are set explicitly.
         values = np.where(parameters == 1.0, self._high, np.where(parameters == 0.0, self._low, values))
         return np.clip(values, self._low, self._high)
 

@@ -1,21 +1,23 @@
-"""The host of pedalboard's built-in effects, and of the multiband effects made of them.
+"""The host of pedalboard's built-in effects, and of multiband effects composed of them.
 
-Consecutive effects are rendered in one call of one ``pedalboard.Pedalboard``. What pedalboard does to a
-stream, and what we do about it:
+Consecutive effects are rendered by one call of one ``pedalboard.Pedalboard``. Properties of pedalboard that
+matter for streaming, and how this host deals with them:
 
-* a block longer than the first re-prepares the effects, and their state is lost: the length of
-  the first block is kept as the ``buffer_size`` of all later ones;
-* look-ahead effects swallow the first ``latency`` samples of a stream: silence stands in for them,
-  so that every block comes back at its full length, later by ``latency_samples``;
-* look-ahead effects lose samples inside of a ``Mix``: none of the composites holds one;
-* a reset leaves something behind in a phaser and a reverb: boards that hold one are made anew;
-* setting a value, even to what it is, disturbs some effects (Phaser): only changes are set;
-* values are accepted without a check: ranges and frequencies are checked here, before they are used.
+* A block longer than the first re-initializes the effects and discards their state: the length of the
+  first block is the ``buffer_size`` of all later ones.
+* Look-ahead effects drop the first ``latency`` samples of a stream: these are replaced by silence, so
+  that every block has its full length, delayed by ``latency_samples``.
+* Look-ahead effects lose samples inside a ``Mix``: no composite contains one.
+* A reset does not clear a phaser or a reverb completely: boards that contain one are rebuilt instead.
+* Setting an attribute, even to its present value, disturbs some effects (Phaser): only changes are set.
+* Attributes accept any value: ranges and frequencies are checked here before use.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,23 +28,24 @@ from dfx.effects.parameter import Scale
 from dfx.errors import nearest
 
 BLOCK_SAMPLES = 8192
-"""The longest block that pedalboard renders at once; it cuts longer ones itself."""
+"""The longest block that pedalboard renders at once; it splits longer ones."""
 
 Targets = list[tuple[Any, str]]
+"""The attributes that one control sets, each with the plugin that has it."""
 
 
-class Built(NamedTuple):
-    """A live plugin, and which attributes of which of its parts each control sets."""
+class BuiltPlugin(NamedTuple):
+    """A live plugin, and the targets of each of its controls."""
 
     plugin: Any
     targets: dict[str, Targets]
 
 
 def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
-    """The controls of a built-in or composite effect, by name.
+    """Return the controls of a built-in or composite effect, by name.
 
     Raises:
-        EffectError: if there is no such effect, with the nearest name, or if it cannot be streamed.
+        EffectError: if there is no such effect (with the nearest name), or if it cannot be streamed.
     """
     if name in _NOT_STREAMABLE:
         raise EffectError(f"pedalboard:{name} cannot be rendered frame by frame: {_NOT_STREAMABLE[name]}")
@@ -52,19 +55,31 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """One live effect for all recipes, with the number of their trained parameters."""
+    """Build one live effect for all recipes, with the number of their trained parameters."""
     return [(PedalboardEffect(recipes, sample_rate, channels), sum(len(recipe.parameters) for recipe in recipes))]
 
 
-class Pending:
-    """Output that is still to come: silence stands in for what a look-ahead swallows of a stream's start."""
+def build_plugin(effect: str, settings: Mapping[str, Any], sample_rate: int) -> BuiltPlugin:
+    """Build the pedalboard plugin of an effect with the given values of its controls."""
+    built = EFFECTS[effect].build(sample_rate)
+    for name, value in settings.items():
+        for plugin, attribute in built.targets[name]:
+            if isinstance(value, str):
+                # The modes of an attribute are members of an enumeration of the plugin's class.
+                value = getattr(getattr(type(plugin), attribute.capitalize()), value)
+            setattr(plugin, attribute, value)
+    return built
+
+
+class LatencyBuffer:
+    """Delays a stream whose start a look-ahead has dropped, with silence in place of the dropped samples."""
 
     def __init__(self, channels: int, latency_samples: int) -> None:
         self._latency_samples = latency_samples
         self._audio = np.zeros((channels, latency_samples), dtype=np.float32)
 
     def fill(self, output: np.ndarray, samples: int) -> np.ndarray:
-        """The next ``samples`` of the stream, when ``output``, which may be shorter, is added to its end."""
+        """Append ``output``, which may be shorter than ``samples``, and return the next ``samples`` of the stream."""
         if not self._latency_samples:
             return output
         output, self._audio = np.split(np.concatenate([self._audio, output], axis=1), [samples], axis=1)
@@ -72,49 +87,56 @@ class Pending:
 
 
 class PedalboardEffect(Effect):
-    """Built-in effects in series, in one board."""
+    """Built-in effects in series, on one board."""
+
+    _board: pedalboard.Pedalboard
+    _block_samples: int
+    _latency_buffer: LatencyBuffer
+    _values: list[float]
 
     def __init__(self, recipes: Sequence[Recipe], sample_rate: int, channels: int) -> None:
         self._recipes = recipes
         self._sample_rate = sample_rate
         self._channels = channels
+        self._build_board()
         definitions = [EFFECTS[recipe.effect] for recipe in recipes]
         self._reset_is_exact = all(definition.reset_is_exact for definition in definitions)
-        self._make_board()
         has_latency = any(definition.has_latency for definition in definitions)
         self.latency_samples = self._measure_latency() if has_latency else 0
         self.restart()
 
     def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
         new_values = values.tolist()
-        for targets, value, old in zip(self._setters, new_values, self._values):
+        for targets, value, old in zip(self._targets, new_values, self._values):
             if value != old:
-                for part, attribute in targets:
-                    setattr(part, attribute, value)
+                for plugin, attribute in targets:
+                    setattr(plugin, attribute, value)
         self._values = new_values
         if self._block_samples == 0:
-            # A reset after the values are set: effects that glide begin at them.
+            # Reset after the values are set, so that smoothed parameters start at them.
             self._board.reset()
             self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
         output = self._board.process(audio, self._sample_rate, buffer_size=self._block_samples, reset=False)
-        return self._pending.fill(output, audio.shape[1])
+        return self._latency_buffer.fill(output, audio.shape[1])
 
     def restart(self) -> None:
         if not self._reset_is_exact:
-            self._make_board()
+            self._build_board()
         self._block_samples = 0
-        self._pending = Pending(self._channels, self.latency_samples)
+        self._latency_buffer = LatencyBuffer(self._channels, self.latency_samples)
 
-    def _make_board(self) -> None:
+    def read_values(self) -> np.ndarray:
+        return np.array([float(getattr(*targets[0])) for targets in self._targets])
+
+    def _build_board(self) -> None:
         plugins = []
-        self._setters: list[Targets] = []
+        self._targets: list[Targets] = []
         for recipe in self._recipes:
-            controls_of_effect = EFFECTS[recipe.effect].controls(self._sample_rate)
-            defaults = {control.name: control.default for control in controls_of_effect}
-            plugin, targets = made(recipe.effect, {**defaults, **recipe.fixed}, self._sample_rate)
-            self._setters += [targets[parameter.name] for parameter in recipe.parameters]
+            defaults = {control.name: control.default for control in EFFECTS[recipe.effect].controls(self._sample_rate)}
+            plugin, targets = build_plugin(recipe.effect, {**defaults, **recipe.fixed}, self._sample_rate)
+            self._targets += [targets[parameter.name] for parameter in recipe.parameters]
             plugins.append(plugin)
-        self._values = [float("nan")] * len(self._setters)
+        self._values = [math.nan] * len(self._targets)
         self._board = pedalboard.Pedalboard(plugins)
 
     def _measure_latency(self) -> int:
@@ -122,64 +144,63 @@ class PedalboardEffect(Effect):
         return silence.shape[1] - self._board.process(silence, self._sample_rate, reset=False).shape[1]
 
 
-def made(effect: str, settings: Mapping[str, Any], sample_rate: int) -> Built:
-    """pedalboard's own plugin of an effect, with all controls set."""
-    built = EFFECTS[effect].make(sample_rate)
-    for name, value in settings.items():
-        for part, attribute in built.targets[name]:
-            _set(part, attribute, value)
-    return built
-
-
-def _set(part: Any, attribute: str, value: Any) -> None:
-    if isinstance(value, str):
-        value = getattr(getattr(type(part), attribute.capitalize()), value)
-    setattr(part, attribute, value)
-
-
 # --- the effects -------------------------------------------------------------------------------------
 
 
 class Definition(NamedTuple):
-    """How one effect is made, and what its controls are at a sample rate."""
+    """How to build one effect, and its controls, at a sample rate."""
 
-    make: Callable[[int], Built]
+    build: Callable[[int], BuiltPlugin]
     controls: Callable[[int], list[Control]]
     has_latency: bool = False
     reset_is_exact: bool = True
 
 
+_UNITS = {"_db": "dB", "_hz": "Hz", "_ms": "ms", "_seconds": "s", "bit_depth": "bit"}
+"""Units by the end of a control's name."""
+
+_MINIMA = {"Hz": 1e-3, "ms": 0.0, "s": 0.0}
+
+
 def _control(
-    name: str, low: float, high: float, scale: Scale, default: float, smoothing_ms: float = 0.0, **limits: float
+    name: str,
+    low: float,
+    high: float,
+    scale: Scale,
+    default: float,
+    smoothing_ms: float = 0.0,
+    minimum: float | None = None,
+    maximum: float = math.inf,
 ) -> Control:
     unit = next((u for ending, u in _UNITS.items() if name.endswith(ending)), "")
-    if unit == "Hz":
-        limits = {"minimum": 1e-3} | limits
-    if unit in ("ms", "s"):
-        limits = {"minimum": 0.0} | limits
-    return Control(name, default, low, high, unit, scale, smoothing_ms=smoothing_ms, **limits)
+    if minimum is None:
+        minimum = _MINIMA.get(unit, -math.inf)
+    return Control(name, default, low, high, unit, scale, minimum, maximum, smoothing_ms)
 
 
-_UNITS = {"_db": "dB", "_hz": "Hz", "_ms": "ms", "_seconds": "s", "semitones": "st", "bit_depth": "bit"}
+def _share(name: str, default: float, high: float = 1, smoothing_ms: float = 0.0) -> Control:
+    return _control(name, 0, high, "linear", default, smoothing_ms, minimum=0.0, maximum=1.0)
 
-_FILTER = dict(minimum=1e-3)
-_UNIT_RANGE = dict(minimum=0.0, maximum=1.0)
-_THRESHOLD = _control("threshold_db", -60, 0, "linear", -20)
-_RATIO = _control("ratio", 1, 20, "log", 2, minimum=1.0)
-_ATTACK = _control("attack_ms", 0.1, 200, "log", 5)
-_RELEASE = _control("release_ms", 1, 1000, "log", 100)
-_GATE_THRESHOLD = _control("threshold_db", -80, 0, "linear", -60)
-_GATE_RATIO = _control("ratio", 1, 20, "log", 4, minimum=1.0)
-_Q = _control("q", 0.3, 5, "log", 0.7071, **_FILTER)
-_GAIN = _control("gain_db", -24, 24, "linear", 0)
+
+def _feedback(smoothing_ms: float) -> Control:
+    return _control("feedback", 0, 0.9, "linear", 0, smoothing_ms, minimum=-0.99, maximum=0.99)
 
 
 def _cutoff(low: float, high: float, default: float) -> Control:
     return _control("cutoff_frequency_hz", low, high, "log", default)
 
 
-# Ranges for training are recommendations; limits are what pedalboard's setters accept or, where they
-# accept anything, what makes sense. Defaults are neutral where pedalboard's own are not.
+_THRESHOLD = _control("threshold_db", -60, 0, "linear", -20)
+_RATIO = _control("ratio", 1, 20, "log", 2, minimum=1.0)
+_ATTACK = _control("attack_ms", 0.1, 200, "log", 5)
+_RELEASE = _control("release_ms", 1, 1000, "log", 100)
+_GATE_THRESHOLD = _control("threshold_db", -80, 0, "linear", -60)
+_GATE_RATIO = _control("ratio", 1, 20, "log", 4, minimum=1.0)
+_Q = _control("q", 0.3, 5, "log", 0.7071, minimum=1e-3)
+_GAIN = _control("gain_db", -24, 24, "linear", 0)
+
+# Training ranges are recommendations. Limits are those of pedalboard's setters or, where a setter accepts
+# anything, sensible ones. Defaults are neutral where pedalboard's own are not.
 _BUILT_INS: dict[str, list[Control]] = {
     "Bitcrush": [_control("bit_depth", 4, 16, "linear", 16, minimum=1.0, maximum=32.0)],
     "BrickwallLimiter": [
@@ -191,17 +212,17 @@ _BUILT_INS: dict[str, list[Control]] = {
     ],
     "Chorus": [
         _control("rate_hz", 0.05, 10, "log", 1, maximum=100.0),
-        _control("depth", 0, 1, "linear", 0.25, smoothing_ms=50, **_UNIT_RANGE),
+        _share("depth", 0.25, smoothing_ms=50),
         _control("centre_delay_ms", 1, 30, "log", 7, minimum=1.0, maximum=100.0),
-        _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99),
-        _control("mix", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
+        _feedback(smoothing_ms=50),
+        _share("mix", 0.5, smoothing_ms=50),
     ],
     "Clipping": [_control("threshold_db", -36, 0, "linear", 0)],
     "Compressor": [_THRESHOLD, _RATIO, _ATTACK, _RELEASE],
     "Delay": [
         _control("delay_seconds", 0.001, 1, "log", 0.1, maximum=30.0),
         _control("feedback", 0, 0.95, "linear", 0, minimum=0.0, maximum=0.99),
-        _control("mix", 0, 1, "linear", 0.3, **_UNIT_RANGE),
+        _share("mix", 0.3),
     ],
     "Distortion": [_control("drive_db", 0, 40, "linear", 6)],
     "Gain": [_control("gain_db", -36, 36, "linear", 0)],
@@ -210,7 +231,7 @@ _BUILT_INS: dict[str, list[Control]] = {
     "Invert": [],
     "LadderFilter": [
         _control("cutoff_hz", 20, 10000, "log", 8000, smoothing_ms=50),
-        _control("resonance", 0, 0.95, "linear", 0, smoothing_ms=50, **_UNIT_RANGE),
+        _share("resonance", 0, 0.95, smoothing_ms=50),
         _control("drive", 1, 10, "log", 1, minimum=1.0),
         Control("mode", "LPF12", trainable=False, choices=("LPF12", "HPF12", "BPF12", "LPF24", "HPF24", "BPF24")),
     ],
@@ -222,36 +243,36 @@ _BUILT_INS: dict[str, list[Control]] = {
     "PeakFilter": [_cutoff(20, 10000, 1000), _GAIN, _Q],
     "Phaser": [
         _control("rate_hz", 0.05, 10, "log", 1),
-        _control("depth", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
+        _share("depth", 0.5, smoothing_ms=50),
         _control("centre_frequency_hz", 100, 6000, "log", 1300, smoothing_ms=260),
-        _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99),
-        _control("mix", 0, 1, "linear", 0.5, smoothing_ms=50, **_UNIT_RANGE),
+        _feedback(smoothing_ms=50),
+        _share("mix", 0.5, smoothing_ms=50),
     ],
     "Reverb": [
-        _control("room_size", 0, 1, "linear", 0.5, **_UNIT_RANGE),
-        _control("damping", 0, 1, "linear", 0.5, **_UNIT_RANGE),
-        _control("wet_level", 0, 1, "linear", 0.33, smoothing_ms=10, **_UNIT_RANGE),
-        _control("dry_level", 0, 1, "linear", 0.4, smoothing_ms=10, **_UNIT_RANGE),
-        _control("width", 0, 1, "linear", 1, smoothing_ms=10, **_UNIT_RANGE),
+        _share("room_size", 0.5),
+        _share("damping", 0.5),
+        _share("wet_level", 0.33, smoothing_ms=10),
+        _share("dry_level", 0.4, smoothing_ms=10),
+        _share("width", 1, smoothing_ms=10),
     ],
 }
 
 _NOT_STREAMABLE = {
     "Convolution": "it needs an impulse response",
     "GSMFullRateCompressor": "it has no parameter to train and resamples inside",
-    "MP3Compressor": "it works on frames of its own",
+    "MP3Compressor": "it works on frames of a fixed length",
     "PitchShift": "it returns nothing for the first second",
     "Resample": "it resamples inside",
 }
 
 
 def _built_in(name: str, effect_controls: list[Control]) -> Definition:
-    def make(sample_rate: int) -> Built:
+    def build_at(sample_rate: int) -> BuiltPlugin:
         plugin = getattr(pedalboard, name)()
-        return Built(plugin, {control.name: [(plugin, control.name)] for control in effect_controls})
+        return BuiltPlugin(plugin, {control.name: [(plugin, control.name)] for control in effect_controls})
 
     return Definition(
-        make,
+        build_at,
         lambda sample_rate: effect_controls,
         has_latency=name == "BrickwallLimiter",
         reset_is_exact=name not in ("Phaser", "Reverb"),
@@ -263,18 +284,18 @@ _CROSSOVERS = [(30, 400, 120), (300, 3000, 1000), (2000, 10000, 6000)]
 
 
 def _multiband(dynamics: Callable[[], Any], band_controls: list[Control]) -> Definition:
-    """Four bands, each through ``dynamics`` and a gain, between an input and an output gain.
+    """Define four bands, each with ``dynamics`` and a gain, between an input and an output gain.
 
-    First-order low- and high-pass filters of one cutoff add up to the signal they split, and so does a
-    tree of them: with the bands at rest the effect returns its input (to 2e-7).
+    First-order low- and high-pass filters with the same cutoff sum to their input, and so does a tree of
+    them: while all bands have unity gain, the output equals the input (to 2e-7).
     """
 
-    def make(sample_rate: int) -> Built:
+    def build_at(sample_rate: int) -> BuiltPlugin:
         lows = [pedalboard.LowpassFilter() for _ in range(BANDS - 1)]
         highs = [[pedalboard.HighpassFilter() for _ in range(min(band, BANDS - 1))] for band in range(BANDS)]
         dynamics_of_band = [dynamics() for _ in range(BANDS)]
         gain_of_band = [pedalboard.Gain(0) for _ in range(BANDS)]
-        bands = [
+        bands: list[pedalboard.Plugin] = [
             pedalboard.Pedalboard([*highs[b], *lows[b : b + 1], dynamics_of_band[b], gain_of_band[b]])
             for b in range(BANDS)
         ]
@@ -282,58 +303,58 @@ def _multiband(dynamics: Callable[[], Any], band_controls: list[Control]) -> Def
         targets: dict[str, Targets] = {"input_gain_db": [(input_gain, "gain_db")]}
         for crossover in range(BANDS - 1):
             filters = [lows[crossover], *(highs[b][crossover] for b in range(crossover + 1, BANDS))]
-            targets[f"crossover_{crossover + 1}_hz"] = [(part, "cutoff_frequency_hz") for part in filters]
+            targets[f"crossover_{crossover + 1}_hz"] = [(plugin, "cutoff_frequency_hz") for plugin in filters]
         for b in range(BANDS):
             for control in band_controls:
                 targets[f"band_{b + 1}_{control.name}"] = [(dynamics_of_band[b], control.name)]
             targets[f"band_{b + 1}_gain_db"] = [(gain_of_band[b], "gain_db")]
         targets["output_gain_db"] = [(output_gain, "gain_db")]
-        return Built(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
+        return BuiltPlugin(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
 
-    def all_controls(sample_rate: int) -> list[Control]:
+    def controls_at(sample_rate: int) -> list[Control]:
         crossovers = [
             _control(f"crossover_{i + 1}_hz", low, high, "log", default)
             for i, (low, high, default) in enumerate(_CROSSOVERS)
         ]
         bands = [
-            Control(**{**vars(control), "name": f"band_{b + 1}_{control.name}"})
+            replace(control, name=f"band_{b + 1}_{control.name}")
             for b in range(BANDS)
             for control in [*band_controls, _GAIN]
         ]
         gains = [_control(f"{end}_gain_db", -36, 36, "linear", 0) for end in ("input", "output")]
         return [gains[0], *crossovers, *bands, gains[1]]
 
-    return Definition(make, all_controls)
+    return Definition(build_at, controls_at)
 
 
 THIRD_OCTAVES_HZ = (
     16, 20, 25, 31.5, 40, 50, 63, 80, 100, 125, 160, 200, 250, 315, 400, 500, 630, 800, 1000, 1250, 1600,
     2000, 2500, 3150, 4000, 5000, 6300, 8000, 10000, 12500, 16000, 20000,
 )  # fmt: skip
-"""Nominal centres of third-octave bands (IEC 61260-1)."""
+"""Nominal centre frequencies of third-octave bands (IEC 61260-1)."""
 
 
 def _graphic_equalizer() -> Definition:
-    """One bell filter for every third-octave band below Nyquist, and an output gain."""
+    """Define one bell filter for every third-octave band below Nyquist, and an output gain."""
 
     def centres(sample_rate: int) -> list[float]:
         return [hz for hz in THIRD_OCTAVES_HZ if hz <= NYQUIST_MARGIN * sample_rate]
 
-    def make(sample_rate: int) -> Built:
+    def build_at(sample_rate: int) -> BuiltPlugin:
         bells = {hz: pedalboard.PeakFilter(cutoff_frequency_hz=hz) for hz in centres(sample_rate)}
         gain = pedalboard.Gain(0)
         targets: dict[str, Targets] = {f"gain_{int(hz)}_hz_db": [(b, "gain_db")] for hz, b in bells.items()}
         targets["q"] = [(bell, "q") for bell in bells.values()]
         targets["output_gain_db"] = [(gain, "gain_db")]
-        return Built(pedalboard.Pedalboard([*bells.values(), gain]), targets)
+        return BuiltPlugin(pedalboard.Pedalboard([*bells.values(), gain]), targets)
 
-    def all_controls(sample_rate: int) -> list[Control]:
+    def controls_at(sample_rate: int) -> list[Control]:
         gains = [_control(f"gain_{int(hz)}_hz_db", -12, 12, "linear", 0) for hz in centres(sample_rate)]
-        # The bandwidth of a third of an octave.
+        # A bandwidth of one third of an octave.
         q = Control("q", 4.318, unit="", minimum=1e-3, trainable=False)
         return [*gains, q, _control("output_gain_db", -36, 36, "linear", 0)]
 
-    return Definition(make, all_controls)
+    return Definition(build_at, controls_at)
 
 
 EFFECTS: dict[str, Definition] = {
@@ -342,4 +363,4 @@ EFFECTS: dict[str, Definition] = {
     "MultibandGate": _multiband(pedalboard.NoiseGate, [_GATE_THRESHOLD, _GATE_RATIO, _ATTACK, _RELEASE]),
     "GraphicEqualizer": _graphic_equalizer(),
 }
-"""Every effect of this host by name."""
+"""All effects of this host, by name."""

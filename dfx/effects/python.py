@@ -1,14 +1,14 @@
-"""The host of effects written in Python: those of the tests, and a user's own.
+"""The host of effects written in Python.
 
 ``python:package.module.Class`` names a class with
 
 * ``controls``: a sequence of :class:`~dfx.effects.effect.Control`;
 * ``__init__(sample_rate, channels)``;
-* ``process(audio, **values) -> audio``: the next block, ``(channels, samples)`` float32;
-* ``reset()``: forgets everything heard;
+* ``process(audio, **values) -> audio``: render the next block, float32 ``(channels, samples)``;
+* ``reset()``: discard all state;
 * optionally ``latency_samples``.
 
-A new live effect is a new instance, and every value is passed with every block.
+Every live effect is an instance, and every block is passed the values of all controls.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dfx.effects.effect import Control, Effect, EffectError, Recipe
 
 
 def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
-    """The controls of the class ``package.module.Class``.
+    """Return the controls of the class ``package.module.Class``.
 
     Raises:
-        EffectError: if there is no such class, or it declares no controls.
+        EffectError: if there is no such class, or if it declares no controls.
     """
     return {control.name: control for control in _load(name).controls}
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """A live effect for each recipe, each with its number of trained parameters."""
+    """Build a live effect for each recipe, with its number of trained parameters."""
     return [(PythonEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
 
 

@@ -73,7 +73,7 @@ def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
         Path(path).write_text(as_python(chain, values), encoding="utf-8")
     elif suffix == ".vstpreset":
         for file, recipe in zip(files, (recipe for recipe in chain.recipes if recipe.host == "vst3")):
-            plugin = vst3.settled(recipe, _of(recipe, values), chain.sample_rate, chain.channels).plugin
+            plugin = vst3.load_plugin(recipe, _of(recipe, values), chain.sample_rate, chain.channels).plugin
             Path(file).write_bytes(plugin.preset_data)
     else:
         _write_bundle(Path(path), chain, values)
@@ -120,10 +120,10 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
     lines: list[str] = []
     for recipe in chain.recipes:
         if recipe.host == "pedalboard":
-            made = built_in.made(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
+            made = built_in.build_plugin(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
             code = list(_code(made))
         else:
-            set_up = vst3.settled(recipe, _of(recipe, values), chain.sample_rate, chain.channels)
+            set_up = vst3.load_plugin(recipe, _of(recipe, values), chain.sample_rate, chain.channels)
             positions = {name: position for name, (_, position) in set_up.places.items()}
             _, _, name = recipe.effect.partition("#")
             code = [f"plugin({set_up.path!r}, {name or None!r}, {positions!r})"]

@@ -171,7 +171,7 @@ def _effects(take: Take) -> Iterator[str]:
 def _vst3(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
     chain = take.chain
     median = {parameter.name: float(np.median(values[:, i])) for i, parameter in enumerate(recipe.parameters)}
-    path, plugin, places = vst3.settled(recipe, median, chain.sample_rate, chain.channels)
+    path, plugin, places = vst3.load_plugin(recipe, median, chain.sample_rate, chain.channels)
     class_id, component, controller = _states(plugin.preset_data)
     name = _plain(f"VST3: {plugin.name} ({plugin.manufacturer_name})")
     yield f'<VST "{name}" "{_plain(Path(path).name)}" 0 "" 0{{{class_id}}} ""'

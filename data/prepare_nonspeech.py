@@ -119,7 +119,7 @@ SPEAKERS = (
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a recording, with the spans without speech as (start, end) in samples."""
+    """A part of a recording, and its spans without speech as (start, end) in samples."""
 
     audio: np.ndarray
     spans: list[tuple[int, int]]

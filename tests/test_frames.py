@@ -49,12 +49,12 @@ def test_lanes_go_on_with_their_excerpt_until_the_next_begins_at_its_first_frame
     lanes = TrainingLanes(excerpts(), batch_size)
     batches = list(lanes)
     assert len(batches) == len(lanes) >= 1
-    assert all(frame.index == 0 for frame in batches[0])
+    assert all(frame.number == 0 for frame in batches[0])
     for before, after in zip(batches, batches[1:]):
         assert len(after) == batch_size
         for old, new in zip(before, after):
-            ended = old.index == old.excerpt.steps - 1
-            assert new.index == 0 if ended else new == (old.excerpt, old.index + 1)
+            ended = old.number == old.excerpt.steps - 1
+            assert new.number == 0 if ended else new == (old.excerpt, old.number + 1)
 
 
 def test_an_epoch_has_as_many_batches_as_its_frames_fill():
@@ -77,7 +77,7 @@ def test_evaluation_hears_every_frame_once_in_lanes_that_only_end(batch_size):
     assert len(seen) == len(set(seen)) == excerpts().total_steps
     for before, after in zip(batches, batches[1:]):
         for old, new in zip(before, after):
-            assert new.index == 0 or new == (old.excerpt, old.index + 1)
+            assert new.number == 0 or new == (old.excerpt, old.number + 1)
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ class Excerpts(pl.Callback):
             (index, lane): step.excerpt
             for index, steps in enumerate(batches)
             for lane, step in enumerate(steps)
-            if step.index == 0
+            if step.number == 0
         }
         chosen = np.linspace(0, len(begun) - 1, min(self._options.excerpts, len(begun))).round().astype(int)
         names = {}

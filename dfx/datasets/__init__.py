@@ -6,4 +6,4 @@ from dfx.datasets.paired_audio import PairedAudio
 from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.errors import DataError
 
-__all__ = ["Augmentation", "AudioFile", "DataError", "PairedAudio", "Treatment", "Window"]
+__all__ = ["AudioFile", "Augmentation", "DataError", "PairedAudio", "Treatment", "Window"]

@@ -1,8 +1,7 @@
-"""Excerpts, steps and lanes: which samples make which batch, and in which order.
+"""Excerpts, steps and lanes: the samples and the order of the batches.
 
-A file is cut into excerpts, an excerpt into steps of one frame or several. A batch is a row of lanes: example
-``i`` of the next batch is the next step of example ``i`` of this one, until its excerpt ends and another
-begins.
+A file is cut into excerpts, and an excerpt into steps of one frame or several. Each example of a batch is a lane:
+example ``i`` of the next batch continues example ``i`` of this one, until its excerpt ends and another one begins.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from dfx.datasets.treatment import Augmentation, TreatedPairs
 
 @dataclass(frozen=True)
 class Window:
-    """What is read for one step: its frames, and enough around them for the encoder and the target.
+    """The samples of one step: its frames, the encoder's context around them, and the delayed target before them.
 
     Args:
-        context_samples: what the encoder hears for one frame, centred on it (the paper: 40 960).
-        frame_samples: what the effects render with one set of parameters (the paper: 1 024).
-        latency_samples: how much later than its input the chain's output comes.
-        frames: how many consecutive frames a step has (the paper: 1).
+        context_samples: length of the context of one frame, centred on the frame (the paper: 40 960).
+        frame_samples: length of the audio that is rendered with one set of parameters (the paper: 1 024).
+        latency_samples: delay of the chain's output relative to its input.
+        frames: number of consecutive frames in a step (the paper: 1).
     """
 
     context_samples: int
@@ -37,12 +36,12 @@ class Window:
 
     @property
     def step_samples(self) -> int:
-        """Samples of a step's frames."""
+        """Length of the frames of a step, in samples."""
         return self.frames * self.frame_samples
 
     @property
     def _lead(self) -> int:
-        """How far before its frame a context begins; negative where the frame is the longer of the two."""
+        """Samples from the start of a context to that of its frame; negative for a frame longer than its context."""
         return (self.context_samples - self.frame_samples) // 2
 
     @property
@@ -52,29 +51,40 @@ class Window:
 
     @property
     def samples(self) -> int:
-        """Samples in all."""
+        """Length of the whole window, in samples."""
         after = max(0, self.context_samples - self.frame_samples - self._lead)
         return self.before + self.step_samples + after
 
     def context(self, audio: Tensor) -> Tensor:
-        """``(..., samples)`` to the contexts of all frames, ``(..., context_samples + (frames - 1) frame_samples)``."""
+        """Cut the contexts of all frames from a window.
+
+        Args:
+            audio: ``(..., samples)``.
+
+        Returns:
+            ``(..., context_samples + (frames - 1) * frame_samples)``.
+        """
         start = self.before - self._lead
         return audio[..., start : start + self.context_samples + self.step_samples - self.frame_samples]
 
     def step(self, audio: Tensor) -> Tensor:
-        """``(..., samples)`` to the frames, ``(..., step_samples)``."""
+        """Cut the frames from a window: ``(..., samples)`` to ``(..., step_samples)``."""
         return audio[..., self.before : self.before + self.step_samples]
 
     def delayed_step(self, audio: Tensor) -> Tensor:
-        """The frames as late as the chain's output: the target of :meth:`step`."""
+        """Cut the frames with the delay of the chain's output, as the target of :meth:`step`."""
         start = self.before - self.latency_samples
         return audio[..., start : start + self.step_samples]
 
 
 class Excerpt(NamedTuple):
-    """A part of one pair, in samples at the data's rate; the effects begin anew with it.
+    """A part of one pair, at whose beginning the effects restart.
 
-    ``seed`` is that of its augmentation.
+    Args:
+        pair: its index.
+        start: in samples at the sample rate of the data.
+        steps: its length.
+        seed: of its augmentation.
     """
 
     pair: int
@@ -84,20 +94,20 @@ class Excerpt(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of an excerpt."""
+    """One step of an excerpt, numbered from 0."""
 
     excerpt: Excerpt
-    index: int
+    number: int
 
 
 class Steps(Dataset):
-    """Steps of pairs, by :class:`Step`.
+    """Audio of the steps of pairs, indexed by :class:`Step`.
 
     Args:
-        pairs: the files, as they are heard.
-        window: what is read for one step.
-        augmentation: what is done to an excerpt.
-        cached_excerpts: how many excerpts stay decoded in memory; a step touches one for each lane.
+        pairs: the treated files.
+        window: the samples of one step.
+        augmentation: applied to every excerpt.
+        cached_excerpts: number of decoded excerpts to keep in memory; a batch uses one for each lane.
     """
 
     def __init__(self, pairs: TreatedPairs, window: Window, augmentation: Augmentation, cached_excerpts: int) -> None:
@@ -107,10 +117,10 @@ class Steps(Dataset):
         self._excerpt = functools.lru_cache(maxsize=cached_excerpts)(self._read_excerpt)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
-        """``input`` and ``target``, each ``(channels, window samples)``, and ``restart``."""
-        start = step.index * self.window.step_samples
+        """Return ``input`` and ``target``, each ``(channels, window.samples)``, and the flag ``restart``, ``()``."""
+        start = step.number * self.window.step_samples
         input, target = (side[..., start : start + self.window.samples] for side in self._excerpt(step.excerpt))
-        return {"input": input, "target": target, "restart": torch.tensor(step.index == 0)}
+        return {"input": input, "target": target, "restart": torch.tensor(step.number == 0)}
 
     def _read_excerpt(self, excerpt: Excerpt) -> tuple[Tensor, Tensor]:
         start = excerpt.start - self.window.before
@@ -120,13 +130,13 @@ class Steps(Dataset):
 
 
 class Excerpts(Sampler[Excerpt]):
-    """The excerpts of all pairs, in an order that depends on seed and epoch alone.
+    """The excerpts of all pairs, in an order that depends on seed and epoch only.
 
     Args:
-        lengths: of the pairs, in samples at the data's rate.
-        step_samples: an excerpt is a whole number of steps; what is shorter than one is padded.
-        excerpt_samples: the length of an excerpt; by default a pair is one excerpt.
-        shuffle: in another order each epoch, cut at other places and augmented anew.
+        lengths: of the pairs, in samples at the sample rate of the data.
+        step_samples: length of a step; excerpts are whole numbers of steps, and shorter pairs are padded to one.
+        excerpt_samples: length of an excerpt, rounded down to steps; by default a pair is one excerpt.
+        shuffle: draw the order, the places of the cuts and the seeds of the augmentation again in each epoch.
         seed: of the order.
     """
 
@@ -145,7 +155,7 @@ class Excerpts(Sampler[Excerpt]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning says here which epoch begins; without shuffling, all are alike."""
+        """Set the epoch, as Lightning does when it begins; has no effect without shuffling."""
         if self._shuffle:
             self._epoch = epoch
 
@@ -154,7 +164,7 @@ class Excerpts(Sampler[Excerpt]):
 
     @property
     def total_steps(self) -> int:
-        """In one epoch, whatever its order."""
+        """Number of steps in an epoch."""
         return sum(count * steps for count, steps in zip(self._counts, self._steps))
 
     def __iter__(self) -> Iterator[Excerpt]:
@@ -172,23 +182,24 @@ class Excerpts(Sampler[Excerpt]):
 
 
 class TrainingLanes(Sampler[list[Step]]):
-    """Batches in which every lane is always busy: one that has ended its excerpt takes the next.
+    """Batches whose lanes are always full: a lane whose excerpt has ended takes the next one.
 
-    An epoch has as many batches as all of its steps fill; all lanes begin anew with it.
+    An epoch has as many batches as all of its steps fill. All lanes restart with it.
 
     Args:
-        sampler: the excerpts. Lightning finds ``set_epoch`` by this name.
-        batch_size: how many lanes, of all ranks together.
-        own: which of the lanes to load; by default all.
+        sampler: the excerpts. Lightning calls ``set_epoch`` of the attribute with this name.
+        batch_size: number of lanes, of all ranks together.
+        rank_lanes: the lanes to load; by default all.
 
-    ``first_batch`` leaves out what comes before it, in the next epoch only.
+    Attributes:
+        first_batch: number of batches to skip at the start of the next epoch.
     """
 
-    def __init__(self, sampler: Excerpts, batch_size: int, own: slice = slice(None)) -> None:
+    def __init__(self, sampler: Excerpts, batch_size: int, rank_lanes: slice = slice(None)) -> None:
         self.sampler = sampler
         self.first_batch = 0
         self._batch_size = batch_size
-        self._own = own
+        self._rank_lanes = rank_lanes
 
     def __len__(self) -> int:
         return max(1, self.sampler.total_steps // self._batch_size)
@@ -201,10 +212,10 @@ class TrainingLanes(Sampler[list[Step]]):
             for lane in lanes:
                 if not lane:
                     excerpt = next(excerpts)
-                    lane.extend(Step(excerpt, index) for index in reversed(range(excerpt.steps)))
+                    lane.extend(Step(excerpt, number) for number in reversed(range(excerpt.steps)))
             steps = [lane.pop() for lane in lanes]
             if batch >= first:
-                yield steps[self._own]
+                yield steps[self._rank_lanes]
 
     def _endless(self) -> Iterator[Excerpt]:
         while True:
@@ -212,14 +223,14 @@ class TrainingLanes(Sampler[list[Step]]):
 
 
 class EvaluationLanes(Sampler[list[Step]]):
-    """Batches in which every step comes once.
+    """Batches that contain every step once.
 
-    Excerpts run side by side, the longer ones in the first lanes, so that a batch only ever loses lanes at
-    its end; when all have ended, the next ones begin.
+    Excerpts run in parallel, the longer ones in the first lanes, so that a batch only loses lanes at its end. When
+    all have ended, the next ones begin.
 
     Args:
         sampler: the excerpts.
-        batch_size: how many lanes at most.
+        batch_size: the largest number of lanes.
     """
 
     def __init__(self, sampler: Excerpts, batch_size: int) -> None:
@@ -235,17 +246,23 @@ class EvaluationLanes(Sampler[list[Step]]):
 
     def __iter__(self) -> Iterator[list[Step]]:
         for group in self._groups():
-            for index in range(group[0].steps):
-                yield [Step(excerpt, index) for excerpt in group if index < excerpt.steps]
+            for number in range(group[0].steps):
+                yield [Step(excerpt, number) for excerpt in group if number < excerpt.steps]
 
 
 class TrainingLoader(DataLoader):
-    """Loads :class:`TrainingLanes`, and counts the batches of the epoch that it has given."""
+    """Loads :class:`TrainingLanes`.
 
-    given = 0
+    Attributes:
+        batches_loaded: number of batches of the current epoch that were returned or skipped.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        self.given = self.batch_sampler.first_batch
+    batches_loaded = 0
+
+    # DataLoader declares its private iterator class, of which callers use `next` only.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        assert isinstance(self.batch_sampler, TrainingLanes)
+        self.batches_loaded = self.batch_sampler.first_batch
         for batch in super().__iter__():
-            self.given += 1
+            self.batches_loaded += 1
             yield batch

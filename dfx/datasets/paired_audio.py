@@ -1,8 +1,7 @@
-"""The LightningDataModule of paired audio."""
+"""The Lightning data module of paired audio."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,26 +15,26 @@ from dfx.errors import DataError
 
 
 class PairedAudio(pl.LightningDataModule):
-    """Pairs of input and target files, as lanes of consecutive steps.
+    """Batches of consecutive steps from pairs of input and target files.
 
     Args:
         root: a folder with ``manifest.csv``, or with the folders ``input`` and ``target``; see
             :func:`dfx.datasets.pairs.find_pairs`.
-        sample_rate: in Hz; files of other rates are resampled as they are read.
-        channels: 1 folds files to the mean of their channels.
-        window: what is read for one step; it may change between two fits.
-        treatment: what is done to all audio as it is read.
-        augmentation: what is done to the excerpts of training, and with a fixed seed of validation.
-        rows: which rows of the manifest to take, by patterns for some of its columns, for instance
-            ``{speaker: "anna*"}``.
-        batch_size: lanes; of all processes together, where a run has several. Each trains its own, and validates all.
-        excerpt_seconds: how long a lane stays with one part of a file; none for whole files.
+        sample_rate: in Hz; files with other rates are resampled when they are read.
+        channels: 1 takes the mean of the channels of each file.
+        window: the samples of one step; it may change between two fits.
+        treatment: preprocessing of all audio.
+        augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts.
+        rows: selects rows of the manifest by patterns for some of its columns, for instance ``{speaker: "anna*"}``.
+        batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
+            validation, each has all.
+        excerpt_seconds: length of an excerpt; none for whole files.
         check_audio: decode every file before training, to find silent and broken ones.
-        num_workers: processes that read; 0 reads between the steps.
-        seed: of the split, if the data have none, and of the order.
+        num_workers: number of processes that read ahead; 0 reads between the steps.
+        seed: of the order and, for data without splits, of the split.
 
     Raises:
-        DataError: from ``setup``, for data that cannot be trained on.
+        DataError: from ``setup``, for data that cannot be used for training.
     """
 
     def __init__(
@@ -66,14 +65,14 @@ class PairedAudio(pl.LightningDataModule):
         self.check_audio = check_audio
         self.num_workers = num_workers
         self.seed = seed
-        # For checkpoints: what evaluation needs to find the same pairs again.
+        # Stored in checkpoints, so that evaluation finds the same pairs.
         self.arguments = {"root": root, "seed": seed, "rows": rows}
-        self.splits: dict[str, Sequence[Pair]] = {}
+        self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
         self._first_batch = 0
 
     def setup(self, stage: str) -> None:
-        """Finds and checks the pairs, once."""
+        """Find and check the pairs, once."""
         if self.batch_size % distributed.world_size():
             raise DataError(
                 f"batch_size is {self.batch_size}, which {distributed.world_size()} processes cannot share out evenly: "
@@ -97,16 +96,16 @@ class PairedAudio(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)
         lanes = TrainingLanes(excerpts, self.batch_size, distributed.rank_rows(self.batch_size))
-        # Only the epoch that is resumed begins later.
+        # Only the first epoch after resuming skips batches.
         lanes.first_batch, self._first_batch = self._first_batch, 0
         self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """With which batch of the epoch a resumed run goes on."""
-        if self._train_loader is None or self.trainer.is_last_batch:
+        """Return the index of the next batch of the epoch, at which a resumed run continues."""
+        if self._train_loader is None or self.trainer is None or self.trainer.is_last_batch:
             return {"first_batch": 0}
-        return {"first_batch": self._train_loader.given}
+        return {"first_batch": self._train_loader.batches_loaded}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._first_batch = state_dict["first_batch"]
@@ -116,13 +115,13 @@ class PairedAudio(pl.LightningDataModule):
         return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        """See :class:`WholePairs`."""
+        """Return the loader of :class:`WholePairs` of the test split."""
         return DataLoader(self.whole_pairs("test"), batch_size=None)
 
     predict_dataloader = test_dataloader
 
     def whole_pairs(self, split: str) -> WholePairs:
-        """The pairs of ``train``, ``validation`` or ``test``."""
+        """Return the pairs of ``train``, ``validation`` or ``test``, each in one piece."""
         return WholePairs(self._treated(split))
 
     def _treated(self, split: str) -> TreatedPairs:
@@ -138,8 +137,13 @@ class PairedAudio(pl.LightningDataModule):
 
 
 class WholePairs(Dataset):
-    """Treated pairs from their first sample to their last: ``input`` and ``target``, each ``(channels, samples)``,
-    and ``name``."""
+    """Treated pairs from their first sample to their last.
+
+    An item has ``input`` and ``target``, each float32 ``(channels, samples)``, and ``name``.
+
+    Args:
+        pairs: the treated files.
+    """
 
     def __init__(self, pairs: TreatedPairs) -> None:
         self._pairs = pairs

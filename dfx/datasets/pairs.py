@@ -1,4 +1,4 @@
-"""Pairs of input and target files: found, matched, split, and checked before hours of training."""
+"""Find, pair, split and check the input and target files of a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dfx.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 SILENCE = 1e-5
-"""Peak below which a file counts as silent: -100 dBFS."""
+"""Peak of -100 dBFS, below which a file counts as silent."""
 
 _SUFFIXES = {".wav", ".flac", ".aif", ".aiff", ".ogg", ".opus", ".mp3", ".caf", ".w64", ".au"}
 _CHECK_SECONDS = 30
@@ -25,7 +25,7 @@ _CHECK_SECONDS = 30
 
 @dataclass(frozen=True)
 class Pair:
-    """An input and its target: files of one length and rate."""
+    """An input and its target: files of equal length and sample rate."""
 
     name: str
     input: AudioFile
@@ -33,44 +33,44 @@ class Pair:
 
 
 def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) -> dict[str, list[Pair]]:
-    """The pairs of a folder, by split.
+    """Return the pairs of a folder, by split.
 
-    The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (paths relative to it)
-    and ``split`` (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with
-    files of the same names. Pairs without a split are dealt out at random, 80, 10 and 10 in a hundred.
+    The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (relative paths) and ``split``
+    (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with files of the
+    same names. Pairs without a split are divided at random: 80 % train, 10 % validation, 10 % test.
 
     Args:
         root: the folder.
         seed: of the random split.
-        rows: which rows of the manifest to take: for some columns a pattern with ``*`` and ``?``, all of which
-            must match; all rows by default.
+        rows: selects rows of the manifest whose columns match all of these patterns, which may contain ``*`` and
+            ``?``; by default all rows.
 
     Raises:
-        DataError: if the folder or a file is missing, no row matches, files have no partner or differ from it in length
-            or sample rate, or a split would stay empty.
+        DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
+            length or sample rate, or a split is empty.
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(f"{root}: no such folder; data/README.md tells how to get or make the data")
+        raise DataError(f"{root}: no such folder; see data/README.md for how to get or make the data")
     if (folder / "manifest.csv").is_file():
         splits = _from_manifest(folder / "manifest.csv", rows or {})
     elif rows:
-        raise DataError(f"{root} has no manifest.csv whose rows could be {dict(rows)}")
+        raise DataError(f"{root} has no manifest.csv whose rows could match {dict(rows)}: set rows to null")
     else:
         splits = _split_at_random(_from_folders(folder), seed)
     for split in SPLITS:
         if not splits[split]:
             count = sum(map(len, splits.values()))
-            raise DataError(f"{root} has {count} pairs, and none for {split}: at least one pair for each split")
+            raise DataError(f"{root} has {count} pairs, and none for {split}: every split needs at least one")
     return splits
 
 
 def check_audio(pairs: list[Pair]) -> None:
-    """Decodes every file once.
+    """Decode every file once.
 
     Raises:
-        DataError: for the first file that cannot be decoded, is not finite, or is silent; the message says
-            how many more there are.
+        DataError: for the first file that cannot be decoded, has samples that are not finite, or is silent; the
+            message counts the others.
     """
     files = [file for pair in pairs for file in (pair.input, pair.target)]
     with ThreadPoolExecutor() as executor:
@@ -78,7 +78,7 @@ def check_audio(pairs: list[Pair]) -> None:
         faults = [fault for fault in checked if fault]
     if faults:
         more = f" ({len(faults) - 1} more files have faults)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}; mend it or take the pair out{more}")
+        raise DataError(f"{faults[0]}; repair it or remove the pair{more}")
 
 
 def _fault(file: AudioFile) -> str:
@@ -97,11 +97,11 @@ def _fault(file: AudioFile) -> str:
 
 def _pair(name: str, input: Path, target: Path) -> Pair:
     pair = Pair(name, AudioFile.open(str(input)), AudioFile.open(str(target)))
-    for what in ("sample_rate", "samples"):
-        theirs = getattr(pair.input, what), getattr(pair.target, what)
-        if theirs[0] != theirs[1]:
-            described = {"sample_rate": "sample rates, {} and {} Hz", "samples": "lengths, {} and {} samples"}
-            raise DataError(f"{input} and {target} have different {described[what].format(*theirs)}")
+    descriptions = {"sample_rate": "sample rates, {} and {} Hz", "samples": "lengths, {} and {} samples"}
+    for attribute, described in descriptions.items():
+        values = getattr(pair.input, attribute), getattr(pair.target, attribute)
+        if values[0] != values[1]:
+            raise DataError(f"{input} and {target} have different {described.format(*values)}")
     return pair
 
 
@@ -117,7 +117,7 @@ def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> dict[str, list[Pa
                 continue
             split = "validation" if row["split"] == "val" else row["split"]
             if split not in splits:
-                raise DataError(f"{manifest}, line {reader.line_num}: split '{split}' is none of {SPLITS}")
+                raise DataError(f"{manifest}, line {reader.line_num}: split '{split}' is none of {', '.join(SPLITS)}")
             input, target = manifest.parent / row["input"], manifest.parent / row["target"]
             splits[split].append(_pair(row.get("name") or input.stem, input, target))
     if rows and not any(splits.values()):
@@ -133,12 +133,12 @@ def _from_folders(folder: Path) -> list[Pair]:
         files = [f for f in sorted((folder / side).rglob("*")) if f.suffix.lower() in _SUFFIXES]
         sides[side] = {f.relative_to(folder / side).with_suffix("").as_posix(): f for f in files}
         if len(sides[side]) < len(files):
-            raise DataError(f"{folder / side} has two files of one name that differ in their endings only")
+            raise DataError(f"{folder / side} has two files whose names differ in their suffix only")
     alone = sorted(set(sides["input"]) ^ set(sides["target"]))
     if alone:
-        there, lacking = ("input", "target") if alone[0] in sides["input"] else ("target", "input")
+        present, absent = ("input", "target") if alone[0] in sides["input"] else ("target", "input")
         more = f" ({len(alone) - 1} more have none)" if len(alone) > 1 else ""
-        raise DataError(f"{sides[there][alone[0]]} has no partner in {folder / lacking}{more}")
+        raise DataError(f"{sides[present][alone[0]]} has no partner in {folder / absent}{more}")
     return [_pair(name, input, sides["target"][name]) for name, input in sides["input"].items()]
 
 

@@ -1,4 +1,4 @@
-"""What a task does to its audio: always (a treatment), and in training and validation only (an augmentation)."""
+"""Changes to a task's audio: the treatment always, the augmentation in training and validation only."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dfx.errors import UserError
 
 Side = Literal["input", "target"]
 
-# After so many periods of the cutoff, what a filter of 4th order still rings with is lost in float32.
 _RINGING_PERIODS = 12
+"""Periods of the cutoff after which the ringing of a filter of 4th order is below the resolution of float32."""
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done to a recording before anything hears it, the same in training, evaluation and rendering.
+    """Preprocessing of recordings, the same in training, evaluation and rendering.
 
     Args:
-        highpass_hz: the cutoff of a Butterworth high-pass of 4th order, run forwards and backwards and so
-            without phase, on input and target; none by default.
-        input_lufs: the integrated loudness (ITU-R BS.1770) that the whole input is brought to by one gain; none
-            by default. An input below -70 LUFS, or silent, has no loudness and is left as it is.
+        highpass_hz: the cutoff of a zero-phase high-pass (Butterworth of 4th order, run forwards and backwards) for
+            input and target; none by default.
+        input_lufs: the integrated loudness (ITU-R BS.1770) to which one gain brings the whole input; none by
+            default. An input below -70 LUFS has no loudness and is left unchanged.
 
     Raises:
         UserError: for a cutoff that is not positive.
@@ -48,37 +48,55 @@ class Treatment:
             raise UserError(f"highpass_hz is {self.highpass_hz:g}; it must be above 0")
 
     def __call__(self, audio: Tensor, sample_rate: int, side: Side = "input") -> Tensor:
-        """A whole recording, ``(channels, samples)``; beyond its ends it counts as silent.
+        """Treat a whole recording, float ``(channels, samples)``, which is silent outside of its ends.
 
         Raises:
             UserError: if the cutoff is not below half of the sample rate.
         """
         margin = self._margin(sample_rate)
-        audio = self._highpass(torch.nn.functional.pad(audio, (margin, margin)), sample_rate)
+        audio = self._highpass(functional.pad(audio, (margin, margin)), sample_rate)
         return audio * self._gain(audio, sample_rate) if side == "input" else audio
 
     def read(self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int, side: Side) -> Tensor:
-        """A window of the treated file, as :meth:`AudioFile.read`: the same whether read whole or in parts."""
+        """Read a window of the treated file, as :meth:`AudioFile.read` does; adjacent windows join without a seam."""
         audio = self.read_filtered(file, start, samples, sample_rate, channels)
         if side == "input" and self.input_lufs is not None:
             audio = audio * _gain_of_file(self, file, sample_rate, channels)
         return audio
 
-    def read_filtered(self, file: AudioSource, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
-        """As :meth:`read`, but at the file's own level."""
+    def read_filtered(self, source: AudioSource, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
+        """Read as :meth:`read` does, but without the gain."""
         margin = self._margin(sample_rate)
-        audio = self._highpass(file.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate)
+        audio = self._highpass(source.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate)
         if margin:
-            # What rings beyond the ends of a file is cut off there, as it is from a whole recording.
+            # Ringing outside of the file is cut off, as it is from a whole recording.
             n = torch.arange(start, start + samples)
-            audio = audio * ((n >= 0) & (n < file.samples_at(sample_rate)))
+            audio = audio * ((n >= 0) & (n < source.samples_at(sample_rate)))
         return audio
+
+    def sections(self, sample_rate: int) -> np.ndarray:
+        """Return the high-pass as second-order sections for ``scipy.signal.sosfilt``.
+
+        Raises:
+            UserError: if there is none, or its cutoff is not below half of the sample rate.
+        """
+        if self.highpass_hz is None:
+            raise UserError("the treatment has no high-pass: set highpass_hz")
+        if self.highpass_hz >= sample_rate / 2:
+            raise UserError(f"highpass_hz is {self.highpass_hz:g}; at {sample_rate} Hz it must be below half of that")
+        return scipy.signal.butter(4, self.highpass_hz, "highpass", fs=sample_rate, output="sos")
+
+    def gain_db(self, loudness_lufs: float) -> float:
+        """Return the gain for an input of some loudness."""
+        if self.input_lufs is None or loudness_lufs <= SILENCE_LUFS:
+            return 0.0
+        return self.input_lufs - loudness_lufs
 
     def _margin(self, sample_rate: int) -> int:
         return math.ceil(_RINGING_PERIODS * sample_rate / self.highpass_hz) if self.highpass_hz else 0
 
     def _highpass(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """``(channels, margin + samples + margin)`` to ``(channels, samples)``."""
+        """Map ``(channels, margin + samples + margin)`` to ``(channels, samples)``."""
         if self.highpass_hz is None:
             return audio
         sections = self.sections(sample_rate)
@@ -87,21 +105,8 @@ class Treatment:
         margin = self._margin(sample_rate)
         return torch.from_numpy(backwards[:, margin : backwards.shape[1] - margin].astype(np.float32))
 
-    def sections(self, sample_rate: int) -> np.ndarray:
-        """The high-pass at a sample rate, as ``scipy.signal.sosfilt`` takes it.
-
-        Raises:
-            UserError: if the cutoff is not below half of the sample rate.
-        """
-        if self.highpass_hz >= sample_rate / 2:
-            raise UserError(f"highpass_hz is {self.highpass_hz:g}; at {sample_rate} Hz it must be below half of that")
-        return scipy.signal.butter(4, self.highpass_hz, "highpass", fs=sample_rate, output="sos")
-
     def _gain(self, audio: Tensor, sample_rate: int) -> float:
-        if self.input_lufs is None:
-            return 1.0
-        loudness = lufs(audio, sample_rate)
-        return db_to_amplitude(self.input_lufs - loudness) if loudness > SILENCE_LUFS else 1.0
+        return 1.0 if self.input_lufs is None else db_to_amplitude(self.gain_db(lufs(audio, sample_rate)))
 
 
 @functools.cache
@@ -111,12 +116,13 @@ def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, chann
 
 
 class TreatedPairs:
-    """Pairs of files as a task hears them.
+    """Pairs of files, read with the treatment of a task.
 
     Args:
         pairs: the files.
-        treatment: what is done to them.
-        sample_rate, channels: of what is returned.
+        treatment: of the task.
+        sample_rate: of the audio that is returned, in Hz.
+        channels: of the audio that is returned.
     """
 
     def __init__(self, pairs: Sequence[Pair], treatment: Treatment, sample_rate: int, channels: int) -> None:
@@ -129,31 +135,29 @@ class TreatedPairs:
         return len(self.pairs)
 
     def samples(self, pair: int) -> int:
-        """The length of a pair."""
+        """Return the length of a pair, in samples."""
         return self.pairs[pair].input.samples_at(self.sample_rate)
 
     def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:
-        """A window of input and target, each ``(channels, samples)``."""
+        """Return a window of input and target, each ``(channels, samples)``."""
+        window = start, samples, self.sample_rate, self.channels
         files = self.pairs[pair]
-        read = functools.partial(
-            self.treatment.read, start=start, samples=samples, sample_rate=self.sample_rate, channels=self.channels
-        )
-        return read(files.input, side="input"), read(files.target, side="target")
+        return self.treatment.read(files.input, *window, "input"), self.treatment.read(files.target, *window, "target")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to every excerpt of training, anew each time, and of validation, always alike.
+    """Random changes to excerpts: drawn again in each epoch of training, fixed in validation.
 
     Args:
-        noise_db: the signal-to-noise ratio, from which to which, of white noise in the input only; the signal
-            counts as loud as it is in the root mean square over the excerpt. None adds none.
-        gain: the factor, from which to which, on input and target alike. None is 1.
-        deeper_db: by how much the target is lowered further where it takes something away, which is where it is at
-            least 3 dB under the input in a frame of 20 ms. What is trained so removes more than its targets.
+        noise_db: the lowest and highest signal-to-noise ratio, in dB, of white noise that is added to the input
+            only; the signal level is the root mean square of the excerpt. None adds no noise.
+        gain: the lowest and highest factor for input and target. None leaves them unchanged.
+        deeper_db: attenuation, in dB, of the training targets wherever they already lie at least 3 dB below the
+            input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
 
     Raises:
-        UserError: for a range that is not two numbers, the lower first, gains that are not positive, or a
+        UserError: for a range that is not two numbers with the lower first, gains that are not positive, or a
             ``deeper_db`` that is negative or not finite.
     """
 
@@ -172,9 +176,18 @@ class Augmentation:
             raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0, and finite")
 
     def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
-        """An excerpt, input and target ``(channels, samples)``; the same for the same seed."""
+        """Augment an excerpt; equal seeds give equal results.
+
+        Args:
+            input, target: ``(channels, samples)``.
+            sample_rate: in Hz.
+            seed: of the random numbers.
+
+        Returns:
+            Input and target, of the same shape.
+        """
         if self.deeper_db:
-            target = _deepened(target, input, self.deeper_db, sample_rate)
+            target = _attenuate_further(target, input, self.deeper_db, sample_rate)
         generator = torch.Generator().manual_seed(seed)
 
         def uniform(low: float, high: float) -> float:
@@ -189,13 +202,13 @@ class Augmentation:
         return input, target
 
 
-def _deepened(target: Tensor, input: Tensor, by_db: float, sample_rate: int) -> Tensor:
-    """The target, quieter still where it is well under the input, with fades from frame to frame."""
+def _attenuate_further(target: Tensor, input: Tensor, by_db: float, sample_rate: int) -> Tensor:
+    """Lower the target in the frames where it lies well below the input, with linear fades in dB between frames."""
     frame = level_frame_samples(sample_rate)
-    before, after = (
+    input_power, target_power = (
         functional.avg_pool1d(audio.square().mean(dim=0, keepdim=True), frame, frame, ceil_mode=True)
         for audio in (input, target)
     )
-    falls = (after < before * 10 ** (-REMOVED_DB / 10)).to(target)
-    gain_db = -by_db * functional.interpolate(falls[None], scale_factor=frame, mode="linear")[0, :, : target.shape[1]]
+    removed = (target_power < input_power * 10 ** (-REMOVED_DB / 10)).to(target)
+    gain_db = -by_db * functional.interpolate(removed[None], scale_factor=frame, mode="linear")[0, :, : target.shape[1]]
     return target * db_to_amplitude(gain_db)

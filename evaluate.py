@@ -25,7 +25,7 @@ from dfx.evaluation.baselines import BASELINES
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, where_it_lies
 from dfx.evaluation.search import BaselineOptions
-from dfx.tasks import read_checkpoint, task_of
+from dfx.tasks import build_task, read_checkpoint
 
 BUDGET = {
     "evaluations": "settings that a search tries",
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     checkpoint = read_checkpoint(arguments.checkpoint)
-    task = task_of(checkpoint, arguments.checkpoint)
+    task = build_task(checkpoint, arguments.checkpoint)
     trained_on = checkpoint["dfx"]["data"]
     data = PairedAudio(
         root=arguments.data or trained_on["root"],

@@ -181,8 +181,7 @@ class DfxCLI(LightningCLI):
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
             first, model.first_step = saved["stage"], saved.get("first_step", 0)
         for stage in range(first, len(model.stages)):
-            model.enter_stage(stage)
-            datamodule.window = model.window
+            model.enter_stage(stage, datamodule)
             self.trainer = self._trainer_of_stage()
             if self.logger:
                 self.logger.first_step = model.first_step

@@ -16,8 +16,7 @@ from dfx.blackbox import GradientOptions
 from dfx.datasets import PairedAudio
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
-from dfx.tasks import TubeAmp
-from dfx.tasks.task import OptimizerOptions
+from dfx.tasks import OptimizerOptions, TubeAmp
 
 
 class Kept(pl.Callback):

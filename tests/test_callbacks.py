@@ -169,7 +169,7 @@ def looked_at(batch: dict, **options) -> tuple:
     """What is found in one training step, and the gradient of the encoder after it."""
     model = task(redraw="frame", **options)
     step = _Step(model)
-    loss = model._loss_of(batch)
+    loss = model.compute_loss(batch)
     step.begin_backward()
     loss.backward()
     step.end_backward()
@@ -186,7 +186,7 @@ def test_looking_at_a_step_does_not_change_its_gradient_and_leaves_no_hook():
     samples = task().window.samples
     _, gradients, model = looked_at(notes(samples, 5))
     untouched = task(redraw="frame")
-    untouched._loss_of(notes(samples, 5)).backward()
+    untouched.compute_loss(notes(samples, 5)).backward()
     assert all(map(torch.equal, gradients, [weight.grad for weight in untouched.encoder.parameters()]))
     for part in (model.encoder, model.effect_layer, model.loss):
         assert not part._forward_hooks and not part._forward_pre_hooks

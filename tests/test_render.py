@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory):
         for i in range(10):
             soundfile.write(root / side / f"{i}.wav", music(0.4, SAMPLE_RATE, seed=i).T, SAMPLE_RATE)
     model = resting().task.train()
-    model.options.learning_rate = 0.0
+    model.optimizer_options.learning_rate = 0.0
     fitted = trainer(folder, epochs=1)
     fitted.fit(model, datamodule=data(root, model))
     fitted.save_checkpoint(folder / "gain.ckpt")

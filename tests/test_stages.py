@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.cli import DfxCLI, main
-from dfx.effects import EffectSpec
+from dfx.effects import ChainSpec, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
@@ -117,6 +117,21 @@ def test_stages_add_one_effect_after_the_other_with_its_latency_and_parameters()
     assert latencies == [50, 0, 50, 50]
 
 
+def test_every_stage_builds_its_effects_once_to_read_their_latency(monkeypatch):
+    built, build = [], ChainSpec.build
+
+    def counted(self, watch=None):
+        built.append(len(self.effects))
+        return build(self, watch)
+
+    monkeypatch.setattr(ChainSpec, "build", counted)
+    model = task([known("Gain"), known("Late")], stages=StageOptions(pretraining_epochs=1, progressive=True))
+    assert built == [2]
+    for index in (0, 1, 2, 1, 0):
+        model.enter_stage(index)
+    assert built == [2, 1]
+
+
 def test_effects_keep_their_names_and_steps_in_every_stage():
     # Without a name of its own, the first would be called `gain` where the second is not there.
     effects = [known("Gain"), known("Gain", name="gain"), known("Quadratic")]
@@ -221,7 +236,7 @@ def test_a_checkpoint_renders_with_the_chain_of_its_stage(config):
 
 def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatch):
     losses = {"pretraining": [3.0, 2.0, 2.5, 2.6], "stage_1": [1.0, 1.5, 1.6], "stage_2": [9.0, 9.5, 8.0, 8.5, 9.0]}
-    loss_of = Task._loss_of
+    loss_of = Task.compute_loss
 
     def known_loss(self, batch):
         loss = loss_of(self, batch)
@@ -229,7 +244,7 @@ def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatc
             return loss
         return torch.tensor(losses[self.stage.name][self.trainer.current_epoch])
 
-    monkeypatch.setattr(Task, "_loss_of", known_loss)
+    monkeypatch.setattr(Task, "compute_loss", known_loss)
     change(config, "model.init_args.stages", pretraining_epochs=100, pretraining_patience=2)
     change(config, "model.init_args.optimizer", patience=2)
     change(config, "trainer", max_epochs=100)
@@ -241,7 +256,7 @@ def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatc
 
 def test_a_killed_run_resumes_in_its_stage_and_ends_as_if_it_had_not_been(config, monkeypatch):
     fit(config, "--run.name", "alone")
-    loss_of = Task._loss_of
+    loss_of = Task.compute_loss
     for stage, step, training in [
         ("pretraining", 0, True), ("pretraining", 3, True), ("pretraining", 6, False), ("stage_1", 0, True),
         ("stage_1", 3, False), ("stage_1", 4, True), ("stage_2", 5, True),
@@ -254,7 +269,7 @@ def test_a_killed_run_resumes_in_its_stage_and_ends_as_if_it_had_not_been(config
 
         name = f"{stage}_{step}_{training}"
         with monkeypatch.context() as cut:
-            cut.setattr(Task, "_loss_of", killed)
+            cut.setattr(Task, "compute_loss", killed)
             with pytest.raises(RuntimeError, match="power cut"):
                 fit(config, "--run.name", name)
         fit(config, "--run.name", name, "--run.resume", "true")
@@ -267,14 +282,14 @@ def test_a_run_killed_between_two_stages_begins_the_next(config, monkeypatch, st
         # The second validation of each stage does not improve on the first.
         change(config, "model.init_args.optimizer", patience=1)
         change(config, "trainer", max_epochs=4)
-        monkeypatch.setattr(Task, "_loss_of", worse_in_validation(Task._loss_of))
+        monkeypatch.setattr(Task, "compute_loss", worse_in_validation(Task.compute_loss))
     fit(config, "--run.name", "alone")
     enter_stage = Task.enter_stage
 
-    def killed(self, index):
+    def killed(self, *arguments):
         if hasattr(self, "stage") and self.stage.name == "stage_1":
             raise RuntimeError("power cut")
-        enter_stage(self, index)
+        enter_stage(self, *arguments)
 
     with monkeypatch.context() as cut:
         cut.setattr(Task, "enter_stage", killed)
@@ -303,7 +318,7 @@ def test_a_run_resumes_only_with_the_stages_it_was_begun_with(config):
 
 def test_the_plateau_of_the_paper_takes_a_fifth_after_20_validations_that_did_not_improve(config, monkeypatch):
     rates = []
-    monkeypatch.setattr(Task, "_loss_of", worse_in_validation(Task._loss_of))
+    monkeypatch.setattr(Task, "compute_loss", worse_in_validation(Task.compute_loss))
     monkeypatch.setattr(Task, "on_train_epoch_start", lambda self: rates.append(
         self.optimizers().param_groups[0]["lr"]), raising=False)  # fmt: skip
     change(config, "trainer", max_epochs=24, limit_train_batches=1, limit_val_batches=1)

@@ -36,7 +36,7 @@ def ends(config: Path, *arguments: object) -> SystemExit:
 
 def do(monkeypatch: pytest.MonkeyPatch, what, stage: str, step: int, training: bool) -> None:
     """Has something happen in the middle of a step, of training or validation, once."""
-    loss_of, done = Task._loss_of, []
+    loss_of, done = Task.compute_loss, []
 
     def loss(self, batch):
         if (self.stage.name, self.trainer.global_step, self.training) == (stage, step, training) and not done:
@@ -44,7 +44,7 @@ def do(monkeypatch: pytest.MonkeyPatch, what, stage: str, step: int, training: b
             what()
         return loss_of(self, batch)
 
-    monkeypatch.setattr(Task, "_loss_of", loss)
+    monkeypatch.setattr(Task, "compute_loss", loss)
 
 
 # --- killed ------------------------------------------------------------------------------------------

@@ -9,14 +9,17 @@ from dfx.tasks.task import Task
 
 
 class Mastering(Task):
-    """Makes a mastering chain bring a mix to its released level, balance and density.
+    """Makes a mastering chain bring a mix to the level, balance and density of its release.
 
-    The input is brought to -25 LUFS as a whole, so that a mix may come at any level; the target is left as it is.
+    The whole input is normalized to -25 LUFS, so that a mix may have any level; the target is unchanged.
 
     Args:
-        treatment: this, as the paper has it.
-        args, kwargs: as of :class:`~dfx.tasks.task.Task`.
+        effects: as of :class:`~dfx.tasks.task.Task`.
+        treatment: as above by default.
+        kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
-    def __init__(self, *args: Any, treatment: Treatment = Treatment(input_lufs=-25), **kwargs: Any) -> None:
-        super().__init__(*args, treatment=treatment, **kwargs)
+    def __init__(
+        self, effects: list[dict[str, Any]], treatment: Treatment = Treatment(input_lufs=-25), **kwargs: Any
+    ) -> None:
+        super().__init__(effects, treatment=treatment, **kwargs)

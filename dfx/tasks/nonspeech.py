@@ -9,21 +9,22 @@ from dfx.tasks.task import Task
 
 
 class NonSpeech(Task):
-    """Makes a gate close on what is not speech: raw takes in, the same takes with silent pauses out.
+    """Makes a gate attenuate non-speech: inputs are raw takes, targets the same takes with silent pauses.
 
-    Thuds against the microphone are taken out of input and target by a high-pass at 100 Hz. In training the input
-    gets white noise, 30 to 50 dB below it, and both get one gain between 0.1 and 1.
+    A high-pass at 100 Hz removes thumps against the microphone from input and target. In training the input gets
+    white noise, 30 to 50 dB below it, and both get one gain between 0.1 and 1.
 
     Args:
-        treatment, augmentation: these, as the paper has them.
-        args, kwargs: as of :class:`~dfx.tasks.task.Task`.
+        effects: as of :class:`~dfx.tasks.task.Task`.
+        treatment, augmentation: as above by default (the paper's).
+        kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
     def __init__(
         self,
-        *args: Any,
+        effects: list[dict[str, Any]],
         treatment: Treatment = Treatment(highpass_hz=100),
         augmentation: Augmentation = Augmentation(noise_db=(30, 50), gain=(0.1, 1)),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, treatment=treatment, augmentation=augmentation, **kwargs)
+        super().__init__(effects, treatment=treatment, augmentation=augmentation, **kwargs)

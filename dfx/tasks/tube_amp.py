@@ -6,7 +6,7 @@ from dfx.tasks.task import Task
 
 
 class TubeAmp(Task):
-    """Makes effects sound as a driven tube amplifier does: notes in, the same notes amplified out.
+    """Makes effects sound like an overdriven tube amplifier: inputs are notes, targets the same notes amplified.
 
-    The audio is taken as it is: levels matter to an amplifier, so nothing is normalized.
+    The audio is not normalized: the distortion of an amplifier depends on the level.
     """

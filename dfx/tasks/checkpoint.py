@@ -1,0 +1,98 @@
+"""The part of a checkpoint that dfx saves beside the weights, and the checks before it is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from dfx.effects import ChainSpec, EffectSpec
+from dfx.errors import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used; the message says why."""
+
+
+class SavedTask(TypedDict):
+    """The entry ``dfx`` of a checkpoint.
+
+    Args:
+        task: the name of its class.
+        arguments: of the task, as plain types.
+        data: arguments with which evaluation finds the same pairs again.
+        streaming: the state of the effect layer.
+        ranks: the number of processes.
+        stage: the index of the stage.
+        first_step: the number of steps of the stages before.
+        stage_has_ended: true after the last step of the stage.
+    """
+
+    task: str
+    arguments: dict[str, Any]
+    data: dict[str, Any]
+    streaming: dict[str, Any]
+    ranks: int
+    stage: int
+    first_step: int
+    stage_has_ended: bool
+
+
+def to_plain(value: Any) -> Any:
+    """Return options as plain types, so that a checkpoint loads without running code from it."""
+    if isinstance(value, list):
+        return [to_plain(entry) for entry in value]
+    is_options = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_options else value
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, or no checkpoint of dfx.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        fault = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {fault}") from None
+    if not isinstance(checkpoint, dict) or "dfx" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint that dfx has written")
+    return checkpoint
+
+
+def check_saved(checkpoint: dict[str, Any], task: str, arguments: dict[str, Any]) -> SavedTask:
+    """Return the entry ``dfx`` of a checkpoint from which a task can resume.
+
+    Args:
+        checkpoint: as read.
+        task: the name of the class that loads it.
+        arguments: of the task that loads it, as plain types. Ranges and fixed values of effects may differ, for
+            instance after an effect has failed at the end of a range, and so may loss, gradient and optimizer.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another task, or was trained with other arguments.
+    """
+    saved = checkpoint.get("dfx")
+    if saved is None:
+        raise CheckpointError("the checkpoint was not written by dfx")
+    if saved["task"] != task:
+        raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
+    theirs, ours = _comparable(saved["arguments"]), _comparable(arguments)
+    differing = sorted(name for name in ours if theirs.get(name) != ours[name])
+    if differing:
+        raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
+    return saved
+
+
+def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that must not change, with the names of the trained parameters for the effects."""
+    specs = [EffectSpec.of(effect) for effect in arguments["effects"]]
+    names = ChainSpec(specs, arguments["sample_rate"], arguments["channels"]).space.names
+    fixed = {name: value for name, value in arguments.items() if name not in ("loss", "gradient", "optimizer")}
+    return {**fixed, "effects": names}

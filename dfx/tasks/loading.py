@@ -1,0 +1,55 @@
+"""Building a trained task from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from dfx.errors import UserError, refuse_renamed
+from dfx.tasks.checkpoint import CheckpointError, read_checkpoint
+from dfx.tasks.mastering import Mastering
+from dfx.tasks.nonspeech import NonSpeech
+from dfx.tasks.task import Task
+from dfx.tasks.tube_amp import TubeAmp
+
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
+
+_OPTIONS: dict[str, Any] = {
+    name: hint for name, hint in get_type_hints(Task.__init__).items() if dataclasses.is_dataclass(hint)
+}
+
+
+def load_task(path: str) -> Task:
+    """Build the task of a checkpoint in evaluation mode, with the chain of the stage that it was in.
+
+    Raises:
+        CheckpointError: if the file is no checkpoint of dfx, or if this version lacks its task or its options.
+    """
+    return build_task(read_checkpoint(path), path)
+
+
+def build_task(checkpoint: dict[str, Any], path: str) -> Task:
+    """Build a task as :func:`load_task`, from the result of :func:`read_checkpoint`.
+
+    Raises:
+        CheckpointError: if this version lacks its task or its options.
+    """
+    saved = checkpoint["dfx"]
+    if saved["task"] not in TASKS:
+        raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
+    try:
+        refuse_renamed(saved["arguments"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error} in the checkpoint's arguments, or train again") from None
+    try:
+        arguments = {
+            name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()
+        }
+        task = TASKS[saved["task"]](**arguments)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path} was trained by a version of dfx with other options ({error}): use that version, or train again"
+        ) from None
+    task.enter_stage(saved["stage"])
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()

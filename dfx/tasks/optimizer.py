@@ -1,0 +1,67 @@
+"""Adam, its schedules, and early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+
+@dataclass
+class OptimizerOptions:
+    """How the encoder is optimized, in every stage but pretraining.
+
+    Args:
+        learning_rate: of Adam; the paper's is 1e-4.
+        schedule: ``cosine`` warms up to the learning rate over the first twentieth of the stage, and decays to zero
+            along half a cosine (Loshchilov and Hutter 2017); ``plateau`` is the paper's: it multiplies the learning
+            rate by 0.2 after 20 validations without improvement, down to 1.6e-6; ``constant`` keeps it.
+        patience: validations without improvement after which a stage ends (the paper: 25); by default it lasts for
+            all of the trainer's epochs.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    patience: int | None = None
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], options: OptimizerOptions, total_steps: float
+) -> OptimizerLRScheduler:
+    """Return Adam and its schedule, for Lightning's ``configure_optimizers``.
+
+    Args:
+        parameters: the weights.
+        options: of the stage.
+        total_steps: the length of the stage.
+    """
+    optimizer = Adam(parameters, lr=options.learning_rate)
+    if options.schedule == "constant":
+        return optimizer
+    if options.schedule == "plateau":
+        plateau = ReduceLROnPlateau(optimizer, factor=0.2, patience=20, cooldown=1, min_lr=1.6e-6)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "validation/loss", "strict": False},
+        }
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, 20 * (step + 1) / total_steps)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def make_early_stopping(options: OptimizerOptions) -> list[Callback]:
+    """Return the callback that ends a stage, or none without ``patience``."""
+    if options.patience is None:
+        return []
+    # Not strict: a run without validation has no such metric.
+    return [EarlyStopping("validation/loss", patience=options.patience, strict=False)]

@@ -6,7 +6,7 @@ from dfx.benchmark.chains import chains, notes
 from dfx.benchmark.fidelity import ESTIMATORS, fidelity
 from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import speed
-from dfx.blackbox.workers import cores
+from dfx.blackbox.workers import available_cores
 
 TUBE_AMP = [chain for chain in chains() if chain.name == "tube_amp"]
 
@@ -32,7 +32,7 @@ def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_pat
 
 def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times():
     rows = list(speed(TUBE_AMP, ["frame", "frames"], [2], seconds=0))
-    assert [row["workers"] for row in rows] == 2 * sorted({1, cores()})
+    assert [row["workers"] for row in rows] == 2 * sorted({1, available_cores()})
     for row in rows:
         assert all(math.isfinite(row[f"{of}_ms"]) for of in ("layer", "bare", "original", "step"))
         assert math.isclose(row["original_over_layer"], row["original_ms"] / row["layer_ms"])

@@ -18,26 +18,26 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def response(parameters: int = 3) -> ControlVariate:
+def control_variate(parameters: int = 3) -> ControlVariate:
     return ControlVariate(parameters, SAMPLE_RATE, forgetting_factor=0.9)
 
 
-def test_cells_share_out_all_of_the_power_and_of_the_pull():
+def test_cells_share_out_all_of_the_power_and_of_the_gradient():
     output = noise(2, 1, 8192)
     grad = np.cumsum(output, axis=-1) * 0.1 + output
-    cells = response().measure(output, grad, noise(2, 3, 1, 8192, seed=2), frames=4)
-    assert cells.power.shape == cells.pull.shape == (2, 4, BANDS * (len(LEVELS_DBFS) + 1))
+    cells = control_variate().measure(output, grad, noise(2, 3, 1, 8192, seed=2), frames=4)
+    assert cells.power.shape == cells.gradient.shape == (2, 4, BANDS * (len(LEVELS_DBFS) + 1))
     assert cells.change.shape == (2, 3, 4, BANDS * (len(LEVELS_DBFS) + 1))
     power = np.square(output).reshape(2, 4, -1).sum(axis=-1)
     np.testing.assert_allclose(cells.power.sum(axis=-1), power, rtol=0.15)
-    np.testing.assert_allclose(cells.pull.sum(axis=-1), (output * grad).reshape(2, 4, -1).sum(axis=-1), rtol=0.3)
+    np.testing.assert_allclose(cells.gradient.sum(axis=-1), (output * grad).reshape(2, 4, -1).sum(axis=-1), rtol=0.3)
 
 
 def test_loud_and_quiet_frames_fall_into_other_cells_and_low_and_high_tones_too():
     tone = np.sin(2 * np.pi * np.array([[100.0], [5000.0]]) * np.arange(2048) / SAMPLE_RATE).astype(np.float32)
     loudness = np.array([1.0, 10 ** (-35 / 20)], dtype=np.float32)
     output = (tone[:, None] * loudness[None, :, None]).reshape(4, 1, 2048)
-    cells = response().measure(output, output, output[:, None], frames=1)
+    cells = control_variate().measure(output, output, output[:, None], frames=1)
     loudest = cells.power[:, 0].argmax(axis=-1)
     assert len(set(loudest.tolist())) == 4
     levels = loudest % (len(LEVELS_DBFS) + 1)
@@ -45,7 +45,7 @@ def test_loud_and_quiet_frames_fall_into_other_cells_and_low_and_high_tones_too(
 
 
 @pytest.mark.parametrize("frames", [1, 8])
-def test_what_is_learnt_of_some_examples_predicts_the_gradient_of_others(frames):
+def test_a_regression_on_some_examples_predicts_the_gradient_of_others(frames):
     spec = ChainSpec(EQUALIZER, SAMPLE_RATE)
     layer = EffectLayer(spec, GradientOptions(control_variate="regression", residual_weight=0.0))
     exact = EffectLayer(spec, GradientOptions("finite_difference", sides=2, epsilon=1e-3))
@@ -64,10 +64,10 @@ def test_what_is_learnt_of_some_examples_predicts_the_gradient_of_others(frames)
     assert torch.nn.functional.cosine_similarity(gradient(layer, 6), gradient(exact, 6), dim=0) > 0.9
 
 
-def test_silence_teaches_nothing_and_one_sample_breaks_nothing():
+def test_silence_predicts_nothing_and_one_sample_is_enough():
     for output in (np.zeros((2, 1, 1024), np.float32), np.ones((2, 1, 1), np.float32)):
-        learner = response()
-        cells = learner.measure(output, output, 0.01 * output[:, None], frames=1)
-        learner.learn(cells, np.full((2, 1, 1, 3), 0.01))
-        assert np.isfinite(learner.predict(cells)).all()
-        assert learner.predict(cells).any() == output.any()
+        regression = control_variate()
+        cells = regression.measure(output, output, 0.01 * output[:, None], frames=1)
+        regression.update(cells, np.full((2, 1, 1, 3), 0.01))
+        assert np.isfinite(regression.predict(cells)).all()
+        assert regression.predict(cells).any() == output.any()

@@ -209,7 +209,9 @@ def test_after_an_error_and_after_a_worker_was_killed_new_ones_start():
     worker = multiprocessing.active_children()[0]
     worker.kill()
     worker.join()
-    with pytest.raises(RenderError, match=r"a worker for before \+ it \+ after .*SIGKILL.* at none of them"):
+    with pytest.raises(
+        RenderError, match=r"a worker for before \+ it \+ after .*SIGKILL.* while none of them was active"
+    ):
         render(lanes, 0.25)
     assert multiprocessing.active_children() == []
 
@@ -225,7 +227,7 @@ def test_a_time_that_is_no_time_is_refused():
 def test_lanes_that_are_collected_leave_no_process_and_no_memory():
     lanes = lanes_with(misbehaving("Hanging"))
     render(lanes, 0.25)
-    name = lanes._memory[0].name
+    name = lanes._buffers[0].name
     del lanes
     gc.collect()
     assert multiprocessing.active_children() == []
@@ -244,7 +246,7 @@ if __name__ == "__main__":
     lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=2, isolate=True))
     for value in (0.25, VALUE):
         lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[[0.25]]], [[[value]]]]), np.zeros(2, bool))
-        print(lanes._memory[0].name, flush=True)
+        print(lanes._buffers[0].name, flush=True)
 """
 
 

@@ -319,7 +319,7 @@ def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
 @pytest.mark.parametrize("workers", [2, 7])
 def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
     # However little there is to do, all of them are woken.
-    monkeypatch.setattr(workers_module, "_LEAST_SECONDS", 1e-9)
+    monkeypatch.setattr(workers_module, "_MIN_SECONDS", 1e-9)
     one, several = (
         EffectLayer(chain(*TUBE), GradientOptions(**options), RenderingOptions(workers=count)) for count in (1, workers)
     )
@@ -379,7 +379,7 @@ def test_an_error_of_any_kind_in_a_worker_is_raised():
             raise IndexError("of the work's own")
 
     with pytest.raises(IndexError, match="of the work's own"):
-        workers.share(work, 12)
+        workers.run(work, 12)
 
 
 def test_a_run_may_be_resumed_with_a_control_variate_that_it_did_not_have():
@@ -407,7 +407,7 @@ def test_what_does_not_fit_is_refused():
         layer(frames(2).requires_grad_(), parameters(2, 1), flags(2))
     with pytest.raises(ValueError, match=r"expected \(2, 1\)"):
         layer(frames(2), parameters(2, 3), flags(2))
-    with pytest.raises(ValueError, match="512 samples are no whole number of 3 equal frames"):
+    with pytest.raises(ValueError, match="512 samples cannot be split into 3 equal frames"):
         layer(frames(2), torch.full((2, 3, 1), 0.5), flags(2))
     with pytest.raises(RenderError, match="network that predicts them has failed"):
         layer(frames(2), parameters(2, 1, float("nan")), flags(2))

@@ -158,7 +158,7 @@ def test_cores_are_shared_out_to_the_runs(monkeypatch):
     for cores, points, jobs, expected in [
         (2, 18, None, (2, 1)), (64, 18, None, (16, 4)), (64, 4, None, (4, 16)), (2, 18, 1, (1, 2)), (2, 18, 8, (8, 1)),
     ]:  # fmt: skip
-        monkeypatch.setattr("dfx.sweep.runner.cores", lambda count=cores: count)
+        monkeypatch.setattr("dfx.sweep.runner.available_cores", lambda count=cores: count)
         assert (Budget.of(points, jobs).jobs, Budget.of(points, jobs).threads) == expected
 
 

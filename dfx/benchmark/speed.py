@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
-from dfx.blackbox.workers import Workers, cores
+from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec, Effect
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
@@ -33,8 +33,8 @@ _STEPS = 8
 _LEAST_ROUNDS = 3
 _TURN_SECONDS = 0.02
 
-_Share = Callable[[Callable[[range], None], int], None]
-"""Shares out some rows to workers; see :meth:`dfx.blackbox.lanes.Workers.share`."""
+_Run = Callable[[Callable[[range], None], int], None]
+"""Runs work on rows, as :meth:`dfx.blackbox.workers.Workers.run`."""
 
 
 def speed(
@@ -89,20 +89,20 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
     # First: what a process holds when it forks is copied page by page as it is written to.
     original = _Original(chain.spec, batch)
     before = _memory_mb()
-    layers = {cores(): layer_of(cores())}
+    layers = {available_cores(): layer_of(available_cores())}
     layer_mb = _memory_mb() - before
-    layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, cores()})}
-    learning = layer_of(cores(), "regression")
+    layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, available_cores()})}
+    learning = layer_of(available_cores(), "regression")
     renderings = learning.renderings
     plain = _plain_loop(chain.spec, input, steps, renderings)
     contenders: dict[str, Callable[[], None]] = {
         "bare": lambda: plain(lambda work, examples: work(range(examples))),
-        **{f"threads {workers}": functools.partial(plain, Workers(workers).share) for workers in layers},
+        **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
         **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
         "regression": lambda: through(learning),
         "original": lambda: original.step(input, next(parameters), grad),
         # With a layer of its own: the others' effects would have a long way to go from its encoder's parameters.
-        "step": _training_step(chain.spec, layer_of(cores()), input, target, frames),
+        "step": _training_step(chain.spec, layer_of(available_cores()), input, target, frames),
     }
     try:
         median = _medians(contenders, seconds, f"{chain.name}, {mode}, batch {batch}")
@@ -123,8 +123,8 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
             "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
             "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
             "original_over_layer": median["original"] / median[f"layer {workers}"],
-            "regression_over_layer": median["regression"] / median[f"layer {cores()}"],
-            "share_of_step": median[f"layer {cores()}"] / median["step"],
+            "regression_over_layer": median["regression"] / median[f"layer {available_cores()}"],
+            "share_of_step": median[f"layer {available_cores()}"] / median["step"],
             "layer_mb": layer_mb,
             "original_mb": original_mb,
         }
@@ -156,14 +156,14 @@ def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
     return [(where + move).clamp(0, 1).requires_grad_() for move in moves]
 
 
-def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int) -> Callable[[_Share], None]:
+def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int) -> Callable[[_Run], None]:
     """The layer's renderings, effect by effect, without lanes, checks and gradients.
 
     Args:
         steps: the parameters of some steps, which are taken in turn.
 
     Returns:
-        What renders a step, and is given who shares out its examples, as :meth:`Workers.share` does.
+        What renders a step, and is given who shares out its examples, as :meth:`Workers.run` does.
     """
     chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
     audio = _frame_by_frame(input, steps[0])
@@ -180,8 +180,8 @@ def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderi
                     for effect, part in chain:
                         heard = effect.render(heard, value[part])
 
-    def step(share: _Share) -> None:
-        share(functools.partial(render, of_lanes=next(values)), len(input))
+    def step(run: _Run) -> None:
+        run(functools.partial(render, of_lanes=next(values)), len(input))
 
     return step
 

@@ -1,4 +1,4 @@
-"""What makes black boxes differentiable: directions, estimators, lanes of live effects, the layer."""
+"""Gradients for black-box effects: directions, estimators, lanes of live effects, and the layer."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from dfx.blackbox.lanes import RenderingOptions
     from dfx.blackbox.layer import EffectLayer
 
-_HOMES = {"EffectLayer": "layer", "GradientOptions": "gradient", "RenderingOptions": "lanes"}
+_MODULES = {"EffectLayer": "layer", "GradientOptions": "gradient", "RenderingOptions": "lanes"}
 
 __all__ = ["EffectLayer", "GradientOptions", "RenderingOptions"]
 
 
 def __getattr__(name: str) -> object:
-    # On demand: worker processes import this package too, and need no torch, which takes seconds to import.
-    if name not in _HOMES:
+    # Imported on demand: worker processes import this package, and importing torch takes seconds.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

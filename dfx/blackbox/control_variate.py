@@ -1,17 +1,20 @@
-"""What is known of a chain from what it has rendered: how its output responds to every parameter.
+"""A control variate for the gradient: a prediction from earlier renderings, whose error alone is then measured.
 
-However an effect works inside, a small step of a parameter mostly changes how loud the output is: in some bands
-more than in others, and in quiet passages otherwise than in loud ones. A cell is a band of frequencies at a
-level of loudness. With ``Y`` the spectra of the output in a cell, ``D`` those of the difference that a step ``d``
-makes to it, and ``V`` those of the loss's gradient,
+However an effect works inside, a small step of a parameter mostly changes the gain of the output: more in some bands
+than in others, and differently in quiet and in loud passages. A cell is a band of frequencies at a level of the signal.
+Let ``Y`` be the spectra of the output in a cell, ``D`` those of the difference that a step ``d`` of the parameters
+causes, and ``V`` those of the gradient of the loss with respect to the output. Then
 
-    change = Re <Y, D> / <Y, Y>   is about   sum over p of  response[cell, p] d[p]
-    pull   = Re <Y, V>            is what the loss wants of the cell's gain, and
-    sum over cells of  pull response[cell, p]   predicts   dL/dp.
+    change = Re <Y, D> / <Y, Y>  =  sum over p of  response[cell, p] d[p]  +  noise
 
-The response is much the same for all examples, so every rendering tells something of it, and a regression that
-forgets slowly keeps it. It takes no rendering of its own. What it predicts is no more than a guess of the gradient,
-different for each example, whose errors the estimate proper then measures: a control variate.
+is a linear regression on the steps, with weights shared by all examples and frames. It is solved by least squares with
+exponential forgetting and a ridge prior of zero, from renderings that the estimator needs anyway. With the gradient of
+the loss with respect to the logarithm of a cell's gain, ``Re <Y, V>``, it predicts
+
+    dL/dp  =  sum over cells of  Re <Y, V> response[cell, p].
+
+The estimator subtracts the slopes that this prediction implies from those it measures, and adds the prediction back
+(control variates: Mohamed et al. 2020, "Monte Carlo gradient estimation in machine learning", section 7.4).
 """
 
 from __future__ import annotations
@@ -26,30 +29,30 @@ FFT_SAMPLES = 1024
 BANDS = 24
 LOWEST_BAND_HZ = 60.0
 LEVELS_DBFS = (-50.0, -40.0, -30.0, -20.0, -10.0)
-"""The borders of the classes of loudness."""
+"""Limits between the levels."""
 
 
 class Cells(NamedTuple):
-    """What the frames of a step say, cell by cell.
+    """Statistics of the frames of a step, by cell.
 
     Args:
-        power: ``(batch, frames, cells)``, of the output.
-        pull: ``(batch, frames, cells)``, the gradient of the loss with respect to the logarithm of the gain.
-        change: ``(batch, directions, frames, cells)``, products of output and difference.
+        power: ``(batch, frames, cells)``, of the output, ``<Y, Y>``.
+        gradient: ``(batch, frames, cells)``, of the loss with respect to the logarithm of the gain, ``Re <Y, V>``.
+        change: ``(batch, directions, frames, cells)``, ``Re <Y, D>``.
     """
 
     power: np.ndarray
-    pull: np.ndarray
+    gradient: np.ndarray
     change: np.ndarray
 
 
 class ControlVariate:
-    """Learns how the output of a chain responds to its parameters.
+    """Predicts gradients by a regression of the output's gain on the parameters; see the module.
 
     Args:
-        parameters: how many there are.
+        parameters: number of parameters, P.
         sample_rate: in Hz.
-        forgetting_factor: the share, in (0, 1), that is kept of all that was learnt with each step.
+        forgetting_factor: factor, in (0, 1), by which each step scales the statistics of all earlier ones.
     """
 
     def __init__(self, parameters: int, sample_rate: int, forgetting_factor: float) -> None:
@@ -58,43 +61,45 @@ class ControlVariate:
         band = np.searchsorted(edges, np.fft.rfftfreq(FFT_SAMPLES, 1 / sample_rate), side="right")
         self._bands = (band[:, None] == np.arange(BANDS)).astype(np.float32)
         cells = BANDS * (len(LEVELS_DBFS) + 1)
-        # Of a least-squares fit in every cell: the products of steps, and of steps with changes.
+        # The normal equations of every cell, and their solution.
         self._squares = np.zeros((cells, parameters, parameters))
         self._products = np.zeros((cells, parameters))
         self._response = np.zeros((cells, parameters))
 
     def measure(self, output: np.ndarray, grad_output: np.ndarray, difference: np.ndarray, frames: int) -> Cells:
-        """Sorts a step's audio into cells.
+        """Return the statistics of a step's audio by cell.
 
         Args:
-            output, grad_output: float32 ``(batch, channels, frames * samples)``.
-            difference: float32 ``(batch, directions, channels, frames * samples)``.
+            output: float32 ``(batch, channels, frames * samples)``.
+            grad_output: the gradient of the loss with respect to ``output``, of its shape.
+            difference: float32 ``(batch, directions, channels, frames * samples)``, between two renderings.
+            frames: number of frames.
         """
-        y, v, d = (self._spectra(audio, frames) for audio in (output, grad_output, difference))
-        # Over channels and bins; what is left of the shape is (batch, [directions,] frames, windows, bands).
-        power, pull = (self._product(y, other) for other in (y, v))
-        change = self._product(y[:, None], d)
+        y, v, d = (_spectra(audio, frames) for audio in (output, grad_output, difference))
+        # Summed over channels and bins: (batch, [directions,] frames, windows, bands).
+        power, gradient = (self._band_products(y, other) for other in (y, v))
+        change = self._band_products(y[:, None], d)
         level = np.digitize(10 * np.log10(power.sum(axis=-1) / (FFT_SAMPLES / 2) + 1e-12), LEVELS_DBFS)
         at_level = (level[..., None] == np.arange(len(LEVELS_DBFS) + 1)).astype(power.dtype)
         return Cells(
-            _sorted("bfwn,bfwl->bfnl", power, at_level),
-            _sorted("bfwn,bfwl->bfnl", pull, at_level),
-            _sorted("bdfwn,bfwl->bdfnl", change, at_level),
+            _sum_by_level("bfwn,bfwl->bfnl", power, at_level),
+            _sum_by_level("bfwn,bfwl->bfnl", gradient, at_level),
+            _sum_by_level("bdfwn,bfwl->bdfnl", change, at_level),
         )
 
     def predict(self, cells: Cells) -> np.ndarray:
-        """The gradient as far as it is known, ``(batch, frames, P)``."""
-        return cells.pull @ self._response
+        """Return the predicted gradient of the parameters, ``(batch, frames, P)``."""
+        return cells.gradient @ self._response
 
-    def learn(self, cells: Cells, steps: np.ndarray) -> None:
-        """Takes in what a step has shown.
+    def update(self, cells: Cells, steps: np.ndarray) -> None:
+        """Add a step to the regression.
 
         Args:
-            cells: of the step.
+            cells: statistics of the step.
             steps: ``(batch, directions, frames, P)``, between the two points of each difference.
         """
         total = cells.power.sum(axis=-1, keepdims=True)
-        # Cells that hold next to nothing tell next to nothing.
+        # Down-weight cells with almost no energy.
         weight = cells.power / (cells.power + 1e-4 * total + 1e-12)
         change = cells.change / (cells.power + 1e-9 * total + 1e-12)[:, None]
         count, draws = steps.shape[0] * steps.shape[2], steps.shape[1]
@@ -106,28 +111,21 @@ class ControlVariate:
         products = sum((weight * of_draw).T @ step for of_draw, step in zip(change, flat))
         self._squares = self._forgetting_factor * self._squares + squares
         self._products = self._forgetting_factor * self._products + products
-        # A tenth of an example speaks for no response at all: cells never heard stay at it.
+        # The prior counts as a tenth of an example without any change; cells without data keep it.
         prior = 0.1 * np.square(steps).mean() * np.eye(steps.shape[-1])
         self._response = np.linalg.solve(self._squares + prior, self._products[..., None])[..., 0]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the regression, as tensors."""
         return {name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
         for name in _STATE:
             setattr(self, f"_{name}", state[name].cpu().numpy())
 
-    def _spectra(self, audio: np.ndarray, frames: int) -> np.ndarray:
-        """``(..., channels, frames * samples)`` to ``(..., channels, frames, windows, bins)``."""
-        audio = audio.reshape(*audio.shape[:-1], frames, -1)
-        size = min(FFT_SAMPLES, audio.shape[-1])
-        short = -audio.shape[-1] % size
-        if short:
-            audio = np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, short)])
-        # Without overlap: a window that sees half of the audio sees enough of it.
-        return np.fft.rfft(audio.reshape(*audio.shape[:-1], -1, size) * _window(size), FFT_SAMPLES)
-
-    def _product(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def _band_products(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return ``Re <one, other>`` of spectra in every band, summed over channels."""
         real = one.real * other.real + one.imag * other.imag
         return real.sum(axis=-4) @ self._bands * np.float32(2 / FFT_SAMPLES)
 
@@ -135,13 +133,24 @@ class ControlVariate:
 _STATE = ("squares", "products", "response")
 
 
+def _spectra(audio: np.ndarray, frames: int) -> np.ndarray:
+    """Transform ``(..., channels, frames * samples)`` to spectra ``(..., channels, frames, windows, bins)``."""
+    audio = audio.reshape(*audio.shape[:-1], frames, -1)
+    size = min(FFT_SAMPLES, audio.shape[-1])
+    short = -audio.shape[-1] % size
+    if short:
+        audio = np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, short)])
+    # Windows do not overlap: half of the power is enough for statistics.
+    return np.fft.rfft(audio.reshape(*audio.shape[:-1], -1, size) * _window(size), FFT_SAMPLES)
+
+
 @functools.cache
 def _window(samples: int) -> np.ndarray:
-    """A Hann window that leaves the power of what it sees as it is."""
+    """Return a Hann window of mean power 1."""
     window = np.hanning(samples + 2)[1:-1]
     return (window / np.sqrt(np.square(window).mean())).astype(np.float32)
 
 
-def _sorted(equation: str, of_windows: np.ndarray, at_level: np.ndarray) -> np.ndarray:
-    by_level = np.einsum(equation, of_windows, at_level, optimize=True)
+def _sum_by_level(equation: str, windows: np.ndarray, at_level: np.ndarray) -> np.ndarray:
+    by_level = np.einsum(equation, windows, at_level, optimize=True)
     return by_level.reshape(*by_level.shape[:-2], -1).astype(np.float64)

@@ -1,17 +1,20 @@
-"""Gradients from renderings: where to render, and how the differences become a gradient.
+"""Gradient estimators: where to render, and how differences of renderings become a gradient.
 
-Every estimator is a matrix of directions ``d`` and a divisor. With ``f`` the rendered audio, ``g`` the gradient of
-the loss with respect to it, ``p+`` and ``p-`` the points ``p + epsilon d`` and ``p - epsilon d`` clipped to [0, 1],
+Every estimator is a matrix of directions ``d`` and a divisor. Let ``f`` be the rendered audio, ``g`` the gradient of
+the loss with respect to it, and ``p+`` and ``p-`` the points ``p + epsilon d`` and ``p - epsilon d``, clipped to [0,1]:
 
     two-sided:  dL/dp = d / (p+ - p-) * g . (f(p+) - f(p-))
     one-sided:  dL/dp = 2 d / (p+ - p-) * g . (f(p+) - f(p))
 
-averaged over the draws (SPSA: Spall 1992, equation 2.2; the paper, section 2.3). ``p+ - p-``, taken for ``d`` = 1, is
-the step really possible, coordinate by coordinate: at a bound it is half as long as inside, and the estimate
-stays unbiased, where dividing by ``2 epsilon`` would halve it. The one-sided form shares the divisor: a coordinate
-at a bound moves for one of the two signs only, and counts double for it. Finite differences are the same with a
-direction for each coordinate, summed instead of averaged. What the paper's released code does, so that it can be
-compared, are options: ``directions: shared``, ``restart: never`` and ``divisor: epsilon``.
+averaged over the draws. The two-sided form is SPSA (Spall 1992, equation 2.2; the paper, section 2.3), the one-sided
+form that of Chen, Duncan and Pasik-Duncan 1999. The divisor ``p+ - p-``, taken for ``d`` = 1, is the possible step of
+each parameter: at a bound it is half as long as inside. Dividing by it leaves the estimate unbiased, where dividing by
+``2 epsilon`` would halve it. The one-sided form has the same divisor: a parameter at a bound moves for one of the two
+signs only, and counts twice then. Finite differences are the same with one direction per parameter, summed instead of
+averaged.
+
+The behaviour of the paper's released code is available for comparison: ``directions: shared``, ``restart: never`` and
+``divisor: epsilon``.
 """
 
 from __future__ import annotations
@@ -29,38 +32,34 @@ from dfx.errors import UserError
 
 @dataclass
 class GradientOptions:
-    """How the gradient of an effect is estimated.
+    """Options of the gradient estimator.
 
     Args:
-        estimator: ``spsa`` moves all parameters at once, ``finite_difference`` one after the other: as exact as
-            differences get, and as dear as there are parameters.
+        estimator: ``spsa`` moves all parameters at once; ``finite_difference`` moves one at a time, which is exact up
+            to the step size, at one rendering per parameter and side.
         directions: of ``spsa``: ``hadamard``, ``rademacher`` or ``shared``, see
             :class:`~dfx.blackbox.perturbation.Perturbation`.
-        sides: 2 renders at both ends of a direction; 1 renders at one end and takes the nominal
-            rendering, which is needed anyhow, for the other.
-        draws: of ``spsa``: directions for every example and step.
-        redraw: of ``spsa``: new directions every ``frame``, or one for a whole ``excerpt``.
-        epsilon: the length of a step, in units of the parameters' range, in (0, 0.5].
-        epsilon_of: the steps of parameters that need another, by name.
-        epsilon_end: what epsilon becomes by the end of the run, geometrically; by default it stays.
-        control_variate: of ``spsa``: a guess of each example's gradient, from earlier steps, so that an estimate
-            measures only how it deviates from it, and what is known already is no longer noise. ``regression``
-            learns how the output responds to the parameters, see :mod:`dfx.blackbox.control_variate`; ``none`` does
-            without.
-        forgetting_factor: of the control variate: how much of its statistics each step keeps, in (0, 1).
-        residual_weight: of the control variate: weight of the measured residual, in [0, 1]. 1 leaves the
-            estimate unbiased where directions are drawn anew; less trades its noise for a pull towards the guess.
-        restart: when the effects that train forget what they have heard: with every ``excerpt``; or ``never``, as
-            in the paper's released code, whose reset did nothing, so that an excerpt begins in what others have
-            left behind. Validation and evaluation begin anew all the same; and so does the excerpt under way,
-            in a run that is resumed.
-        divisor: what a difference is divided by: the ``step`` that was taken; or, as in the paper's released code,
-            ``epsilon``, whatever of it the bounds have cut off: at a bound the gradient is then half of the true
-            one, and within ``epsilon`` of it too small.
+        sides: 2 renders at both ends of a direction; 1 renders at one end and uses the nominal rendering, which is
+            needed anyway, as the other.
+        draws: of ``spsa``: directions per example and step.
+        redraw: of ``spsa``: new directions for every ``frame``, or for every ``excerpt``.
+        epsilon: step size, in units of the parameters' range, in (0, 0.5].
+        epsilon_of: step sizes of single parameters, by name.
+        epsilon_end: epsilon at the end of the run, approached geometrically; by default epsilon is constant.
+        control_variate: of ``spsa``: ``regression`` predicts each example's gradient from earlier renderings, so that
+            an estimate measures only the residual, see :mod:`dfx.blackbox.control_variate`; ``none`` does without.
+        forgetting_factor: of the control variate: factor, in (0, 1), by which each step scales its statistics.
+        residual_weight: of the control variate: weight of the measured residual, in [0, 1]. 1 is unbiased where
+            directions are new; less trades variance for a bias towards the prediction.
+        restart: when the chains of training restart: with every ``excerpt``; or ``never``, as in the paper's released
+            code, whose reset has no effect, so that an excerpt begins in the state that another one left. Chains
+            of validation and evaluation restart in any case, and so does the current excerpt of a resumed run.
+        divisor: of a difference: the possible ``step``; or ``epsilon``, as in the paper's released code, whose
+            gradient is half of the true one at a bound, and too small within ``epsilon`` of it.
         seed: of the directions.
 
     Raises:
-        UserError: for an option out of its range, or for ``divisor: epsilon`` with anything but two sides.
+        UserError: for an option out of its range, or for options that exclude each other.
     """
 
     estimator: Literal["spsa", "finite_difference"] = "spsa"
@@ -84,57 +83,75 @@ class GradientOptions:
             if not 0.0 < epsilon <= 0.5:
                 raise UserError(f"epsilon: {name} is {epsilon:g}; it must be above 0 and at most 0.5")
         if self.draws < 1:
-            raise UserError(f"draws is {self.draws}; every example needs at least one direction")
+            raise UserError(f"draws is {self.draws}; it must be at least 1")
         if self.sides not in (1, 2):
-            raise UserError(f"sides is {self.sides}; a difference has 1 or 2")
+            raise UserError(f"sides is {self.sides}; it must be 1 or 2")
         if not 0.0 < self.forgetting_factor < 1.0:
             raise UserError(f"forgetting_factor is {self.forgetting_factor:g}; it must be above 0 and below 1")
         if not 0.0 <= self.residual_weight <= 1.0:
             raise UserError(f"residual_weight is {self.residual_weight:g}; it must be from 0 to 1")
         if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
-            raise UserError("finite_difference takes no draws and no control_variate: it has nothing random")
+            raise UserError("finite_difference is not random: leave out draws and control_variate")
         if self.divisor == "epsilon" and self.sides == 1:
-            raise UserError("divisor: epsilon is the released code's, which has sides: 2")
+            raise UserError("divisor: epsilon is that of the released code: set sides: 2")
 
-    def perturbation(self) -> Perturbation:
-        """What draws the directions."""
+    def make_perturbation(self) -> Perturbation:
+        """Return the source of directions."""
         directions = "coordinate" if self.estimator == "finite_difference" else self.directions
         return Perturbation(directions, self.redraw, self.draws, self.seed)
 
     def renderings(self, parameters: int) -> int:
-        """How often every example is rendered in a step with gradients, the nominal rendering included."""
+        """Return the renderings per example in a step with gradients, including the nominal one."""
         directions = parameters if self.estimator == "finite_difference" else self.draws
         return 1 + self.sides * directions
 
 
 class Points(NamedTuple):
-    """Where to render for one step, and what the differences then mean.
+    """The points to render in one step, and how their differences combine to a gradient.
 
     Args:
-        where: ``(batch, renderings, frames, P)`` in [0, 1]: nominal, ``p+`` of every direction, and with two
-            sides ``p-`` of every direction.
-        steps: ``(batch, directions, frames, P)``, what lies between the two points of a difference.
-        weights: ``(batch, directions, frames, P)``, with which the slopes add up to the gradient.
+        parameters: ``(batch, renderings, frames, P)`` in [0, 1]: the nominal point, then ``p+`` of every direction,
+            then, with two sides, ``p-`` of every direction.
+        steps: ``(batch, directions, frames, P)``, between the two points of each difference.
+        weights: ``(batch, directions, frames, P)``, of the slopes in the gradient.
     """
 
-    where: np.ndarray
+    parameters: np.ndarray
     steps: np.ndarray
     weights: np.ndarray
 
 
-class Estimator:
-    """Estimates gradients as :class:`GradientOptions` say. All arrays are float64 unless said otherwise.
-
-    In NumPy and not in torch: these are many small operations, and torch would wake its own threads for the
-    large ones, on the cores that the workers have.
+class Measurement(NamedTuple):
+    """The quantities that an estimate needs of the renderings of a step.
 
     Args:
-        options: how.
+        slopes: ``(batch, directions, frames)``, the change of the loss from ``p-`` or ``p`` to ``p+``.
+        cells: statistics for the control variate, if there is one.
+    """
+
+    slopes: np.ndarray
+    cells: Cells | None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Measurement]) -> Measurement:
+        """Join the parts of a batch, in their order."""
+        cells = [part.cells for part in parts if part.cells]
+        slopes = np.concatenate([part.slopes for part in parts])
+        return cls(slopes, Cells(*map(np.concatenate, zip(*cells))) if cells else None)
+
+
+class Estimator:
+    """Estimates gradients according to :class:`GradientOptions`. Arrays are float64 unless stated otherwise.
+
+    It uses NumPy instead of torch: for large operations torch would start its own threads, on the workers' cores.
+
+    Args:
+        options: of the gradient.
         names: of the parameters.
-        sample_rate: of the audio, in Hz.
+        sample_rate: in Hz.
 
     Raises:
-        UserError: if ``epsilon_of`` names a parameter that is not there.
+        UserError: if ``epsilon_of`` names an unknown parameter.
     """
 
     def __init__(self, options: GradientOptions, names: Sequence[str], sample_rate: int) -> None:
@@ -143,22 +160,22 @@ class Estimator:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options = options
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
-        self._response: ControlVariate | None = None
+        self._control_variate: ControlVariate | None = None
         if options.control_variate == "regression":
-            self._response = ControlVariate(len(names), sample_rate, options.forgetting_factor)
+            self._control_variate = ControlVariate(len(names), sample_rate, options.forgetting_factor)
 
     def epsilon(self, progress: float) -> np.ndarray:
-        """The step of every parameter, ``(P,)``, when a share ``progress`` of the run is over."""
+        """Return the step size of every parameter, ``(P,)``, at ``progress`` of the run in [0, 1]."""
         first = self.options.epsilon
         return self._relative * first * ((self.options.epsilon_end or first) / first) ** progress
 
     def points(self, parameters: np.ndarray, directions: np.ndarray, progress: float = 0.0) -> Points:
-        """Where to render.
+        """Return the points to render.
 
         Args:
             parameters: ``(batch, frames, P)`` in [0, 1].
-            directions: ``(batch, directions, frames, P)``, or with 1 for frames where all of them share one.
-            progress: the share of the run that is over, in [0, 1].
+            directions: ``(batch, directions, frames, P)``, or with 1 in place of ``frames`` if all share a direction.
+            progress: fraction of the run that is complete, in [0, 1].
         """
         sides, epsilon, nominal = self.options.sides, self.epsilon(progress), parameters[:, None]
         possible = np.minimum(nominal + epsilon, 1.0) - np.maximum(nominal - epsilon, 0.0)
@@ -169,7 +186,7 @@ class Estimator:
         elif sides == 2:
             weights = directions / possible
         else:
-            # Inwards, where there always is room.
+            # Step inwards, where no bound is in the way.
             directions = np.where(nominal > 0.5, -directions, directions)
             weights = directions / epsilon
         move = epsilon * directions
@@ -180,22 +197,22 @@ class Estimator:
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
     def blocks(self, rendered: np.ndarray) -> list[slice]:
-        """The parts of a batch to measure one by one, small enough for their differences to stay in the cache.
+        """Return parts of the batch, to measure one by one, whose differences fit into the cache.
 
-        They depend on the shape alone, and on no worker: rounding differs between blocks of other sizes, and a run
-        repeats to the last bit.
+        They depend on the shape alone, not on the number of workers: rounding depends on the size of a block, and a
+        run repeats to the last bit.
         """
         batch = len(rendered)
         size = -(-batch // min(batch, -(-rendered.size // _CACHED_SAMPLES)))
         return [slice(first, first + size) for first in range(0, batch, size)]
 
-    def measure(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> Measured:
-        """What the renderings say of a block of examples; it may be called from several threads.
+    def measure(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> Measurement:
+        """Measure slopes and cells of a block of examples. This method is thread-safe.
 
         Args:
             grad_output: float32 ``(batch, channels, frames * samples)``, the gradient of the loss.
-            rendered: float32 ``(batch, renderings, channels, frames * samples)``, in the order of
-                ``Points.where``.
+            rendered: float32 ``(batch, renderings, channels, frames * samples)``, at ``Points.parameters``.
+            frames: number of frames.
         """
         if self.options.sides == 1:
             plus, minus = rendered[:, 1:], rendered[:, :1]
@@ -205,62 +222,44 @@ class Estimator:
         by_frame = difference.reshape(*difference.shape[:3], frames, -1)
         grad = grad_output.reshape(*grad_output.shape[:2], frames, -1)
         slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
-        if self._response is None:
-            return Measured(slopes, None)
-        return Measured(slopes, self._response.measure(rendered[:, 0], grad_output, difference, frames))
+        if self._control_variate is None:
+            return Measurement(slopes, None)
+        return Measurement(slopes, self._control_variate.measure(rendered[:, 0], grad_output, difference, frames))
 
-    def estimate(self, measured: Measured, points: Points) -> np.ndarray:
-        """The vector-Jacobian product, ``(batch, frames, P)``.
+    def estimate(self, measured: Measurement, points: Points) -> np.ndarray:
+        """Return the estimated vector-Jacobian product, ``(batch, frames, P)``.
 
         Args:
-            measured: from :meth:`measure`, of all examples in ``points``.
-            points: where was rendered.
+            measured: all examples of ``points``.
+            points: the points that were rendered.
         """
-        if self._response is None:
+        if self._control_variate is None or measured.cells is None:
             return np.einsum("bdf,bdfp->bfp", measured.slopes, points.weights)
-        # What the guess expects of a slope is taken off, and the guess itself put in its place. It comes from
-        # earlier steps alone: of directions drawn since it knows nothing, and so cannot bias the estimate. Those
-        # held for an excerpt it has met, but among all the others of its memory.
-        guess = self._response.predict(measured.cells)
-        rest = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, guess)
-        residual = np.einsum("bdf,bdfp->bfp", rest, points.weights)
-        return guess + self.options.residual_weight * residual
+        # The prediction comes from earlier steps, so it is independent of new directions and does not bias the
+        # estimate. Directions held for an excerpt are part of its statistics, among those of all other examples.
+        prediction = self._control_variate.predict(measured.cells)
+        residual_slopes = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, prediction)
+        residual = np.einsum("bdf,bdfp->bfp", residual_slopes, points.weights)
+        return prediction + self.options.residual_weight * residual
 
-    def learn(self, cells: Cells, steps: np.ndarray) -> None:
-        """Takes in what a step has shown, after its estimate.
+    def update(self, cells: Cells, steps: np.ndarray) -> None:
+        """Update the control variate, after the estimate.
 
         Args:
-            cells: what was measured, of the whole batch.
-            steps: ``Points.steps``, of the whole batch.
+            cells: measured statistics of the whole batch.
+            steps: ``Points.steps`` of the whole batch.
         """
-        self._response.learn(cells, steps)
+        if self._control_variate is not None:
+            self._control_variate.update(cells, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._response is None else self._response.state_dict()
+        """Return the state of the control variate, as tensors."""
+        return {} if self._control_variate is None else self._control_variate.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # A run may be resumed with a control variate that it did not have before.
-        if self._response is not None and state:
-            self._response.load_state_dict(state)
-
-
-class Measured(NamedTuple):
-    """What the renderings of a step say.
-
-    Args:
-        slopes: ``(batch, directions, frames)``, how the loss changes from ``p-`` or ``p`` to ``p+``.
-        cells: the same audio sorted into cells, where a :class:`ControlVariate` is learnt.
-    """
-
-    slopes: np.ndarray
-    cells: Cells | None
-
-    @classmethod
-    def joined(cls, parts: Sequence[Measured]) -> Measured:
-        """Of parts of a batch, in their order."""
-        cells = [part.cells for part in parts if part.cells]
-        slopes = np.concatenate([part.slopes for part in parts])
-        return cls(slopes, Cells(*map(np.concatenate, zip(*cells))) if cells else None)
+        """Continue from a state of :meth:`state_dict`, which may be that of a run without a control variate."""
+        if self._control_variate is not None and state:
+            self._control_variate.load_state_dict(state)
 
 
 _CACHED_SAMPLES = 1 << 16

@@ -1,9 +1,9 @@
-"""Lanes in processes of their own, for plugins that crash or hang.
+"""Lanes in separate processes, for plugins that crash or hang.
 
-Audio, values and output go through memory that the processes share, and everything else in small messages.
-Before an effect works, its worker notes which one it is and until when it should have answered. So, when
-a worker dies or is late, the effect is known, and so are its values. The workers are then stopped, and there
-is nothing to repair: a worker holds live effects and nothing else, and what the lanes heard is kept here.
+Audio, values and output are in memory shared by the processes; everything else goes through pipes. Before an effect is
+built, restarts or renders, its worker writes the place of the effect and a deadline into a shared status. When a worker
+dies or is late, the status thus identifies the effect and its values. All workers are then stopped. Nothing has to be
+repaired, since a worker holds only live effects, and the history of the lanes is in this process.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, frames_of
+from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, split_frames
 from dfx.effects import ChainSpec, RenderError
 from dfx.errors import UserError
 
 START_SECONDS = 120.0
-"""How long a worker process may take until it builds its first effect."""
+"""Longest time from the start of a worker process until it builds its first effect."""
 
 _DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST = range(6)
-"""A worker's note: when its effect is late, in time.monotonic(), and the place of its values in a step's."""
+"""Entries of a worker's status: the deadline of its effect, in time.monotonic(), and the place of its values."""
 
 _NO_EFFECT = -1.0
-"""What stands at ``_FIRST`` while no effect works."""
+"""Value of ``_FIRST`` while no effect is active."""
 
 
 def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
-    """Lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the others."""
-    kind = IsolatedLanes if options.isolate else Lanes
-    return kind(spec, renderings, options, **others)
+    """Return lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the arguments."""
+    lanes = IsolatedLanes if options.isolate else Lanes
+    return lanes(spec, renderings, options, **others)
 
 
-def in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """What a function returns that is called in a new process.
+def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    """Return the result of a function that is called in a new process.
 
     Raises:
-        RenderError: if the process dies, or does not answer in time.
+        RenderError: if the process dies, or does not return within ``seconds``.
     """
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     answer = executor.submit(function, *arguments)
@@ -58,6 +58,7 @@ def in_process(function: Callable[..., Any], *arguments: Any, seconds: float) ->
     except BrokenProcessPool:
         raise RenderError("the effects crashed the process in which they were probed") from None
     except FutureTimeoutError:
+        # Executors have no public way to kill a process before Python 3.14.
         for process in executor._processes.values():
             process.kill()
         raise RenderError(f"the effects were probed and did not answer within {seconds:g} s") from None
@@ -68,112 +69,112 @@ def in_process(function: Callable[..., Any], *arguments: Any, seconds: float) ->
 class IsolatedLanes(Lanes):
     """Lanes whose workers are processes. Of n workers, worker k owns the lanes k, k + n, k + 2n and so on.
 
-    So every batch is shared out evenly, and a lane stays where its instances are when batches grow. The
-    processes start with the first frame. They end when these lanes are closed or collected, when an effect
-    fails, and when this process ends, in whatever way. What is rendered after an error is rendered by
-    new instances, which have heard nothing: every lane should restart.
+    This distributes every batch evenly, and a lane stays with its worker when batches grow. The processes start with
+    the first frame. They end when the lanes are closed or garbage-collected, when an effect fails, and when this
+    process ends in any way. After an error, new chains render: every lane should restart.
     """
 
     def __init__(self, spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> None:
         super().__init__(spec, renderings, options, **others)
         self._timeout_seconds = options.timeout_seconds
         self._processes: dict[int, _Worker] = {}
-        self._memory: list[_Memory] = []
+        self._buffers: list[_Buffers] = []
 
     def close(self) -> None:
-        _stop(self._processes, self._memory)
+        _release(self._processes, self._buffers)
 
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
         try:
-            memory = self._memory_for(audio, values)
-            memory.audio[:] = audio
-            memory.values[:] = values
+            buffers = self._buffers_for(audio, values)
+            buffers.audio[:] = audio
+            buffers.values[:] = values
             jobs: dict[int, _Rows] = {}
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
-            # All are started before the first is given anything to do.
+            # Start all workers before the first gets a job.
             busy = {number: self._process(number) for number in jobs}
             for number, worker in busy.items():
-                self._send(worker, (memory.name, memory.shape, jobs[number]))
+                self._send(worker, (buffers.name, buffers.shape, jobs[number]))
             self._wait({worker.connection: worker for worker in busy.values()})
-            return memory.output.copy()
+            return buffers.output.copy()
         except BaseException:
             self.close()
             raise
 
-    def _memory_for(self, audio: np.ndarray, values: np.ndarray) -> _Memory:
+    def _buffers_for(self, audio: np.ndarray, values: np.ndarray) -> _Buffers:
         shape = (*values.shape, *audio.shape[1:])
-        if not self._memory or self._memory[0].shape != shape:
-            while self._memory:
-                self._memory.pop().remove()
-            self._memory.append(_Memory(shape))
-        return self._memory[0]
+        if not self._buffers or self._buffers[0].shape != shape:
+            while self._buffers:
+                self._buffers.pop().remove()
+            self._buffers.append(_Buffers(shape))
+        return self._buffers[0]
 
     def _process(self, number: int) -> _Worker:
         if not self._processes:
-            weakref.finalize(self, _stop, self._processes, self._memory)
+            weakref.finalize(self, _release, self._processes, self._buffers)
         if number not in self._processes:
             self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
         return self._processes[number]
 
     def _send(self, worker: _Worker, job: _Job) -> None:
-        worker.note[_DEADLINE] = max(worker.note[_DEADLINE], time.monotonic() + self._timeout_seconds)
+        worker.status[_DEADLINE] = max(worker.status[_DEADLINE], time.monotonic() + self._timeout_seconds)
         try:
             worker.connection.send(job)
         except OSError:
-            raise self._error(worker, worker.last_words()) from None
+            raise self._error(worker, worker.describe_exit()) from None
 
     def _wait(self, busy: dict[Connection, _Worker]) -> None:
         while busy:
-            worker = min(busy.values(), key=lambda worker: worker.note[_DEADLINE])
-            left = worker.note[_DEADLINE] - time.monotonic()
-            # A deadline that was there to start by moves closer once the worker has started.
-            answers = wait(list(busy), min(max(left, 0.0), self._timeout_seconds))
+            worker = min(busy.values(), key=lambda worker: worker.status[_DEADLINE])
+            left = worker.status[_DEADLINE] - time.monotonic()
+            # The deadline for starting is replaced by an earlier one once the worker has started.
+            answers = cast(list[Connection], wait(list(busy), min(max(left, 0.0), self._timeout_seconds)))
             if left <= 0 and not answers:
-                seconds = START_SECONDS if worker.note[_FIRST] == _NO_EFFECT else self._timeout_seconds
+                seconds = START_SECONDS if worker.status[_FIRST] == _NO_EFFECT else self._timeout_seconds
                 raise self._error(worker, f"did not answer within {seconds:g} s")
             for connection in answers:
                 worker = busy.pop(connection)
                 try:
                     failure = connection.recv()
                 except (EOFError, OSError):
-                    raise self._error(worker, worker.last_words()) from None
+                    raise self._error(worker, worker.describe_exit()) from None
                 if failure is not None:
                     raise failure
 
     def _error(self, worker: _Worker, fault: str) -> RenderError:
-        row, frame, rendering, first, last = map(int, worker.note[_ROW:])
+        row, frame, rendering, first, last = map(int, worker.status[_ROW:])
         if first == _NO_EFFECT:
             names = " + ".join(recipe.name for recipe in self._spec.recipes)
-            return RenderError(f"a worker for {names} {fault} while it was at none of them")
+            return RenderError(f"a worker for {names} {fault} while none of them was active")
         place = slice(first, last)
-        values = self._memory[0].values[row, rendering, frame, place]
+        values = self._buffers[0].values[row, rendering, frame, place]
         return RenderError.at(self._spec.parameters[place], values, fault)
 
 
-def _stop(processes: dict[int, _Worker], memory: list[_Memory]) -> None:
-    # The processes first: none may come upon memory that is gone.
+def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
+    # Processes first, since they use the buffers.
     while processes:
         processes.popitem()[1].stop()
-    while memory:
-        memory.pop().remove()
+    while buffers:
+        buffers.pop().remove()
 
 
 _Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
 
 _Rows = list[tuple[int, int, bool]]
-"""The place of a frame in the memory, its lane, and whether the lane restarts."""
+"""Row of a lane in the buffers, its number, and true if it restarts."""
 
 _Job = tuple[str, _Shape, _Rows]
-"""The memory by name, its shape, and what of it a worker has to render."""
+"""Name and shape of the buffers, and the rows that a worker has to render."""
 
 
-class _Memory:
-    """The audio, values and output of one step, in memory that processes share.
+class _Buffers:
+    """Audio, values and output of one step in shared memory.
 
     Args:
-        name: of memory that another process has made; without it, the memory is made.
+        shape: of a step.
+        name: of buffers that another process has created; by default new ones are created.
     """
 
     def __init__(self, shape: _Shape, name: str | None = None) -> None:
@@ -187,33 +188,33 @@ class _Memory:
         self.output = np.ndarray((rows, renderings, channels, samples), np.float32, buffer, values + audio)
 
     def close(self) -> None:
-        """Lets go of it in this process."""
-        # Memory cannot be closed while arrays lie in it.
+        """Release the buffers in this process."""
+        # Shared memory cannot be closed while arrays use it.
         del self.values, self.audio, self.output
         self._shared.close()
 
     def remove(self) -> None:
-        """Lets go of it in all processes, as soon as they have closed it."""
+        """Release the buffers, and delete them once all processes have closed them."""
         self.close()
         self._shared.unlink()
 
 
 class _Worker:
-    """A worker process, as it is seen from outside."""
+    """Handle of a worker process."""
 
     def __init__(self, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
-        # A fork would inherit the locks of plugins, and of threads that do not live on in it.
+        # Not forked: a fork inherits locks held by plugins, and by threads that do not exist in it.
         context = multiprocessing.get_context("spawn")
-        self.note = context.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.note, spec, renderings, timeout_seconds)
-        self._process = context.Process(target=_work, args=arguments, name="lanes", daemon=True)
+        self.status = context.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
+        self.connection, worker_end = context.Pipe()
+        arguments = (worker_end, self.status, spec, renderings, timeout_seconds)
+        self._process = context.Process(target=_serve, args=arguments, name="lanes", daemon=True)
         self._process.start()
-        # The worker holds the only other end: that it dies can be heard.
-        theirs.close()
+        # The worker then holds the only other end, so that its death closes the pipe.
+        worker_end.close()
 
-    def last_words(self) -> str:
-        """How a process ended that answers no more."""
+    def describe_exit(self) -> str:
+        """Return the way in which a process that no longer answers has ended."""
         self._process.join(1.0)
         code = self._process.exitcode
         if code is None or code >= 0:
@@ -227,17 +228,17 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, note: Any, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
-    """What a worker process does: the jobs that it is sent, as long as there is someone to send them."""
-    # Ctrl-C goes to all processes of a terminal, and the one that started this one decides what comes of it.
+def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
+    """Run a worker process: render jobs until the parent closes the connection or ends."""
+    # Ctrl-C reaches all processes of a terminal; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     lanes: dict[int, Lane] = {}
-    memory: _Memory | None = None
+    buffers: _Buffers | None = None
 
-    def watch(rendering: int, place: slice) -> None:
-        note[_RENDERING:] = rendering, place.start, place.stop
-        note[_DEADLINE] = time.monotonic() + timeout_seconds
+    def before_effect(rendering: int, place: slice) -> None:
+        status[_RENDERING:] = rendering, place.start, place.stop
+        status[_DEADLINE] = time.monotonic() + timeout_seconds
 
     while True:
         try:
@@ -245,32 +246,34 @@ def _work(connection: Connection, note: Any, spec: ChainSpec, renderings: int, t
         except EOFError:
             os._exit(0)
         try:
-            if memory is None or memory.name != name:
-                if memory is not None:
-                    memory.close()
-                memory = _Memory(shape, name)
+            if buffers is None or buffers.name != name:
+                if buffers is not None:
+                    buffers.close()
+                buffers = _Buffers(shape, name)
             for row, lane, restart in rows:
-                note[_ROW], note[_FRAME] = row, 0
+                status[_ROW], status[_FRAME] = row, 0
                 if lane not in lanes:
-                    lanes[lane] = Lane(spec, renderings, watch)
+                    lanes[lane] = Lane(spec, renderings, before_effect)
                 if restart:
                     lanes[lane].restart()
-                # Copies, because an effect may keep what it was given.
-                points = memory.values[row].copy()
-                parts = frames_of(memory.audio[row].copy(), memory.output[row], frames=shape[2])
-                for frame, (heard, rendered) in enumerate(parts):
-                    note[_FRAME] = frame
-                    lanes[lane].render(heard, points[:, frame], rendered)
-            failure = None
+                # Copies, because an effect may keep its arguments.
+                values = buffers.values[row].copy()
+                frames = split_frames(buffers.audio[row].copy(), buffers.output[row], frames=shape[2])
+                for number, (frame, rendered) in enumerate(frames):
+                    status[_FRAME] = number
+                    lanes[lane].render(frame, values[:, number], rendered)
+            failure: Exception | None = None
         except UserError as error:
             failure = error
         except Exception:
             failure = RuntimeError(traceback.format_exc())
-        note[_FIRST] = _NO_EFFECT
+        status[_FIRST] = _NO_EFFECT
         connection.send(failure)
 
 
-def _end_with_parent() -> None:
-    """Ends this process with the one that started it, even while an effect hangs."""
-    wait([multiprocessing.parent_process().sentinel])
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends, even while an effect hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The live instances of every example, and who renders what in which worker."""
+"""Lanes: the live chains of every example of a batch, and the threads that render them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from dfx.blackbox.workers import Workers, cores
+from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
 
 
 @dataclass
 class RenderingOptions:
-    """Who renders.
+    """Options of the rendering; the audio does not depend on them.
 
     Args:
-        workers: threads, that of the caller included, or processes; by default as many as there are cores.
-        isolate: render in processes of their own, for plugins that crash or hang: the run then ends with
-            an error that names the plugin and its values. What is rendered is the same.
-        timeout_seconds: how long an effect may take over one frame, or to be built, before it counts as
-            hung; only with ``isolate``, since nothing can stop a thread.
+        workers: number of threads, including the calling one, or of processes; by default the number of cores.
+        isolate: render in separate processes, for plugins that crash or hang: the run then ends with an error that
+            names the plugin and its values.
+        timeout_seconds: longest time to build an effect, or to render one frame with it; only with ``isolate``,
+            since a thread cannot be stopped.
 
     Raises:
         UserError: for an option out of its range.
@@ -40,49 +40,60 @@ class RenderingOptions:
             raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
 
 
-def frames_of(*arrays: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Arrays ``(..., frames * samples)`` frame by frame: ``(..., samples)`` each, as views."""
+def split_frames(*arrays: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the frames of arrays ``(..., frames * samples)``, views of ``(..., samples)`` each."""
     samples = arrays[0].shape[-1] // frames
     for frame in range(frames):
         yield tuple(array[..., frame * samples : (frame + 1) * samples] for array in arrays)
 
 
 class Lane:
-    """The live chains of one example, one for each rendering of a step. It is made on the main thread.
+    """The live chains of one example, one per rendering of a step. Create and restart it on the main thread.
 
     Args:
-        watch: is told which rendering, and which effect of it, is about to work.
+        spec: of the chains.
+        renderings: number of chains.
+        before_effect: called with the number of the rendering and the place of an effect's values, before the effect
+            is built, restarts or renders.
     """
 
-    def __init__(self, spec: ChainSpec, renderings: int, watch: Callable[[int, slice], None] | None = None) -> None:
-        self._chains = [spec.build(watch and partial(watch, rendering)) for rendering in range(renderings)]
+    def __init__(
+        self, spec: ChainSpec, renderings: int, before_effect: Callable[[int, slice], None] | None = None
+    ) -> None:
+        self._chains = [spec.build(before_effect and partial(before_effect, number)) for number in range(renderings)]
 
     def restart(self) -> None:
-        """Forgets everything heard; on the main thread as well, since it may load a plugin anew."""
+        """Reset the state of all chains; this may load plugins again."""
         for chain in self._chains:
             chain.restart()
 
     def render(self, audio: np.ndarray, values: np.ndarray, output: np.ndarray) -> None:
-        """Renders the next frame, ``(channels, samples)``, at every row of ``values`` into ``output``."""
+        """Render the next frame with every chain.
+
+        Args:
+            audio: float32 ``(channels, samples)``.
+            values: ``(renderings, P)``.
+            output: float32 ``(renderings, channels, samples)``, to write to.
+        """
         audio = np.ascontiguousarray(audio)
-        for rendering, chain in enumerate(self._chains):
-            output[rendering] = chain.render(audio, values[rendering])
+        for number, chain in enumerate(self._chains):
+            output[number] = chain.render(audio, values[number])
 
 
 class Lanes:
-    """A place for every example of a batch, with live chains that hear it frame by frame.
+    """Renders batches frame by frame, each example in its own lane.
 
-    Every lane has one chain for each rendering of a step: the nominal one, and one for each perturbed
-    one. Each hears every frame of its lane once, in order, until the lane restarts. Workers are
-    threads (hosts release the interpreter while they render) and take contiguous blocks of lanes.
+    A lane has one chain for the nominal rendering and one for each perturbed rendering. Each chain renders every
+    frame of its lane once, in order, until the lane restarts. Workers are threads, since hosts release the interpreter
+    lock while they render, and take contiguous blocks of lanes.
 
     Args:
-        spec: what every chain is built from.
-        renderings: how many there are in a step.
-        options: who renders.
-        keep_history: remember what the lanes heard since they restarted, so that their state, which
-            no host can save, can be built again from a checkpoint by rendering it once more.
-        forget: begin anew where a lane restarts; otherwise its chains go on in the state that they are in.
+        spec: of every chain.
+        renderings: renderings per example and step.
+        options: of the rendering.
+        keep_history: keep audio and values of every lane since its restart. No host can save the state of its effects;
+            a checkpoint restores it by rendering the history again.
+        restart_chains: restart the chains of a lane that restarts; otherwise they continue in their present state.
     """
 
     def __init__(
@@ -91,19 +102,19 @@ class Lanes:
         renderings: int,
         options: RenderingOptions,
         keep_history: bool = False,
-        forget: bool = True,
+        restart_chains: bool = True,
     ) -> None:
         self._spec = spec
         self._renderings = renderings
-        self.workers = Workers(options.workers or cores())
+        self.workers = Workers(options.workers or available_cores())
         self._keep_history = keep_history
-        self._forget = forget
-        self._history: list[list[_Heard]] = []
+        self._restart_chains = restart_chains
+        self._history: list[list[_Step]] = []
         self._lanes: list[Lane] = []
         self._output = np.empty(0, dtype=np.float32)
 
     def render(self, audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
-        """Renders the next frames of every lane, at every point.
+        """Render the next frames of every lane with all of its chains.
 
         Args:
             audio: float32 ``(batch, channels, frames * samples)``.
@@ -114,7 +125,7 @@ class Lanes:
             float32 ``(batch, renderings, channels, frames * samples)``.
 
         Raises:
-            RenderError: as soon as one effect fails; what the other lanes still have to do is dropped.
+            RenderError: as soon as an effect fails; the remaining work of the step is dropped.
         """
         batch = len(audio)
         self._history += [[] for _ in range(batch - len(self._history))]
@@ -123,51 +134,51 @@ class Lanes:
         if self._keep_history:
             for lane in range(batch):
                 self._history[lane].append((audio, values, lane))
-        return self._render(range(batch), audio, values, restart & self._forget)
+        return self._render(range(batch), audio, values, restart & self._restart_chains)
 
     def end_excerpts(self) -> None:
-        """Forgets what the lanes heard; every lane must restart with its next frame."""
+        """Discard the history; every lane must restart with its next frame."""
         self._history = [[] for _ in self._history]
 
     def state_dict(self) -> dict[str, Any]:
-        """What every lane heard since it restarted, and at which values, as tensors."""
-        # Here, and not above: a process that only renders does without torch, which takes seconds.
+        """Return audio and values of every lane since its restart, as tensors."""
+        # Imported here: importing torch takes seconds, and worker processes do not need it.
         import torch
 
         return {
             "history": [
                 [
                     (torch.from_numpy(audio[row].copy()), torch.from_numpy(values[row].copy()))
-                    for audio, values, row in heard
+                    for audio, values, row in steps
                 ]
-                for heard in self._history
+                for steps in self._history
             ]
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Brings every lane to where it was, by rendering again what it had heard."""
+        """Restore the state of every lane by rendering its history again."""
         self.close()
         self._history = [
-            [(audio.numpy()[None], values.numpy()[None], 0) for audio, values in heard] for heard in state["history"]
+            [(audio.numpy()[None], values.numpy()[None], 0) for audio, values in steps] for steps in state["history"]
         ]
-        for lane, heard in enumerate(self._history):
-            for step, (audio, values, _) in enumerate(heard):
-                self._render([lane], audio, values, np.array([step == 0]))
+        for lane, steps in enumerate(self._history):
+            for number, (audio, values, _) in enumerate(steps):
+                self._render([lane], audio, values, np.array([number == 0]))
 
     def close(self) -> None:
-        """Lets go of all that is live; what is rendered next is rendered by new instances."""
+        """Release all chains and threads; the next rendering creates new ones."""
         self._lanes = []
         self._output = np.empty(0, dtype=np.float32)
         self.workers.close()
 
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
-        """As :meth:`render`, for the lanes that are named: one for each row of the arrays."""
-        # Here, and not in a worker: some hosts load plugins on the main thread only.
+        """Render as :meth:`render`, for the given lanes: one for each row of the arrays."""
+        # Not in a worker: some hosts load plugins on the main thread only.
         while len(self._lanes) < len(self._history):
             self._lanes.append(Lane(self._spec, self._renderings))
-        for row in np.flatnonzero(restart):
+        for row in np.flatnonzero(restart).tolist():
             self._lanes[lanes[row]].restart()
-        output = self._room((len(lanes), self._renderings, *audio.shape[1:]))
+        output = self._output_buffer((len(lanes), self._renderings, *audio.shape[1:]))
         failed = threading.Event()
 
         def work(rows: range) -> None:
@@ -175,27 +186,26 @@ class Lanes:
                 for row in rows:
                     if failed.is_set():
                         return
-                    lane, points = self._lanes[lanes[row]], values[row]
-                    parts = frames_of(audio[row], output[row], frames=values.shape[2])
-                    for frame, (heard, rendered) in enumerate(parts):
-                        lane.render(heard, points[:, frame], rendered)
+                    frames = split_frames(audio[row], output[row], frames=values.shape[2])
+                    for number, (frame, rendered) in enumerate(frames):
+                        self._lanes[lanes[row]].render(frame, values[row, :, number], rendered)
             except BaseException:
                 failed.set()
                 raise
 
-        self.workers.share(work, len(lanes))
+        self.workers.run(work, len(lanes))
         return output
 
-    def _room(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Memory for what is rendered: that of the last step, where nothing refers to it any more.
+    def _output_buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the buffer of the last step if nothing refers to it any more, or a new one.
 
-        The system clears new memory as it is used; that took a tenth of the time of long excerpts.
+        The system clears new memory on its first use, which took a tenth of the time of long excerpts.
         """
-        # Two references are the attribute's and the call's own; any view, and any tensor, is one more.
+        # Two references are the attribute's and the call's; any view or tensor of the buffer is another.
         if self._output.shape != shape or sys.getrefcount(self._output) > 2:
             self._output = np.empty(shape, dtype=np.float32)
         return self._output
 
 
-_Heard = tuple[np.ndarray, np.ndarray, int]
-"""The audio and values of a step, and which of their rows a lane heard."""
+_Step = tuple[np.ndarray, np.ndarray, int]
+"""Audio and values of a batch, and the row of a lane in them."""

@@ -12,33 +12,32 @@ from torch.autograd.function import once_differentiable
 
 from dfx import distributed
 from dfx.blackbox.control_variate import Cells
-from dfx.blackbox.gradient import Estimator, GradientOptions, Measured, Points
-from dfx.blackbox.isolation import in_process, make_lanes
+from dfx.blackbox.gradient import Estimator, GradientOptions, Measurement, Points
+from dfx.blackbox.isolation import call_in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions
-from dfx.blackbox.workers import Workers, cores
+from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import ROUNDING, dead_parameters
 
 _PROBE_SECONDS = 300.0
-"""How long a probe may take in a process of its own; for the largest chains it takes a few."""
+"""Longest time of a probe in a separate process; the largest chains take a few seconds."""
 
 
 class EffectLayer(nn.Module):
     """A chain of black-box effects as a layer of a network (the paper, section 2).
 
-    The forward pass renders every example at its parameters and, when a gradient is wanted, at
-    perturbed ones, all of them together, since none depends on the loss. The backward pass is a product
-    with what was rendered. Renderings without gradients have lanes of their own, so that validation
-    leaves no trace in training.
+    The forward pass renders every example at its parameters and, if a gradient is needed, at perturbed ones: all of
+    them together, since none depends on the loss. The backward pass combines their differences with the gradient of
+    the loss. Renderings without gradients use separate lanes, so that validation does not change the state of training.
 
     Args:
-        chain: the effects.
-        gradient: how their gradient is estimated.
-        rendering: who renders.
+        chain: of effects.
+        gradient: options of the gradient estimator.
+        rendering: options of the rendering.
 
     Attributes:
-        renderings: how often every example is rendered in a step with gradients.
-        progress: the share of the run that is over, in [0, 1], for a schedule of epsilon; set from outside.
+        renderings: renderings per example in a step with gradients.
+        progress: fraction of the run that is complete, in [0, 1], for the schedule of epsilon; set it from outside.
     """
 
     def __init__(
@@ -50,41 +49,43 @@ class EffectLayer(nn.Module):
         super().__init__()
         self.chain = chain
         self.gradient = gradient or GradientOptions()
-        gliding = [p.name for p in chain.parameters if p.smoothing_ms > 0]
-        if gliding and self.gradient.redraw == "frame":
+        smoothed = [p.name for p in chain.parameters if p.smoothing_ms > 0]
+        if smoothed and self.gradient.redraw == "frame":
             warnings.warn(
-                f"the effects glide to new values of {', '.join(gliding)}: with directions redrawn every frame "
-                "the differences lag behind and their gradient is biased; set `redraw: excerpt`",
+                f"the effects smooth {', '.join(smoothed)}: with new directions every frame, differences lag behind "
+                "the parameters and their gradient is biased; set `redraw: excerpt`",
                 stacklevel=2,
             )
         self.renderings = self.gradient.renderings(len(chain.parameters))
         self.progress = 0.0
-        self._perturbation = self.gradient.perturbation()
+        self._perturbation = self.gradient.make_perturbation()
         self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate)
         self._rendering = rendering or RenderingOptions()
-        self._workers = Workers(self._rendering.workers or cores())
-        forget = self.gradient.restart == "excerpt"
-        self._training_lanes = make_lanes(chain, self.renderings, self._rendering, keep_history=True, forget=forget)
+        self._workers = Workers(self._rendering.workers or available_cores())
+        self._training_lanes = make_lanes(
+            chain,
+            self.renderings,
+            self._rendering,
+            keep_history=True,
+            restart_chains=self.gradient.restart == "excerpt",
+        )
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:
-        """The next frame of every example, or several consecutive frames.
+        """Render the next frame of every example, or several consecutive frames.
 
         Args:
-            input: ``(batch, samples)`` or ``(batch, channels, samples)``, in [-1, 1] where the effects
-                expect it.
-            parameters: ``(batch, P)`` in [0, 1], constant over all samples; or ``(batch, frames, P)``, where
-                each frame takes an equal part of them. A frame's gradient is that of its own samples.
-            restart: bool ``(batch,)``, true where an example does not continue that of the last call.
+            input: ``(batch, samples)`` or ``(batch, channels, samples)``, nominally in [-1, 1].
+            parameters: ``(batch, P)`` in [0, 1], constant over all samples; or ``(batch, frames, P)``, each frame
+                for an equal part of the samples. The gradient of a frame is that of its own samples.
+            restart: bool ``(batch,)``, true for examples that do not continue those of the last call.
 
         Returns:
-            The output, of the shape, type and device of ``input``, later by the chain's latency.
+            The output, with shape, type and device of ``input``, delayed by the chain's latency.
 
         Raises:
-            ValueError: for shapes that do not fit, or an input that wants a gradient: the estimators have
-                none to give.
-            RenderError: if parameters are not in [0, 1], or if an effect fails; the message names it and
-                its values.
+            ValueError: for wrong shapes, or an input that requires a gradient, for which there is no estimate.
+            RenderError: if parameters are not in [0, 1], or if an effect fails; the message names it and its values.
         """
         if parameters.dim() == 2:
             parameters = parameters[:, None]
@@ -97,38 +98,74 @@ class EffectLayer(nn.Module):
             rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restart)
             return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
-        # Drawn for all ranks: how the directions of a batch stand to each other is what makes them good.
-        of_all = torch.from_numpy(distributed.gather_array(restart.numpy()))
-        directions = self._perturbation.next(of_all, *nominal.shape[1:])[distributed.rank_rows(len(of_all))]
+        # Draw for the examples of all ranks, since the variance depends on the directions of the whole batch.
+        all_restart = torch.from_numpy(distributed.gather_array(restart.numpy()))
+        directions = self._perturbation.next(all_restart, *nominal.shape[1:])[distributed.rank_rows(len(all_restart))]
         points = self._estimator.points(nominal, directions.numpy(), self.progress)
-        rendered = self._render(self._training_lanes, audio, points.where, restart)
+        rendered = self._render(self._training_lanes, audio, points.parameters, restart)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
         return _BlackBox.apply(parameters, output, rendered, points, self)
 
+    def estimate_gradient(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
+        """Return the gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator` for the arguments."""
+        blocks = self._estimator.blocks(rendered)
+        measurements: dict[int, Measurement] = {}
+
+        def work(numbers: range) -> None:
+            for number in numbers:
+                block, frames = blocks[number], points.parameters.shape[2]
+                measurements[number] = self._estimator.measure(grad_output[block], rendered[block], frames)
+
+        self._workers.run(work, len(blocks))
+        measured = Measurement.concatenate([measurements[number] for number in range(len(blocks))])
+        gradient = self._estimator.estimate(measured, points)
+        if measured.cells is not None:
+            cells = Cells(*map(distributed.gather_array, measured.cells))
+            self._estimator.update(cells, distributed.gather_array(points.steps))
+        return gradient
+
+    def end_excerpts(self) -> None:
+        """Discard the history of the training lanes; every lane must restart with its next frame."""
+        self._training_lanes.end_excerpts()
+
+    def streaming_state(self) -> dict[str, Any]:
+        """Return the state of directions, estimator and the training lanes of all ranks, for a checkpoint."""
+        return {
+            "perturbation": self._perturbation.state_dict(),
+            "estimator": self._estimator.state_dict(),
+            "lanes": {"history": distributed.gather_list(self._training_lanes.state_dict()["history"])},
+        }
+
+    def load_streaming_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`streaming_state`."""
+        self._perturbation.load_state_dict(state["perturbation"])
+        self._estimator.load_state_dict(state["estimator"])
+        history = state["lanes"]["history"]
+        self._training_lanes.load_state_dict({"history": history[distributed.rank_rows(len(history))]})
+
     def dead_parameters(self) -> list[str]:
-        """The names of the parameters that do nothing to the sound; see :mod:`dfx.effects.probe`.
+        """Return the names of the parameters without effect on the sound; see :mod:`dfx.effects.probe`.
 
         Raises:
-            RenderError: if the effects crash or hang, which is survived where they are isolated.
+            RenderError: if the effects crash or hang, which this process survives if they are isolated.
         """
         if self._rendering.isolate:
-            return in_process(dead_parameters, self.chain, seconds=_PROBE_SECONDS)
+            return call_in_process(dead_parameters, self.chain, seconds=_PROBE_SECONDS)
         return dead_parameters(self.chain)
 
     @torch.no_grad()
     def sensitivity(self, input: Tensor, parameters: Tensor, step: float = 0.05) -> np.ndarray:
-        """What each parameter does to the sound where it stands.
+        """Return the level by which the output changes when each parameter moves by a step.
 
-        Live effects of their own render, so that training and validation go on as if nothing had been.
+        New chains render, so that the state of training and validation does not change.
 
         Args:
-            input: ``(channels, samples)``, heard from a fresh start.
+            input: ``(channels, samples)``, rendered from a restart.
             parameters: ``(frames, P)`` in [0, 1], each frame for an equal part of the samples.
-            step: how far every parameter is moved in turn, in shares of its range.
+            step: by which each parameter moves in turn, in units of its range.
 
         Returns:
-            ``(P,)``: the level of what the step changes, relative to the output, in dB; minus infinity where nothing
-            changes but the last bits.
+            ``(P,)``: the level of the change relative to the output, in dB; minus infinity for rounding errors.
 
         Raises:
             RenderError: if an effect fails.
@@ -136,7 +173,7 @@ class EffectLayer(nn.Module):
         nominal = parameters.to("cpu", torch.float64).numpy()
         count = nominal.shape[1]
         moved = np.repeat(nominal[None], count + 1, axis=0)
-        # Inwards, where there always is room.
+        # Step inwards, where no bound is in the way.
         each = np.arange(count)
         moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
         audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
@@ -151,46 +188,8 @@ class EffectLayer(nn.Module):
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(change > 0, 20 * np.log10(change / level), -np.inf)
 
-    def end_excerpts(self) -> None:
-        """Says that every training lane restarts with its next frame: there is no state to keep."""
-        self._training_lanes.end_excerpts()
-
-    def streaming_state(self) -> dict[str, Any]:
-        """The state of directions, estimator and the training lanes of all ranks, for a checkpoint."""
-        return {
-            "perturbation": self._perturbation.state_dict(),
-            "estimator": self._estimator.state_dict(),
-            "lanes": {"history": distributed.gather_list(self._training_lanes.state_dict()["history"])},
-        }
-
-    def load_streaming_state(self, state: dict[str, Any]) -> None:
-        """Continues where :meth:`streaming_state` was taken."""
-        self._perturbation.load_state_dict(state["perturbation"])
-        self._estimator.load_state_dict(state["estimator"])
-        history = state["lanes"]["history"]
-        self._training_lanes.load_state_dict({"history": history[distributed.rank_rows(len(history))]})
-
-    def gradient_of(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
-        """The gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator`."""
-        blocks = self._estimator.blocks(rendered)
-        parts: list[Measured | None] = [None] * len(blocks)
-
-        def work(numbers: range) -> None:
-            for number in numbers:
-                block = blocks[number]
-                parts[number] = self._estimator.measure(grad_output[block], rendered[block], points.where.shape[2])
-
-        self._workers.share(work, len(blocks))
-        measured = Measured.joined(parts)
-        gradient = self._estimator.estimate(measured, points)
-        if measured.cells is not None:
-            self._estimator.learn(
-                Cells(*map(distributed.gather_array, measured.cells)), distributed.gather_array(points.steps)
-            )
-        return gradient
-
-    def _render(self, lanes: Lanes, audio: np.ndarray, where: np.ndarray, restart: Tensor) -> np.ndarray:
-        return lanes.render(audio, self.chain.space.denormalize(where), restart.numpy())
+    def _render(self, lanes: Lanes, audio: np.ndarray, parameters: np.ndarray, restart: Tensor) -> np.ndarray:
+        return lanes.render(audio, self.chain.space.denormalize(parameters), restart.numpy())
 
     def _check(self, input: Tensor, audio: np.ndarray, parameters: np.ndarray, restart: Tensor) -> None:
         expected = len(self.chain.parameters)
@@ -204,12 +203,12 @@ class EffectLayer(nn.Module):
                 f"parameters are {tuple(parameters.shape)}; expected {(batch, expected)} or (batch, frames, P)"
             )
         if samples % parameters.shape[1]:
-            raise ValueError(f"{samples} samples are no whole number of {parameters.shape[1]} equal frames")
+            raise ValueError(f"{samples} samples cannot be split into {parameters.shape[1]} equal frames")
         if restart.shape != (batch,):
             raise ValueError(f"restart is {tuple(restart.shape)}; expected {(batch,)}")
         if input.requires_grad:
             raise ValueError("the effect layer has no gradient with respect to its input: detach it")
-        # NaN fails too.
+        # Written so that NaN fails as well.
         if not (parameters.min() >= 0.0 and parameters.max() <= 1.0):
             raise RenderError(
                 "parameters are not finite or not in [0, 1]: the network that predicts them has failed; "
@@ -218,7 +217,7 @@ class EffectLayer(nn.Module):
 
 
 class _BlackBox(torch.autograd.Function):
-    """Hands on what was rendered; backwards, estimates the gradient of the parameters."""
+    """Returns rendered audio; its backward pass estimates the gradient of the parameters."""
 
     @staticmethod
     def forward(
@@ -233,6 +232,6 @@ class _BlackBox(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (parameters,) = ctx.saved_tensors
         shape = ctx.rendered[:, 0].shape
-        grad_output = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(shape)
-        grad = ctx.layer.gradient_of(grad_output, ctx.rendered, ctx.points)
-        return torch.from_numpy(grad).to(parameters), None, None, None, None
+        grad = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(shape)
+        estimate = ctx.layer.estimate_gradient(grad, ctx.rendered, ctx.points)
+        return torch.from_numpy(estimate).to(parameters), None, None, None, None

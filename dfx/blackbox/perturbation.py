@@ -1,14 +1,17 @@
-"""Directions in which parameters are perturbed: which are drawn, and how often.
+"""Directions in which parameters are perturbed.
 
-A random direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at
-once, as a tensor ``(batch, draws, P)``, because what makes the gradient of shared weights good is how
-the directions of a batch stand to each other.
+A random direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at once, as a
+tensor ``(batch, draws, P)``: the gradient of the encoder's weights sums over the batch, so its variance depends on the
+correlation between the directions of different examples.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -17,100 +20,101 @@ Redraw = Literal["frame", "excerpt"]
 
 
 class Perturbation:
-    """Draws directions, reproducibly.
+    """Draws the directions of every step, reproducibly from a seed.
 
     Args:
-        directions: ``rademacher`` draws every sign on its own (Spall 1992; the paper, section 2.3).
-            ``hadamard`` takes the rows of a Hadamard matrix whose columns are chosen, signed and its
-            rows permuted at random: each direction alone is as random as before, but those of a
-            batch are orthogonal or nearly so, and their errors cancel. ``shared`` gives the whole batch the
-            directions of one example, as the paper's released code did without meaning to. ``coordinate`` is
-            for finite differences: a direction for each parameter, nothing random.
-        redraw: new directions with every ``frame``, or only where a lane begins a new ``excerpt``, so
-            that a perturbed instance carries the state that belongs to its own parameters.
-        draws: how many directions every example gets.
-        seed: of the generator.
+        directions: ``rademacher`` draws independent signs (Spall 1992; the paper, section 2.3). ``hadamard`` draws
+            rows of a Hadamard matrix, permuted and with random signs: each direction is as random as before, but
+            those of a batch are nearly orthogonal, and their errors cancel. ``shared`` gives all examples the same
+            signs, as the paper's released code does by mistake. ``coordinate`` has one direction for each
+            parameter, for finite differences; nothing is random.
+        redraw: draw new directions for every ``frame``, or only for lanes that begin a new ``excerpt``, so that
+            the state of a perturbed chain belongs to its own parameters.
+        draws: directions per example.
+        seed: of the random generator.
     """
 
     def __init__(self, directions: Directions, redraw: Redraw, draws: int, seed: int) -> None:
-        self._draw = _DRAWS[directions]
+        self._sample = _SAMPLERS[directions]
         self._redraw = redraw
         self._draws = draws
         self._generator = torch.Generator().manual_seed(seed)
         self._held: Tensor | None = None
 
     def next(self, restart: Tensor, frames: int, parameters: int) -> Tensor:
-        """The directions of one step.
+        """Return the directions of the next step.
 
         Args:
-            restart: bool ``(batch,)``, which lanes begin a new excerpt.
-            frames: how many there are in the step.
-            parameters: how many there are.
+            restart: bool ``(batch,)``, the lanes that begin a new excerpt.
+            frames: number of frames in the step.
+            parameters: number of parameters, P.
 
         Returns:
-            float64 ``(batch, draws, frames, parameters)`` of -1 and +1, or with 1 for ``frames`` where
-            all of them share one.
+            float64 ``(batch, draws, frames, P)``, or ``(batch, draws, 1, P)`` where all frames share a direction.
+
+        Raises:
+            ValueError: if the batch size changes while directions are held.
         """
         batch = len(restart)
         if self._redraw == "frame":
-            drawn = self._draw(batch * frames, self._draws, parameters, self._generator)
+            drawn = self._sample(batch * frames, self._draws, parameters, self._generator)
             return drawn.reshape(batch, frames, -1, parameters).transpose(1, 2)
         if self._held is not None and len(self._held) != batch:
             raise ValueError(
-                f"{batch} lanes follow {len(self._held)}: directions held for an excerpt need batches of one size"
+                f"{batch} lanes follow {len(self._held)}: directions held for an excerpt need a constant batch size"
             )
         if self._held is None or bool(restart.any()):
-            drawn = self._draw(batch, self._draws, parameters, self._generator)
-            if self._held is not None:
-                drawn = torch.where(restart[:, None, None], drawn, self._held)
-            self._held = drawn
+            drawn = self._sample(batch, self._draws, parameters, self._generator)
+            self._held = drawn if self._held is None else torch.where(restart[:, None, None], drawn, self._held)
         return self._held[:, :, None]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next directions depend on, as tensors."""
+        """Return the state of the generator and the held directions, as tensors."""
         return {"generator": self._generator.get_state(), "held": self._held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
         self._generator.set_state(state["generator"].cpu())
         self._held = state["held"]
 
 
 def rademacher(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
-    """Independent signs, ``(batch, draws, parameters)``, float64."""
+    """Draw independent signs, float64 ``(batch, draws, parameters)``."""
     return _signs((batch, draws, parameters), generator)
 
 
 def hadamard(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
-    """Rows of a randomly signed and permuted Hadamard matrix, ``(batch, draws, parameters)``, float64.
+    """Draw rows of a randomly permuted and signed Hadamard matrix, float64 ``(batch, draws, parameters)``.
 
-    Its order is the power of two that holds the parameters and, where that is more, the rows of the
-    batch. With as many rows as the order, the directions of two parameters are orthogonal over
-    the batch.
+    The order of the matrix is the smallest power of two that is at least ``batch * draws`` and ``parameters``. With as
+    many rows as the order, the entries of any two parameters are orthogonal over the batch. Hadamard matrices as
+    perturbations of SPSA: Bhatnagar et al. 2003, "Two-timescale SPSA using deterministic perturbation sequences".
     """
     rows = batch * draws
     order = 1 << (max(rows, parameters) - 1).bit_length()
-    # Sylvester's construction: the sign of an entry is the parity of the bits that its indices share.
-    row = torch.randperm(order, generator=generator)[:rows, None]
-    column = torch.randperm(order, generator=generator)[None, :parameters]
-    shared = row & column
-    for shift in (32, 16, 8, 4, 2, 1):
-        shared = shared ^ (shared >> shift)
-    matrix = 1.0 - 2.0 * (shared & 1).double()
+    row = torch.randperm(order, generator=generator)[:rows].numpy()
+    column = torch.randperm(order, generator=generator)[:parameters].numpy()
+    matrix = torch.from_numpy(_hadamard_matrix(order)[row[:, None], column]).double()
     return (matrix * _signs((1, parameters), generator)).reshape(batch, draws, parameters)
 
 
 def shared(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
-    """The same independent signs for every example, ``(batch, draws, parameters)``, float64."""
+    """Draw signs that all examples share, float64 ``(batch, draws, parameters)``."""
     return _signs((1, draws, parameters), generator).repeat(batch, 1, 1)
 
 
 def coordinate(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
-    """One parameter after the other, whatever ``draws``: ``(batch, parameters, parameters)``, float64."""
+    """Return the unit vector of every parameter, float64 ``(batch, parameters, parameters)``; ignores ``draws``."""
     return torch.eye(parameters, dtype=torch.float64).expand(batch, -1, -1)
 
 
-_DRAWS = {"rademacher": rademacher, "hadamard": hadamard, "shared": shared, "coordinate": coordinate}
+_SAMPLERS = {"rademacher": rademacher, "hadamard": hadamard, "shared": shared, "coordinate": coordinate}
 
 
-def _signs(shape: tuple, generator: torch.Generator) -> Tensor:
+def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator).double() * 2.0 - 1.0
+
+
+@functools.lru_cache(maxsize=1)
+def _hadamard_matrix(order: int) -> np.ndarray:
+    return scipy.linalg.hadamard(order, dtype=np.int8)

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dfx.blackbox.workers import cores
+from dfx.blackbox.workers import available_cores
 from dfx.sweep.grid import Point, SweepError
 from dfx.writing import write_json
 
@@ -43,8 +43,8 @@ class Budget:
     @classmethod
     def of(cls, points: int, jobs: int | None = None) -> Budget:
         """All cores of this machine: more runs at once use them better than more threads for each."""
-        jobs = max(1, min(jobs or min(cores(), MOST_JOBS), points))
-        return cls(jobs, max(1, cores() // jobs))
+        jobs = max(1, min(jobs or min(available_cores(), MOST_JOBS), points))
+        return cls(jobs, max(1, available_cores() // jobs))
 
 
 @dataclass(frozen=True)

@@ -374,7 +374,7 @@ def test_names_are_safe(tmp_path, name):
     [
         (UserError("a: no"), "error: a: no"),
         (PermissionError(13, "Permission denied", "a"), r"error: \[Errno 13\] Permission denied: 'a'"),
-        (KeyboardInterrupt(), "error: interrupted: run this again to go on"),
+        (KeyboardInterrupt(), "error: interrupted: run this again to continue"),
     ],
 )
 def test_what_a_user_can_mend_ends_a_script_with_one_line(error, said):

@@ -1,4 +1,4 @@
-"""Files from the web: resumed where they broke off, and checked before they get their name."""
+"""Download files: interrupted downloads are resumed, and files are verified before they get their name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from dfx.errors import UserError
 
 ATTEMPTS = 4
-"""How often in a row a server may give nothing before we give up."""
+"""Number of consecutive attempts without progress after which a download fails."""
 
 WAIT_SECONDS = 1.0
-"""Before the next attempt; twice as long after each that gave nothing."""
+"""Pause before the next attempt, doubled after each one without progress."""
 
 TIMEOUT_SECONDS = 60.0
+"""Longest wait for a response."""
 
 _BLOCK = 1 << 20
 
@@ -33,11 +34,11 @@ T = TypeVar("T")
 
 
 class DownloadError(UserError):
-    """A file that a server does not give.
+    """A file cannot be downloaded.
 
     Args:
-        message: one line that names the address, what is wrong, and the way out.
-        status: of HTTP, where the server answered.
+        message: one line that names the address, the fault and how to fix it.
+        status: of HTTP, if the server refused.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -46,12 +47,12 @@ class DownloadError(UserError):
 
 
 class RemoteFile(NamedTuple):
-    """A file of a server, with what its publisher says of it.
+    """A file on a server, with its published size and checksum.
 
     Args:
         url: its address.
-        size: in bytes, where known.
-        checksum: ``algorithm:hexadecimal``, as ``md5:0cc1...``, where known.
+        size: in bytes, if known.
+        checksum: ``algorithm:hexadecimal``, such as ``md5:0cc1...``, if known.
     """
 
     url: str
@@ -60,7 +61,7 @@ class RemoteFile(NamedTuple):
 
 
 def zenodo_file(record: str, name: str) -> RemoteFile:
-    """Asks Zenodo for the address, the size and the checksum of a file of a record.
+    """Look up a file of a Zenodo record.
 
     Args:
         record: the address of the record in Zenodo's API, ``https://zenodo.org/api/records/NUMBER``
@@ -68,14 +69,14 @@ def zenodo_file(record: str, name: str) -> RemoteFile:
         name: of the file.
 
     Raises:
-        DownloadError: if the record cannot be had, or has no such file.
+        DownloadError: if the record cannot be read, or has no such file.
     """
 
     def attempt() -> bytes:
         with _open(record) as response:
             return b"".join(_blocks(response))
 
-    answer = _persist(record, attempt)
+    answer = _retry(record, attempt)
     try:
         files = {file["key"]: file for file in json.loads(answer)["files"]}
         if name not in files:
@@ -87,21 +88,21 @@ def zenodo_file(record: str, name: str) -> RemoteFile:
 
 
 def download(file: RemoteFile, path: Path) -> None:
-    """Downloads a file; one that exists is left as it is.
+    """Download a file, unless it exists.
 
-    What has come is kept in ``path`` with ``.partial`` added, and gone on with after a broken connection, in
-    this call or a later one. The file gets its name when size and checksum are right.
+    The data are collected in ``path`` with ``.partial`` appended, from which this call or a later one resumes. The
+    file is renamed to ``path`` when size and checksum are right.
 
     Raises:
-        DownloadError: if the server cannot be reached, refuses, or gives another file than was published.
-        UserError: if the disk is too small.
+        DownloadError: if the server cannot be reached, refuses, or sends another file than was published.
+        UserError: if the disk is full.
     """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    way_out = f"check the network and run this again to go on, or save the file with a browser as {path}"
-    _persist(file.url, lambda: _receive(file, partial), lambda: _size(partial), way_out)
+    remedy = f"check the network and run this again to resume, or save the file with a browser as {path}"
+    _retry(file.url, lambda: _receive(file, partial), lambda: _size(partial), remedy)
     fault = _fault(file, partial)
     if fault:
         partial.unlink()
@@ -110,11 +111,11 @@ def download(file: RemoteFile, path: Path) -> None:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Checks the free space of a disk.
+    """Check that a disk has enough free space.
 
     Args:
-        folder: an existing one, on that disk.
-        size: how much is about to be written, in bytes.
+        folder: an existing folder on that disk.
+        size: to be written, in bytes.
 
     Raises:
         UserError: if there is less.
@@ -128,37 +129,37 @@ def require_space(folder: Path, size: int) -> None:
 
 
 class _Interrupted(Exception):
-    """The network, or the server for a while, is at fault: it is worth another attempt."""
+    """A temporary fault of the network or the server, after which another attempt may succeed."""
 
 
-def _persist(
-    url: str, attempt: Callable[[], T], reached: Callable[[], int] = lambda: 0, way_out: str = "check the network"
+def _retry(
+    url: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0, remedy: str = "check the network"
 ) -> T:
-    failures, best = 0, reached()
+    failures, best = 0, progress()
     while True:
         try:
             return attempt()
         except _Interrupted as error:
-            # A server without Range begins anew each time: only what was never reached before is progress.
-            failures = 0 if reached() > best else failures + 1
-            best = max(best, reached())
+            # A server without Range starts from 0 each time: only a new maximum is progress.
+            failures = 0 if progress() > best else failures + 1
+            best = max(best, progress())
             if failures == ATTEMPTS:
-                raise DownloadError(f"{url} cannot be downloaded ({error}): {way_out}") from None
+                raise DownloadError(f"{url} cannot be downloaded ({error}): {remedy}") from None
             time.sleep(WAIT_SECONDS * 2**failures)
 
 
 def _receive(file: RemoteFile, partial: Path) -> None:
-    """Adds what one connection gives."""
+    """Append the data of one connection."""
     start = _size(partial)
     if file.size is not None and start >= file.size:
         return
     with _open(file.url, start) as response:
         offset = 0
         if response.status == 206:
-            given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            offset = int(given[1]) if given else -1
+            match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            offset = int(match[1]) if match else -1
             if offset != start:
-                raise DownloadError(f"{file.url} answers with another part of the file than was asked for")
+                raise DownloadError(f"{file.url} answers with another part of the file than was requested")
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else file.size
         if total:
@@ -181,7 +182,7 @@ def _open(url: str, start: int = 0) -> Any:
             raise ValueError("it should start with http:// or https://")
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # there is nothing after what we have
+        if error.code == 416 and start:  # the file ends before `start`
             return _open(url)
         if error.code == 429 or error.code >= 500:
             raise _Interrupted(f"HTTP {error.code} {error.reason}") from None

@@ -1,4 +1,4 @@
-"""Whether two recordings are the same performance, and where one lies in the other."""
+"""Find the delay between two recordings of the same performance, and reject those that do not match."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from dfx.alignment import find_delay
 
 MAX_DELAY_SECONDS = 10.0
-"""The largest delay looked for, either way."""
+"""The largest delay that is searched, in both directions."""
 
 MAX_DRIFT_SECONDS = 0.0005
-"""How far the delay may wander in the course of a recording: 11 samples at 22 050 Hz."""
+"""The largest change of the delay within a recording: 11 samples at 22 050 Hz."""
 
 MIN_CONFIDENCE = 0.3
-"""Measured on MP3 files of 19 songs: a mix and its master are above 0.9, two different songs below 0.05."""
+"""Measured on MP3 files of 19 songs: a mix and its master reach more than 0.9, two different songs less than 0.05."""
 
 MIN_OVERLAP = 0.9
-"""How much of the longer recording must have a partner in the other."""
+"""The smallest part of the longer recording that the other one must cover."""
 
 _COARSE_SECONDS = 30.0
 _FINE_SECONDS = 5.0
@@ -29,14 +29,14 @@ _HIGHPASS_HZ = 2000.0
 
 
 class Match(NamedTuple):
-    """How a target lies to its input.
+    """The position of a target relative to its input.
 
     Args:
-        delay_samples: how much later the target comes; negative where it comes first.
-        drift_samples: how much later it comes at the end than at the start.
-        polarity: -1 where it is inverted.
-        confidence: the normalized correlation of the two, high-passed, where it is least.
-        doubt: why they should not be used as a pair; empty where they can.
+        delay_samples: delay of the target; negative if it is early.
+        drift_samples: change of the delay from start to end.
+        polarity: -1 if the target is inverted, otherwise 1.
+        confidence: the smallest normalized correlation of the high-passed signals, in [0, 1].
+        doubt: why they should not be used as a pair; empty if they can be.
     """
 
     delay_samples: int
@@ -47,11 +47,10 @@ class Match(NamedTuple):
 
 
 def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
-    """Finds delay, drift and polarity of a target, and whether it is a target of this input at all.
+    """Find delay, drift and polarity of a target, and check that it belongs to the input.
 
-    The delay is found in the middle, by cross-correlation above 2 kHz, where mixes differ most from each
-    other and peaks are narrow (the paper's code does the same); then again at the start, in the middle and
-    at the end.
+    The delay is found in the middle by cross-correlation above 2 kHz, where mixes differ most and correlation peaks
+    are narrow (as in the paper's code), and then refined near the start, the middle and the end.
 
     Args:
         input, target: ``(channels, samples)``, of any lengths and numbers of channels.
@@ -67,7 +66,7 @@ def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
     overlap = min(len(sides[0]), len(sides[1]) - delay) - first
     window = min(overlap // 3, round(_FINE_SECONDS * sample_rate))
     reach = min(round(_REACH_SECONDS * sample_rate), window // 2)
-    # Not the very ends, where songs fade.
+    # Songs fade at the very ends.
     starts = [first + round(place * (overlap - window)) for place in (0.1, 0.5, 0.9)]
     delays, polarities, correlations = zip(*(_compare(*sides, start, window, delay, reach) for start in starts))
     drift, confidence = delays[2] - delays[0], min(correlations)
@@ -86,14 +85,14 @@ def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
 
 
 def cut_to_match(input: Tensor, target: Tensor, delay_samples: int) -> tuple[Tensor, Tensor]:
-    """Cuts both to the part in which each has a partner; nothing is padded.
+    """Cut input and target to the part that both cover.
 
     Args:
         input, target: ``(channels, samples)``.
-        delay_samples: how much later the target comes, as :func:`match` finds it.
+        delay_samples: delay of the target, from :func:`match`.
 
     Returns:
-        Both, of one length.
+        Aligned input and target of equal length.
     """
     input, target = input[:, max(0, -delay_samples) :], target[:, max(0, delay_samples) :]
     samples = min(input.shape[1], target.shape[1])
@@ -107,7 +106,7 @@ def _highpass(audio: Tensor, sample_rate: int) -> Tensor:
 
 
 def _compare(input: Tensor, target: Tensor, start: int, samples: int, delay: int, reach: int) -> tuple[int, int, float]:
-    """The delay within ``reach`` of ``delay``, the polarity and the correlation, of one window."""
+    """Return the delay within ``reach`` of ``delay``, the polarity and the correlation of one window."""
     input = input[start : start + samples]
     target = target[start + delay : start + delay + samples]
     if not (input.any() and target.any()):

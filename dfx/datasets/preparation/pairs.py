@@ -1,4 +1,4 @@
-"""Published data sets made into folders of pairs: what the prepare scripts of ``data/`` share."""
+"""Convert published data sets to folders of pairs, for the scripts ``data/prepare_*.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import hashlib
 import math
 import re
 import shutil
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import soundfile
@@ -28,28 +27,28 @@ from tqdm import tqdm
 from dfx.audio.reading import AudioFile
 from dfx.datasets.pairs import SILENCE, SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
-from dfx.errors import DataError, UserError
+from dfx.errors import DataError, UserError, errors_in_one_line
 from dfx.writing import replacing, write_csv
 
 SAMPLE_RATE = 22_050
-"""The paper's, in Hz."""
+"""The paper's sample rate, in Hz."""
 
 MAX_TRIM_SECONDS = 1.0
-"""How much may be cut off the end of a file to make it as long as its partner."""
+"""The most that is cut off the end of a file to make it as long as its partner."""
 
 _FULL_SCALE = 1 - 2**-23  # the largest sample of a 24-bit file
 
 
 class Member(NamedTuple):
-    """A file in an archive; ``open`` is valid until the next one is asked for."""
+    """A file in an archive; ``open`` is valid until the next member is requested."""
 
     path: PurePosixPath
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 class Prepared(NamedTuple):
-    """An audio file that was written, and what it was made of."""
+    """An audio file that was written, and the path of its source in the archive."""
 
     path: Path
     source: str
@@ -57,14 +56,14 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class ZenodoPairs:
-    """Pairs in two folders of an archive of Zenodo.
+    """Pairs in two folders of an archive on Zenodo.
 
     Args:
         record: the record's address in Zenodo's API.
         archive: the name of the archive, a zip or a tar.gz.
         input, target: folders in the archive.
-        split: gives a split to every name, from their sorted list.
-        name: makes the name that an input and its target share of a file's, without its ending.
+        split: maps the sorted list of names to the split of each name.
+        name: maps a file name without its suffix to the name that input and target share.
     """
 
     record: str
@@ -75,18 +74,19 @@ class ZenodoPairs:
     name: Callable[[str], str] = str
 
     def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
-        """The command line of a script.
+        """Run the command line of a script.
 
         Args:
-            manual: what ``--help`` says.
+            manual: the text of ``--help``.
             output: the default of ``--output``.
             arguments: by default those of the process.
+
+        Raises:
+            UserError: if the archive cannot be downloaded or used.
         """
         parser = argument_parser(manual, output)
         parser.add_argument("--url", default=self.record, help="the record in Zenodo's API (default: %(default)s)")
-        parser.add_argument(
-            "--archive", type=Path, help=f"a copy of {self.archive} that you have; nothing is downloaded then"
-        )
+        parser.add_argument("--archive", type=Path, help=f"a local copy of {self.archive}, instead of a download")
         options = parser.parse_args(arguments)
         if is_prepared(options.output, options.sample_rate):
             print(f"{options.output} is prepared already")
@@ -101,17 +101,17 @@ class ZenodoPairs:
             print(f"{archive} is no longer needed")
 
     def prepare(self, archive: Path, output: Path, sample_rate: int) -> None:
-        """Writes the pairs of an archive, and their manifest; files that are there already are kept.
+        """Write the pairs of an archive and their manifest; files that exist already are kept.
 
         Raises:
-            UserError: if the archive is damaged or laid out otherwise, or the disk is too small.
+            UserError: if the archive is damaged or has another layout, or the disk is full.
         """
         report = Report(output)
         sides = self._unpack(archive, output, sample_rate, report)
         pairs = {}
-        for name, pair in _couple(sides, report).items():
+        for name, pair in _pair_up(sides, report).items():
             try:
-                pairs[name] = _cut_to_one_length(*pair)
+                pairs[name] = _cut_to_equal_length(*pair)
             except DataError as error:
                 report.leave_out(name, str(error))
         split = self.split(list(pairs))
@@ -125,44 +125,36 @@ class ZenodoPairs:
         folders = {PurePosixPath(self.input): "input", PurePosixPath(self.target): "target"}
         sides: dict[str, dict[str, Prepared]] = {side: {} for side in folders.values()}
         output.mkdir(parents=True, exist_ok=True)
-        unpacked = output / "unpacked.partial"
-        elsewhere = set()
-        with _readable(archive), tqdm(desc="Preparing", unit=" files") as bar:
+        other_folders = set()
+        with _damage_named(archive), tqdm(desc="Preparing", unit=" files") as bar:
             for member in members(archive):
                 side = folders.get(member.path.parent)
-                hidden = member.path.name.startswith(".")  # of macOS, beside every file
-                if side is None or hidden or member.path.suffix.lower() != ".wav":
-                    elsewhere.add(str(member.path.parent))
+                is_hidden = member.path.name.startswith(".")  # macOS adds a hidden file for each file
+                if side is None or is_hidden or member.path.suffix.lower() != ".wav":
+                    other_folders.add(str(member.path.parent))
                     continue
                 name = safe_name(self.name(member.path.stem))
-                stem = output / side / name
-                path = existing(stem, sample_rate)
-                if path is None:
-                    require_space(output, member.size)
-                    try:
-                        with member.open() as content, unpacked.open("wb") as file:
-                            shutil.copyfileobj(content, file)
-                        path = write_audio(read_whole(unpacked, sample_rate), stem, sample_rate)
-                    except DataError as error:
-                        report.leave_out(name, str(error).replace(str(unpacked), str(member.path)))
-                    finally:
-                        unpacked.unlink(missing_ok=True)
-                if path is not None:
+                try:
+                    path = _unpack_member(member, output / side / name, sample_rate, output)
                     sides[side][name] = Prepared(path, str(member.path))
+                except DataError as error:
+                    report.leave_out(name, str(error))
                 bar.update()
         for folder, side in folders.items():
             if not sides[side]:
-                found = ", ".join(sorted(elsewhere)[:20]) or "nothing"
+                found = ", ".join(sorted(other_folders)[:20]) or "nothing"
                 raise UserError(f"{archive} has no audio in {folder}, but in: {found}")
         return sides
 
 
 @dataclass
 class Report:
-    """The manifest of a folder of pairs, and the list of what was left out of it.
+    """The manifest of a folder of pairs, and the list of pairs that were left out.
 
     Args:
         folder: of the pairs.
+        rows: of the manifest.
+        doubtful: why pairs were left out, by name.
     """
 
     folder: Path
@@ -170,31 +162,31 @@ class Report:
     doubtful: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, split: str, input: Path, target: Path, **source: object) -> None:
-        """A pair, and where it is from."""
+        """Add a pair to the manifest, with columns that describe its source."""
         row = {"name": name, "split": split}
         for side, path in (("input", input), ("target", target)):
             row[side] = path.relative_to(self.folder).as_posix()
         self.rows.append({**row, **{key: str(value) for key, value in source.items()}})
 
     def leave_out(self, name: str, reason: str) -> None:
-        """A pair that is not in the manifest; the first reason stays."""
+        """Record why a pair is not in the manifest; the first reason is kept."""
         self.doubtful.setdefault(name, reason)
 
     def write(self) -> None:
-        """Writes ``manifest.csv`` and, if anything was left out, ``doubtful.csv``."""
+        """Write ``manifest.csv`` and, if pairs were left out, ``doubtful.csv``; an empty table is removed."""
         doubtful = [{"name": name, "reason": reason} for name, reason in self.doubtful.items()]
         for file, rows in (("manifest.csv", self.rows), ("doubtful.csv", doubtful)):
             path = self.folder / file
-            if not rows:
+            if rows:
+                write_csv(path, rows)
+            else:
                 path.unlink(missing_ok=True)
-                continue
-            write_csv(path, rows)
 
     def show(self) -> None:
-        """Prints what was left out and what came of it.
+        """Print the pairs that were left out, and the number of pairs in each split.
 
         Raises:
-            DataError: if the pairs cannot be trained on; the message says why.
+            DataError: if the pairs cannot be used for training.
         """
         for name, reason in self.doubtful.items():
             print(f"left out: {name}: {reason}")
@@ -204,17 +196,17 @@ class Report:
             raise DataError(f"{self.folder}: no pair could be prepared")
         loud = sum(row[side].endswith(".wav") for row in self.rows for side in ("input", "target"))
         if loud:
-            print(f"{loud} files exceed full scale: they are WAV files of 32-bit float, so that nothing is clipped")
+            print(f"{loud} files exceed full scale: they are WAV files of 32-bit float, to avoid clipping")
         splits = find_pairs(str(self.folder))
         counts = ", ".join(f"{len(splits[split])} for {split}" for split in SPLITS)
         print(f"{len(self.rows)} pairs in {self.folder}: {counts}")
 
 
 def argument_parser(manual: str, output: str) -> argparse.ArgumentParser:
-    """What all scripts can be told.
+    """Return a parser of the options that all scripts share.
 
     Args:
-        manual: what ``--help`` says.
+        manual: the text of ``--help``.
         output: the default of ``--output``.
     """
     parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,17 +220,18 @@ def argument_parser(manual: str, output: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; what the user can mend ends it with one line."""
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted: run this again to go on")
+    """Run a script, and end it with one line if it fails or is interrupted."""
+    with errors_in_one_line():
+        try:
+            main()
+        except OSError as error:
+            raise UserError(error) from error
+        except KeyboardInterrupt:
+            raise UserError("interrupted: run this again to continue") from None
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """The regular files of a zip or a tar.gz, in its order; none is unpacked.
+    """Yield the regular files of a zip or tar.gz in its order, without unpacking them.
 
     Raises:
         UserError: if it is neither.
@@ -247,30 +240,35 @@ def members(archive: Path) -> Iterator[Member]:
     with archive.open("rb") as file:
         magic = file.read(2)
     if magic == b"PK":
-        with zipfile.ZipFile(archive) as files:
-            for info in files.infolist():
+        with zipfile.ZipFile(archive) as zip:
+            for info in zip.infolist():
                 if not info.is_dir():
-                    yield Member(PurePosixPath(info.filename), info.file_size, partial(files.open, info))
+                    yield Member(PurePosixPath(info.filename), info.file_size, partial(zip.open, info))
     elif magic == b"\x1f\x8b":
-        # Not tarfile's own "r|gz", which takes an archive that breaks off for one that ends.
+        # tarfile's own "r|gz" takes a truncated archive for a complete one.
         with gzip.open(archive) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for info in tar:
-                    if info.isfile():
-                        yield Member(PurePosixPath(info.name), info.size, partial(tar.extractfile, info))
-            while stream.read(1 << 20):  # to its checksum
+                for entry in tar:
+                    if entry.isfile():
+                        # None is for entries that are no files.
+                        extract = cast(Callable[[], IO[bytes]], partial(tar.extractfile, entry))
+                        yield Member(PurePosixPath(entry.name), entry.size, extract)
+            while stream.read(1 << 20):  # up to its checksum
                 pass
     else:
         raise UserError(f"{archive} is neither a zip nor a tar.gz")
 
 
 def safe_name(name: str) -> str:
-    """A name that is a file's on every system, and in no other folder."""
+    """Return a file name that is valid on every system and does not lead to another folder."""
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
 
 
 def read_whole(path: Path, sample_rate: int) -> Tensor:
-    """A file, ``(channels, samples)``, resampled.
+    """Read a file and resample it.
+
+    Returns:
+        float32 ``(channels, samples)``.
 
     Raises:
         DataError: if it cannot be read.
@@ -280,21 +278,19 @@ def read_whole(path: Path, sample_rate: int) -> Tensor:
 
 
 def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
-    """Writes a FLAC file of 24 bits, or a WAV file of 32-bit float where that would clip.
-
-    The file is whole or not there.
+    """Write a FLAC file of 24 bits, or a WAV file of 32-bit float for audio beyond full scale.
 
     Args:
         audio: ``(channels, samples)``.
-        stem: the path without its ending.
+        stem: the path without its suffix.
         sample_rate: in Hz.
 
     Returns:
-        The path with its ending.
+        The path with its suffix.
 
     Raises:
-        DataError: if there is nothing to hear, or samples are not finite.
-        UserError: if the disk is too small.
+        DataError: if the audio is silent, or samples are not finite.
+        UserError: if the disk is full.
     """
     peak = float(audio.abs().max()) if audio.numel() else 0.0
     if not math.isfinite(peak):
@@ -304,27 +300,27 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     suffix, subtype = (".flac", "PCM_24") if peak <= _FULL_SCALE else (".wav", "FLOAT")
     stem.parent.mkdir(parents=True, exist_ok=True)
     require_space(stem.parent, 4 * audio.numel())
-    path = _with_ending(stem, suffix)
+    path = _with_suffix(stem, suffix)
     with replacing(path) as partial:
         soundfile.write(partial, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
-        _with_ending(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
+        _with_suffix(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
     return path
 
 
 def existing(stem: Path, sample_rate: int) -> Path | None:
-    """The file that :func:`write_audio` wrote earlier, if it has this rate."""
+    """Return the file that :func:`write_audio` wrote earlier, if it has this sample rate, or None."""
     for suffix in (".flac", ".wav"):
-        path = _with_ending(stem, suffix)
+        path = _with_suffix(stem, suffix)
         try:
             if AudioFile.open(str(path)).sample_rate == sample_rate:
                 return path
-        except DataError:  # not there, or broken
+        except DataError:  # missing or broken
             continue
     return None
 
 
 def read_manifest(folder: Path) -> list[dict[str, str]]:
-    """The rows of a manifest, none if there is none."""
+    """Return the rows of a folder's manifest, or none if there is no manifest."""
     path = folder / "manifest.csv"
     if not path.is_file():
         return []
@@ -333,16 +329,16 @@ def read_manifest(folder: Path) -> list[dict[str, str]]:
 
 
 def is_prepared(folder: Path, sample_rate: int) -> bool:
-    """Whether a manifest lists files of this rate, and all of them are there."""
+    """Return true if the manifest lists files, and all of them exist with this sample rate."""
     files = [folder / row.get(side, "") for row in read_manifest(folder) for side in ("input", "target")]
     return bool(files) and all(existing(path.with_suffix(""), sample_rate) == path for path in files)
 
 
 def split_as_published(names: Sequence[str]) -> dict[str, str]:
-    """80, 10 and 10 in a hundred of a sorted list of files, drawn as the paper's code does.
+    """Split names as the paper's code does: 80 % train, 10 % validation, 10 % test.
 
-    That is scikit-learn's ``train_test_split`` twice, with ``random_state=0``: a tenth for test, then a ninth
-    of the rest (0.1111) for validation.
+    Equals scikit-learn's ``train_test_split(sorted(names), random_state=0)``, applied twice: a tenth for test, then
+    0.1111 of the rest for validation.
     """
     splits, rest = {}, sorted(names)
     for split, share in (("test", 0.1), ("validation", 0.1111)):
@@ -354,10 +350,15 @@ def split_as_published(names: Sequence[str]) -> dict[str, str]:
 
 
 def split_by_group(groups: Mapping[str, str]) -> dict[str, str]:
-    """About 80, 10 and 10 in a hundred, no group in two splits; few change theirs when names are added.
+    """Split names by group: about 80 % train, 10 % validation, 10 % test.
+
+    No group is in two splits, and few groups change theirs when names are added.
 
     Args:
         groups: the group of every name.
+
+    Returns:
+        The split of every name.
     """
     order = sorted(set(groups.values()), key=lambda group: hashlib.sha256(group.encode()).digest())
     split_of, held_out = {}, math.ceil(0.1 * len(groups))
@@ -370,27 +371,44 @@ def split_by_group(groups: Mapping[str, str]) -> dict[str, str]:
     return {name: split_of[group] for name, group in groups.items()}
 
 
+def _unpack_member(member: Member, stem: Path, sample_rate: int, folder: Path) -> Path:
+    """Return the prepared file of a member; unpack it into the folder and convert it unless it exists."""
+    path = existing(stem, sample_rate)
+    if path is not None:
+        return path
+    require_space(folder, member.size)
+    unpacked = folder / "unpacked.partial"
+    try:
+        with member.open() as content, unpacked.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        return write_audio(read_whole(unpacked, sample_rate), stem, sample_rate)
+    except DataError as error:
+        raise DataError(str(error).replace(str(unpacked), str(member.path))) from None
+    finally:
+        unpacked.unlink(missing_ok=True)
+
+
 @contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def _damage_named(archive: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged or incomplete ({error}): remove it and run this again") from None
-    except NotImplementedError as error:  # a zip of another compression
+    except NotImplementedError as error:  # an unknown method of compression
         raise UserError(f"{archive} cannot be unpacked: {error}") from None
 
 
-def _couple(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> dict[str, Sequence[Prepared]]:
+def _pair_up(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> dict[str, Sequence[Prepared]]:
     inputs, targets = sides["input"], sides["target"]
     if not inputs.keys() & targets.keys() and len(inputs) == len(targets):
-        print("input and target files have different names: they are paired in their order, as the paper's code does")
+        print("input and target files have different names: they are paired in their order, as in the paper's code")
         return {name: (inputs[name], targets[other]) for name, other in zip(sorted(inputs), sorted(targets))}
     for name in sorted(inputs.keys() ^ targets.keys()):
         report.leave_out(name, f"has no {'target' if name in inputs else 'input'}")
     return {name: (inputs[name], targets[name]) for name in sorted(inputs.keys() & targets.keys())}
 
 
-def _cut_to_one_length(*pair: Prepared) -> list[Prepared]:
+def _cut_to_equal_length(*pair: Prepared) -> list[Prepared]:
     files = [AudioFile.open(str(side.path)) for side in pair]
     samples = min(file.samples for file in files)
     if max(file.seconds for file in files) - samples / files[0].sample_rate > MAX_TRIM_SECONDS:
@@ -407,8 +425,8 @@ def _cut(path: Path, file: AudioFile, samples: int) -> Path:
     return write_audio(audio, path.with_suffix(""), file.sample_rate)
 
 
-def _with_ending(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
 
 
 def _sample_rate(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The chains and the audio that benchmarks measure on."""
+"""Chains and audio of the benchmarks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MASTERING = [
 
 
 class BenchmarkChain(NamedTuple):
-    """A chain with the host that renders it."""
+    """A chain, its name and its host."""
 
     name: str
     host: str
@@ -37,7 +37,7 @@ class BenchmarkChain(NamedTuple):
 
 
 def chains(sample_rate: int = SAMPLE_RATE) -> list[BenchmarkChain]:
-    """The chains of the three tasks, of pedalboard's effects and, where they are installed, of plugins."""
+    """Return the chains of the three tasks on pedalboard and, where they are installed, on plugins."""
     found = [
         BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), sample_rate)),
         BenchmarkChain("nonspeech", "pedalboard", ChainSpec(_GATE, sample_rate)),
@@ -55,7 +55,7 @@ def chains(sample_rate: int = SAMPLE_RATE) -> list[BenchmarkChain]:
 
 
 def notes(count: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the shipped notes, ``(count, 1, samples)`` each; they repeat where they run out."""
+    """Return inputs and targets of the shipped notes, ``(count, 1, samples)`` each; more than there are repeat."""
     pairs = find_pairs(str(_ROOT / "data" / "tube_amp"))["train"]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = [pairs[order[i % len(order)]] for i in range(count)]

@@ -1,4 +1,4 @@
-"""How close estimated gradients come to exact ones, and what they cost in renderings."""
+"""Benchmark of fidelity: estimated gradients against exact ones, and their cost in renderings."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ESTIMATORS: dict[str, GradientOptions] = {
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)
 
 Gradients = tuple[Tensor, Tensor]
-"""Of the parameters, ``(batch, P)``, and of the encoder's weights, flat."""
+"""Gradients of the parameters and of the encoder's weights, flat."""
 
 
-class _Bench:
-    """A chain, an encoder that hears notes, and exact gradients for some batches of them."""
+class _Setup:
+    """A chain, an encoder, and batches of notes to compute gradients on."""
 
     def __init__(self, chain: BenchmarkChain, batch: int, batches: int, samples: int, seed: int) -> None:
         torch.manual_seed(seed)
@@ -43,10 +43,10 @@ class _Bench:
         self._loss = make_loss(LossOptions())
         self._batches = batches
         options = EncoderOptions(width=0.35)
-        self.encoder = Encoder(chain.spec.space.defaults, SAMPLE_RATE, options, samples, samples)
+        self.encoder = Encoder(chain.spec.space.defaults.tolist(), SAMPLE_RATE, options, samples, samples)
 
     def train(self, steps: int) -> None:
-        """Brings the encoder from the start of training to later in it."""
+        """Train the encoder."""
         layer = EffectLayer(self.spec, GradientOptions(seed=self._seed))
         optimizer = torch.optim.Adam(self.encoder.parameters(), lr=1e-3)
         for chosen in tqdm(list(self._choose(steps)), desc="Training", leave=False):
@@ -55,23 +55,24 @@ class _Bench:
             optimizer.step()
 
     def exact(self) -> list[Gradients]:
+        """Return the exact gradients of every batch."""
         layer = EffectLayer(self.spec, EXACT)
-        return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
+        return [self._gradients(layer, chosen) for chosen in self._choose(self._batches)]
 
     def estimated(self, options: GradientOptions) -> list[Gradients]:
-        """One estimate for each batch; a control variate has the steps before to settle."""
+        """Return an estimate for every batch, after some steps that train a control variate."""
         layer = EffectLayer(self.spec, options)
-        settle = 0 if options.control_variate == "none" else round(2 / (1 - options.forgetting_factor))
-        for chosen in self._choose(settle, seed=1):
-            self.gradients(layer, chosen)
-        return [self.gradients(layer, chosen) for chosen in self._choose(self._batches)]
+        warmup = 0 if options.control_variate == "none" else round(2 / (1 - options.forgetting_factor))
+        for chosen in self._choose(warmup, seed=1):
+            self._gradients(layer, chosen)
+        return [self._gradients(layer, chosen) for chosen in self._choose(self._batches)]
 
-    def gradients(self, layer: EffectLayer, chosen: Tensor) -> Gradients:
+    def _gradients(self, layer: EffectLayer, chosen: Tensor) -> Gradients:
         encoder = copy.deepcopy(self.encoder)
         parameters = encoder(self.input[chosen])
-        parameters.retain_grad()
-        self._loss_of(parameters, layer, chosen).backward()
-        return parameters.grad.flatten(), torch.cat([w.grad.flatten() for w in encoder.parameters()])
+        loss = self._loss_of(parameters, layer, chosen)
+        grad, *weights = torch.autograd.grad(loss, [parameters, *encoder.parameters()])
+        return grad.flatten(), torch.cat([weight.flatten() for weight in weights])
 
     def _choose(self, batches: int, seed: int = 0) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -91,32 +92,32 @@ def fidelity(
     late_steps: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Compares every estimator with exact gradients (central differences), on the same batches.
+    """Compare every estimator with exact gradients (central differences) on the same batches.
 
     Args:
         chains: to differentiate through.
-        batch_sizes: examples in a batch, each a different note.
-        batches: over how many the figures are means.
-        seconds: of every note that is rendered.
-        late_steps: how many steps of training "late" comes after; 0 measures at the start only.
+        batch_sizes: numbers of examples in a batch, each a different note.
+        batches: number of batches that the figures average over.
+        seconds: of every note that are rendered.
+        late_steps: training steps before the rows "late"; 0 leaves them out.
         seed: of the encoder.
 
     Yields:
-        A row for each chain, batch size, time and estimator: ``cosine_*`` of the estimated and the exact
-        gradient, and ``error_*``, the norm of their difference relative to the exact one, of the parameters
-        and of the encoder's weights.
+        A row for each chain, batch size, time and estimator, of the parameters and of the encoder's weights:
+        ``cosine_*`` between the estimated and the exact gradient, and ``error_*``, the norm of their difference
+        relative to that of the exact one.
     """
     for chain in chains:
         count = len(chain.spec.parameters)
         for batch in batch_sizes:
-            bench = _Bench(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
+            setup = _Setup(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
             for when in ("start", "late") if late_steps else ("start",):
                 if when == "late":
-                    bench.train(late_steps)
-                exact = bench.exact()
-                described = f"{chain.name}, batch {batch}, {when}"
-                for name, options in tqdm(ESTIMATORS.items(), desc=described, leave=False):
-                    compared = [_compare(*pair) for pair in zip(bench.estimated(options), exact)]
+                    setup.train(late_steps)
+                exact = setup.exact()
+                label = f"{chain.name}, batch {batch}, {when}"
+                for name, options in tqdm(ESTIMATORS.items(), desc=label, leave=False):
+                    compared = [_compare(*pair) for pair in zip(setup.estimated(options), exact)]
                     yield {
                         "chain": chain.name,
                         "host": chain.host,
@@ -132,7 +133,7 @@ def fidelity(
 
 def _compare(estimated: Gradients, exact: Gradients) -> dict[str, float]:
     result = {}
-    for of, ours, true in zip(("parameters", "encoder"), estimated, exact):
-        result[f"cosine_{of}"] = float(torch.nn.functional.cosine_similarity(ours, true, dim=0))
-        result[f"error_{of}"] = float((ours - true).norm() / true.norm())
+    for name, ours, true in zip(("parameters", "encoder"), estimated, exact):
+        result[f"cosine_{name}"] = float(torch.nn.functional.cosine_similarity(ours, true, dim=0))
+        result[f"error_{name}"] = float((ours - true).norm() / true.norm())
     return result

@@ -1,4 +1,4 @@
-"""How much time the effect layer adds to the effects' own, and what the original's design would take."""
+"""Benchmark of speed: the effect layer against its bare effects and against the paper's released design."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,17 +20,17 @@ from tqdm import tqdm
 from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.blackbox.workers import Workers, available_cores
-from dfx.effects import ChainSpec, Effect
+from dfx.effects import ChainSpec
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
 
 MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RATE)}
-"""How many frames a step has, and of how many samples."""
+"""Frames of a step, and samples of a frame."""
 
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3
 _STEPS = 8
-_LEAST_ROUNDS = 3
+_MIN_ROUNDS = 3
 _TURN_SECONDS = 0.02
 
 _Run = Callable[[Callable[[range], None], int], None]
@@ -40,25 +40,27 @@ _Run = Callable[[Callable[[range], None], int], None]
 def speed(
     chains: Sequence[BenchmarkChain], modes: Sequence[str], batches: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Times the layer against the effects alone and against the original's design, in one run.
+    """Time the layer against its bare effects, and against the design of the released code.
 
     Args:
         chains: to render.
-        modes: ``frame``, 1024 samples a step; ``frames``, 16 such frames, each with parameters of its own; or
+        modes: ``frame``, 1024 samples per step; ``frames``, 16 such frames, each with its own parameters; or
             ``excerpt``, two seconds.
-        batches: examples in a step.
-        seconds: that go into each chain, mode and batch. The contenders take turns, at least three of 20 ms or
-            one call, after one that is not timed, and their medians count.
+        batches: numbers of examples in a step.
+        seconds: per chain, mode and batch. The candidates take turns of at least 20 ms or one call, each after an
+            untimed call, in at least three rounds.
 
     Yields:
-        A row for each chain, mode, batch and number of workers. ``layer_over_limit`` is the time of forward
-        and backward over that of the same renderings in a plain loop on one thread, divided by the workers;
-        ``threads_over_limit`` the same of that loop, shared among as many threads and without any layer, which is as
-        near as threads come here;
-        ``original_over_layer`` the time of the original's design (a process for each example, pickled through
-        pipes, two-sided) over the layer's; ``regression_over_layer`` that of a layer with a control
-        variate; ``share_of_step`` the layer's part of a training step with
-        MobileNetV2 at width 0.35 and the multi-resolution STFT loss; ``*_mb`` the memory of both designs.
+        A row of medians for each chain, mode, batch and number of workers. The limit is the time of the same renderings
+        in a plain loop on one thread, divided by the number of workers.
+
+        - ``layer_over_limit``: forward and backward pass of the layer;
+        - ``threads_over_limit``: the plain loop on as many threads, without the layer;
+        - ``original_over_layer``: the original design (a process per example, pickled audio, two-sided SPSA);
+        - ``regression_over_layer``: a layer with a control variate;
+        - ``share_of_step``: the layer in a training step with MobileNetV2 at width 0.35 and the multi-resolution STFT
+          loss;
+        - ``layer_mb``, ``original_mb``: memory in MiB.
     """
     for chain in chains:
         for mode in modes:
@@ -75,37 +77,37 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
     restart = torch.ones(batch, dtype=torch.bool)
     grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
 
-    def layer_of(workers: int, control_variate: str = "none") -> EffectLayer:
+    def make_layer(workers: int, control_variate: Literal["none", "regression"] = "none") -> EffectLayer:
         options = GradientOptions(control_variate=control_variate)
         layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers))
         layer(input, next(parameters), restart).backward(grad)
         return layer
 
-    def through(layer: EffectLayer) -> None:
+    def run_layer(layer: EffectLayer) -> None:
         layer(input, next(parameters), ~restart).backward(grad)
-        # What it remembers for checkpoints would grow with the benchmark.
+        # The history would grow with the benchmark.
         layer.end_excerpts()
 
-    # First: what a process holds when it forks is copied page by page as it is written to.
-    original = _Original(chain.spec, batch)
-    before = _memory_mb()
-    layers = {available_cores(): layer_of(available_cores())}
+    # Forked first, because later every page that a fork shares would be copied when it is written to.
+    original = _OriginalDesign(chain.spec, batch)
+    cores, before = available_cores(), _memory_mb()
+    layers = {cores: make_layer(cores)}
     layer_mb = _memory_mb() - before
-    layers = {workers: layers.get(workers) or layer_of(workers) for workers in sorted({1, available_cores()})}
-    learning = layer_of(available_cores(), "regression")
-    renderings = learning.renderings
+    layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
+    with_regression = make_layer(cores, "regression")
+    renderings = with_regression.renderings
     plain = _plain_loop(chain.spec, input, steps, renderings)
-    contenders: dict[str, Callable[[], None]] = {
+    candidates: dict[str, Callable[[], None]] = {
         "bare": lambda: plain(lambda work, examples: work(range(examples))),
         **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
-        **{f"layer {workers}": functools.partial(through, layer) for workers, layer in layers.items()},
-        "regression": lambda: through(learning),
+        **{f"layer {workers}": functools.partial(run_layer, layer) for workers, layer in layers.items()},
+        "regression": lambda: run_layer(with_regression),
         "original": lambda: original.step(input, next(parameters), grad),
-        # With a layer of its own: the others' effects would have a long way to go from its encoder's parameters.
-        "step": _training_step(chain.spec, layer_of(available_cores()), input, target, frames),
+        # A separate layer, since the encoder predicts parameters far from those of `steps`.
+        "step": _training_step(chain.spec, make_layer(cores), input, target, frames),
     }
     try:
-        median = _medians(contenders, seconds, f"{chain.name}, {mode}, batch {batch}")
+        median = _medians(candidates, seconds, f"{chain.name}, {mode}, batch {batch}")
         original_mb = original.memory_mb()
     finally:
         original.close()
@@ -123,8 +125,8 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
             "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
             "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
             "original_over_layer": median["original"] / median[f"layer {workers}"],
-            "regression_over_layer": median["regression"] / median[f"layer {available_cores()}"],
-            "share_of_step": median[f"layer {available_cores()}"] / median["step"],
+            "regression_over_layer": median["regression"] / median[f"layer {cores}"],
+            "share_of_step": median[f"layer {cores}"] / median["step"],
             "layer_mb": layer_mb,
             "original_mb": original_mb,
         }
@@ -132,13 +134,13 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
     ]
 
 
-def _medians(contenders: dict[str, Callable[[], None]], seconds: float, described: str) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+def _medians(candidates: dict[str, Callable[[], None]], seconds: float, label: str) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
-    with tqdm(desc=described, unit="round", leave=False) as progress:
-        while progress.n < _LEAST_ROUNDS or time.perf_counter() < end:
-            for name, run in contenders.items():
-                # Untimed: another's memory fills the caches, and some contenders share theirs.
+    with tqdm(desc=label, unit="round", leave=False) as progress:
+        while progress.n < _MIN_ROUNDS or time.perf_counter() < end:
+            for name, run in candidates.items():
+                # Untimed: the caches still hold the memory of another candidate.
                 run()
                 turn_ends = time.perf_counter() + _TURN_SECONDS
                 times[name].append(_timed(run))
@@ -149,77 +151,76 @@ def _medians(contenders: dict[str, Callable[[], None]], seconds: float, describe
 
 
 def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
-    """Those of some steps, ``(batch, frames, count)``: as in training, they move a little from one to the next."""
+    """Return parameters of several steps, ``(batch, frames, count)`` each, that differ slightly as in training."""
     random = torch.Generator().manual_seed(0)
-    where = torch.rand(batch, frames, count, generator=random) * 0.8 + 0.1
-    moves = (0.01 * torch.randn(where.shape, generator=random) for _ in range(_STEPS))
-    return [(where + move).clamp(0, 1).requires_grad_() for move in moves]
+    nominal = torch.rand(batch, frames, count, generator=random) * 0.8 + 0.1
+    moves = (0.01 * torch.randn(nominal.shape, generator=random) for _ in range(_STEPS))
+    return [(nominal + move).clamp(0, 1).requires_grad_() for move in moves]
 
 
 def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int) -> Callable[[_Run], None]:
-    """The layer's renderings, effect by effect, without lanes, checks and gradients.
+    """Return a function that makes the layer's renderings of a step, without lanes, checks and gradients.
 
     Args:
-        steps: the parameters of some steps, which are taken in turn.
+        spec: of the chain.
+        input: ``(batch, channels, samples)``.
+        steps: parameters of several steps, used in turn.
+        renderings: renderings per example.
 
     Returns:
-        What renders a step, and is given who shares out its examples, as :meth:`Workers.run` does.
+        A function of what distributes the examples to workers.
     """
-    chains = [[_parts(spec) for _ in range(renderings)] for _ in range(len(input))]
+    chains = [[spec.build().parts for _ in range(renderings)] for _ in range(len(input))]
     audio = _frame_by_frame(input, steps[0])
-    # Values as they come in training: other ones for every example, rendering and frame.
+    # As in training, values differ between examples, renderings and frames.
     nominal = [parameters.detach().double().numpy() for parameters in steps]
     values = itertools.cycle(
-        [[[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in of_step] for of_step in nominal]
+        [[[spec.space.denormalize(p + 0.01 * r) for r in range(renderings)] for p in step] for step in nominal]
     )
 
-    def render(lanes: range, of_lanes: list[list[np.ndarray]]) -> None:
+    def render(lanes: range, step_values: list[list[np.ndarray]]) -> None:
         for lane in lanes:
-            for chain, of_frames in zip(chains[lane], of_lanes[lane]):
-                for heard, value in zip(audio[lane], of_frames):
-                    for effect, part in chain:
-                        heard = effect.render(heard, value[part])
+            for parts, frame_values in zip(chains[lane], step_values[lane]):
+                for frame, value in zip(audio[lane], frame_values):
+                    for part in parts:
+                        frame = part.effect.render(frame, value[part.place])
 
     def step(run: _Run) -> None:
-        run(functools.partial(render, of_lanes=next(values)), len(input))
+        run(functools.partial(render, step_values=next(values)), len(input))
 
     return step
 
 
 def _frame_by_frame(input: Tensor, parameters: Tensor) -> list[list[np.ndarray]]:
-    """The frames of every example, ``(channels, samples)`` each."""
-    return [[frame.contiguous().numpy() for frame in one.chunk(parameters.shape[1], dim=-1)] for one in input]
-
-
-def _parts(spec: ChainSpec) -> list[tuple[Effect, slice]]:
-    return [(part.effect, part.place) for part in spec.build().parts]
+    """Return the frames of every example, ``(channels, samples)`` each."""
+    return [[frame.contiguous().numpy() for frame in row.chunk(parameters.shape[1], dim=-1)] for row in input]
 
 
 def _training_step(
     spec: ChainSpec, layer: EffectLayer, input: Tensor, target: Tensor, frames: int
 ) -> Callable[[], None]:
-    encoder = Encoder(spec.space.defaults, SAMPLE_RATE, EncoderOptions(width=0.35))
+    encoder = Encoder(spec.space.defaults.tolist(), SAMPLE_RATE, EncoderOptions(width=0.35))
     optimizer = torch.optim.Adam(encoder.parameters())
     sizes = [1024, 512, 256] if input.shape[-1] < 2048 else [1024, 2048, 512]
     loss = make_loss(LossOptions(fft_sizes=sizes))
     context, _ = notes(len(input), CONTEXT_SAMPLES)
-    going_on = torch.zeros(len(input), dtype=torch.bool)
+    restart = torch.zeros(len(input), dtype=torch.bool)
 
     def run() -> None:
         optimizer.zero_grad()
         parameters = encoder(context).expand(-1, frames, -1)
-        loss(layer(input, parameters, going_on), target).backward()
+        loss(layer(input, parameters, restart), target).backward()
         optimizer.step()
         layer.end_excerpts()
 
     return run
 
 
-class _Original:
-    """The original's design: every example has a process, which has a chain for each of three renderings.
+class _OriginalDesign:
+    """The design of the paper's released code: a process per example, with a chain for each of three renderings.
 
-    Audio and parameters are pickled through a pipe for the forward pass, and again, with the gradient of the
-    output, for the backward pass.
+    Audio and parameters are pickled through a pipe for the forward pass, and again, with the gradient of the output,
+    for the backward pass.
     """
 
     def __init__(self, spec: ChainSpec, batch: int) -> None:
@@ -227,25 +228,25 @@ class _Original:
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(batch):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_original_worker, args=(spec, theirs), daemon=True)
+            pipe, worker_end = context.Pipe()
+            process = context.Process(target=_original_worker, args=(spec, worker_end), daemon=True)
             process.start()
-            theirs.close()
-            self._pipes.append(ours)
+            worker_end.close()
+            self._pipes.append(pipe)
             self._processes.append(process)
         for pipe in self._pipes:
             pipe.recv()
 
     def step(self, input: Tensor, parameters: Tensor, grad: Tensor) -> None:
-        where = parameters.detach().numpy()
-        audio, grads = (_frame_by_frame(of, parameters) for of in (input, grad))
-        for frame in range(where.shape[1]):
+        nominal = parameters.detach().numpy()
+        audio, grads = (_frame_by_frame(signal, parameters) for signal in (input, grad))
+        for frame in range(nominal.shape[1]):
             for i, pipe in enumerate(self._pipes):
-                pipe.send((audio[i][frame], where[i, frame]))
+                pipe.send((audio[i][frame], nominal[i, frame]))
             for pipe in self._pipes:
                 pipe.recv()
             for i, pipe in enumerate(self._pipes):
-                pipe.send((grads[i][frame], audio[i][frame], where[i, frame]))
+                pipe.send((grads[i][frame], audio[i][frame], nominal[i, frame]))
             for pipe in self._pipes:
                 pipe.recv()
 
@@ -253,7 +254,7 @@ class _Original:
         return sum(_memory_mb(process.pid) for process in self._processes)
 
     def close(self) -> None:
-        # Not by closing the pipes: processes that were forked later hold their ends too.
+        # Closing the pipes is not enough: processes that were forked later hold their ends too.
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -268,13 +269,13 @@ def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
     while True:
         message: tuple[np.ndarray, ...] = pipe.recv()
         if len(message) == 2:
-            audio, where = message
-            pipe.send(chains[0].render(audio, spec.space.denormalize(where)))
+            audio, nominal = message
+            pipe.send(chains[0].render(audio, spec.space.denormalize(nominal)))
         else:
-            grad, audio, where = message
-            direction = random.choice([-1.0, 1.0], size=where.shape)
+            grad, audio, nominal = message
+            direction = random.choice([-1.0, 1.0], size=nominal.shape)
             plus, minus = (
-                chain.render(audio, spec.space.denormalize(where + sign * epsilon * direction))
+                chain.render(audio, spec.space.denormalize(nominal + sign * epsilon * direction))
                 for chain, sign in zip(chains[1:], (1, -1))
             )
             pipe.send(np.sum(grad * (plus - minus)) / (2 * epsilon * direction))
@@ -287,7 +288,7 @@ def _timed(run: Callable[[], None]) -> float:
 
 
 def _memory_mb(process: Any = "self") -> float:
-    """The memory of a process in MiB, what it shares with others counted in parts; NaN where unknown."""
+    """Return the proportional set size of a process in MiB, or NaN where the system does not report it."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

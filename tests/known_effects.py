@@ -11,7 +11,7 @@ CURVATURE = np.array([[0.5, 0.3, -0.2], [0.3, -0.4, 0.1], [-0.2, 0.1, 0.6]])
 
 
 class Gain:
-    """Multiplies by ``gain``."""
+    """Multiply by ``gain``."""
 
     controls = (Control("gain", 1.0, 0.0, 2.0),)
 
@@ -26,7 +26,7 @@ class Gain:
 
 
 class Quadratic:
-    """Multiplies by a quadratic form of three values, each in [0, 1]."""
+    """Multiply by a quadratic form of three values, each in [0, 1]."""
 
     controls = tuple(Control(name, 0.5, 0.0, 1.0) for name in "abc")
 
@@ -42,7 +42,7 @@ class Quadratic:
 
 
 class Leaky(Gain):
-    """A one-pole low-pass: what it heard decides what it says, and ``heard`` counts its samples."""
+    """A one-pole low-pass, whose output depends on all earlier input."""
 
     controls = (Control("gain", 1.0, 0.0, 2.0),)
 
@@ -61,7 +61,7 @@ class Leaky(Gain):
 
 
 class Late(Gain):
-    """Multiplies by ``gain``, 50 samples late, and says so."""
+    """Multiply by ``gain``, with a latency of 50 samples that is reported."""
 
     latency_samples = 50
 
@@ -70,16 +70,16 @@ class Late(Gain):
         self.reset()
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
-        heard = np.concatenate([self.pending, audio * np.float32(gain)], axis=1)
-        self.pending = heard[:, audio.shape[1] :]
-        return heard[:, : audio.shape[1]]
+        delayed = np.concatenate([self.pending, audio * np.float32(gain)], axis=1)
+        self.pending = delayed[:, audio.shape[1] :]
+        return delayed[:, : audio.shape[1]]
 
     def reset(self) -> None:
         self.pending = np.zeros((self.channels, self.latency_samples), dtype=np.float32)
 
 
 class Raising(Gain):
-    """Fails above a gain of 1.5."""
+    """Raise an error above a gain of 1.5."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         if gain > 1.5:
@@ -88,7 +88,7 @@ class Raising(Gain):
 
 
 class NotFinite(Gain):
-    """Returns NaN above a gain of 1.5."""
+    """Return NaN above a gain of 1.5."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return audio * np.float32("nan") if gain > 1.5 else audio

@@ -1,4 +1,4 @@
-/* LV2 plugins that fail above 0.5 of their one control, each in its own way, and hand audio on below. The
+/* LV2 plugins that fail while their control is above 0.5, each in another way, and pass audio through below. The
    structures are those of LV2's lv2.h, which need not be installed. */
 
 #include <math.h>
@@ -29,22 +29,22 @@ static void connect_port(void *plugin, uint32_t port, void *data) { ((Plugin *)p
 
 static int fails(Plugin *plugin) { return *plugin->ports[2] > 0.5f; }
 
-static void hand_on(Plugin *plugin, uint32_t samples, float factor) {
+static void pass_through(Plugin *plugin, uint32_t samples, float factor) {
     for (uint32_t i = 0; i < samples; i++) plugin->ports[1][i] = factor * plugin->ports[0][i];
 }
 
 static void crash(void *plugin, uint32_t samples) {
     if (fails(plugin)) *(volatile int *)0 = 1;
-    hand_on(plugin, samples, 1.0f);
+    pass_through(plugin, samples, 1.0f);
 }
 
 static void hang(void *plugin, uint32_t samples) {
     while (fails(plugin)) sleep(1);
-    hand_on(plugin, samples, 1.0f);
+    pass_through(plugin, samples, 1.0f);
 }
 
 static void not_a_number(void *plugin, uint32_t samples) {
-    hand_on(plugin, samples, fails(plugin) ? NAN : 1.0f);
+    pass_through(plugin, samples, fails(plugin) ? NAN : 1.0f);
 }
 
 static const Descriptor plugins[] = {

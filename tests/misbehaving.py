@@ -1,6 +1,6 @@
-"""Python effects that misbehave, most of them above a gain of 0.5, and hand audio on below.
+"""Python effects that misbehave, most of them above a gain of 0.5, and pass audio through below.
 
-They have a file of their own, without torch and pytest, because worker processes import it.
+This file imports neither torch nor pytest, because worker processes import it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def crash() -> None:
 
 
 class Crashing(Gain):
-    """Crashes its process."""
+    """Crash the process."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return crash() if gain > 0.5 else audio
 
 
 class Hanging(Gain):
-    """Sleeps for ever."""
+    """Never return."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         while gain > 0.5:
@@ -36,14 +36,14 @@ class Hanging(Gain):
 
 
 class Leaving(Gain):
-    """Ends its process."""
+    """Exit the process."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return sys.exit(3) if gain > 0.5 else audio
 
 
 class NotFinite(Gain):
-    """Returns NaN."""
+    """Return NaN."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return audio * np.float32("nan") if gain > 0.5 else audio
@@ -60,7 +60,7 @@ class CrashingWhenReset(Gain):
 
 
 class Flagged(Gain):
-    """Crashes its process while there is the file that ``FLAG`` names in the environment."""
+    """Crash the process while the file named by the environment variable ``FLAG`` exists."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return crash() if os.path.exists(os.environ["FLAG"]) else audio * np.float32(gain)

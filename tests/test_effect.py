@@ -10,10 +10,10 @@ from tests.conftest import SAMPLE_RATE, known
 COMPRESSOR = "pedalboard:Compressor"
 
 
-def refused(said: str, *specs: EffectSpec) -> None:
+def refused(message: str, *specs: EffectSpec) -> None:
     with pytest.raises(EffectError) as error:
         ChainSpec(specs, SAMPLE_RATE)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_unknown_names_are_refused_with_the_nearest_one():
@@ -39,7 +39,7 @@ def test_frequencies_are_kept_below_nyquist():
     assert ChainSpec([EffectSpec(lowpass)], 44100).parameters[0].high == 20000
 
 
-def test_nonsense_in_a_recipe_is_refused():
+def test_an_invalid_spec_is_refused():
     refused("both trained and fixed", EffectSpec(COMPRESSOR, train={"ratio": None}, fixed={"ratio": 2.0}))
     refused("finite number", EffectSpec(COMPRESSOR, fixed={"ratio": float("nan")}))
     refused("finite number", EffectSpec(COMPRESSOR, fixed={"ratio": "much"}))
@@ -54,7 +54,7 @@ def test_nonsense_in_a_recipe_is_refused():
     refused("cannot be rendered frame by frame", EffectSpec("pedalboard:PitchShift"))
 
 
-def test_a_recipe_in_a_config_that_makes_no_sense_is_refused():
+def test_an_invalid_spec_in_a_config_is_refused():
     for given, said in [
         ("pedalboard:Gain", "an effect is a mapping"),
         ({"name": "gain"}, "an effect is a mapping"),
@@ -82,12 +82,12 @@ def test_without_train_every_parameter_that_is_not_fixed_is_trained():
     assert names == ["compressor.threshold_db", "compressor.ratio", "compressor.release_ms"]
 
 
-def test_effects_of_one_kind_get_names_of_their_own():
+def test_effects_of_one_kind_get_different_names():
     chain = ChainSpec([known("Gain"), known("Gain"), known("Gain", name="gain")], SAMPLE_RATE)
     assert chain.space.names == ["gain_2.gain", "gain_3.gain", "gain.gain"]
 
 
-def test_names_are_made_of_the_last_part_of_what_names_an_effect():
+def test_default_names_are_the_last_part_of_the_effects_name():
     for given, name in [
         ("PeakFilter", "peak_filter"), ("ZamGEQ31", "zam_geq31"), ("my.module.TubeAmp", "tube_amp"),
         ("http://lsp-plug.in/plugins/lv2/limiter_mono", "limiter_mono"), ("/my plugins/Zam Tube.vst3", "zam_tube"),
@@ -109,7 +109,7 @@ def test_values_reach_the_effects_in_the_order_of_the_chain(noise):
     np.testing.assert_allclose(output, noise * 10, rtol=1e-5)
 
 
-def test_latency_adds_up_and_is_taken_out_of_whole_recordings(noise):
+def test_latency_adds_up_and_is_removed_from_whole_recordings(noise):
     chain = ChainSpec([known("Late"), EffectSpec("pedalboard:BrickwallLimiter"), known("Late")], SAMPLE_RATE).build()
     assert chain.latency_samples == 50 + 110 + 50
     np.testing.assert_array_equal(chain.render_whole(noise, np.array([1.0, 0.0, 100.0, 1.0])), noise)
@@ -121,7 +121,7 @@ def test_a_failing_effect_is_named_with_its_values(noise):
         chain.render(noise, np.array([1.0, 1.7]))
 
 
-def test_audio_that_is_not_finite_is_blamed_on_who_made_it(noise):
+def test_audio_that_is_not_finite_is_attributed_to_the_effect_that_returned_it(noise):
     chain = ChainSpec([known("NotFinite"), known("Gain")], SAMPLE_RATE).build()
     with pytest.raises(RenderError, match=r"not_finite at \(not_finite.gain=1.7\) returned audio that is not finite"):
         chain.render(noise, np.array([1.7, 1.0]))
@@ -130,7 +130,7 @@ def test_audio_that_is_not_finite_is_blamed_on_who_made_it(noise):
         chain.render(noise, np.array([1.0, 1.0]))
 
 
-def test_a_scale_of_an_effect_is_that_of_every_parameter_without_one_of_its_own():
+def test_the_scale_of_an_effect_applies_to_every_parameter_without_a_scale():
     train = {"ratio": None, "attack_ms": (1, 100), "release_ms": {"scale": "log"}}
     effects = [EffectSpec(COMPRESSOR, train=train, scale="linear"), EffectSpec("pedalboard:LowpassFilter")]
     chain = ChainSpec(effects, SAMPLE_RATE)

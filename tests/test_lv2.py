@@ -12,7 +12,7 @@ CALF = "http://calf.sourceforge.net/plugins/"
 LSP = "http://lsp-plug.in/plugins/lv2/"
 BANDS = range(4)
 
-# What makes each plugin do something, and what is worth training in it.
+# Fixed values with which each plugin changes its input, and useful parameters to train.
 PLUGINS = {
     f"{CALF}MultibandCompressor": (
         {f"bypass{b}": False for b in BANDS},
@@ -24,10 +24,10 @@ PLUGINS = {
     ),
     f"{CALF}Equalizer8Band": (
         {f"p{p}_active": "ON" for p in (1, 2, 3, 4)},
-        # The ports' own ranges go up to 36 dB: all together are wildly loud.
+        # The ranges of the ports go up to 36 dB: the sum of all is far too loud.
         {name: (0.1, 4.0) for name in ("level_out", "p1_level", "p2_level", "p3_level", "p4_level")},
     ),
-    # Its attack time is its delay, which it does not report.
+    # Its latency is its attack time, and is not reported.
     f"{CALF}Limiter": ({"attack": 5, "auto_level": False}, ["level_in", "limit"]),
     f"{LSP}graph_equalizer_x32_mono": ({}, [*(f"g_{band}" for band in range(29)), "g_out"]),
     f"{LSP}limiter_mono": ({"alr": False, "boost": False}, ["th"]),
@@ -50,7 +50,7 @@ every_plugin = pytest.mark.parametrize("uri", PLUGINS)
 
 
 def require(uri: str) -> None:
-    """Skips a test whose plugin is not installed; the reason says what to install."""
+    """Skip a test whose plugin is not installed; the reason names the package."""
     try:
         lv2.controls(uri, SAMPLE_RATE, 1)
     except EffectError as error:
@@ -77,7 +77,7 @@ def in_frames(chain, audio: np.ndarray, values: np.ndarray, frame: int) -> np.nd
     return np.concatenate(frames, axis=1)
 
 
-# --- what the metadata say ---------------------------------------------------------------------------
+# --- metadata ----------------------------------------------------------------------------------------
 
 
 CALF_MULTIBAND = {
@@ -101,13 +101,13 @@ IN_THE_PAPER = {
 
 
 @pytest.mark.parametrize("uri", IN_THE_PAPER)
-def test_ranges_and_defaults_are_those_that_the_paper_was_made_with(uri):
+def test_ranges_and_defaults_are_those_of_the_paper(uri):
     require(uri)
     controls = lv2.controls(uri, SAMPLE_RATE, 1)
     for symbol, expected in IN_THE_PAPER[uri].items():
         control = controls[symbol]
         assert control.trainable
-        # LSP gives a digit more now than it gave then.
+        # LSP's metadata have one digit more now.
         assert (control.low, control.high, control.default) == pytest.approx(expected, rel=3e-4), symbol
 
 
@@ -155,7 +155,7 @@ def test_an_unknown_plugin_is_refused_with_the_nearest_uri():
 
 
 @pytest.mark.parametrize("plugin", ["Monosynth", "XOver4Band", "Vocoder"])
-def test_what_is_no_effect_is_refused_with_the_counts_of_its_channels(plugin):
+def test_a_plugin_that_is_not_an_effect_is_refused_with_the_counts_of_its_channels(plugin):
     require(f"{CALF}MultibandGate")
     with pytest.raises(EffectError, match=r"audio inputs: \d, outputs: \d"):
         ChainSpec([EffectSpec(f"lv2:{CALF}{plugin}")], SAMPLE_RATE)
@@ -173,7 +173,7 @@ def test_the_list_of_plugins_holds_effects_and_no_instruments():
 
 @pytest.fixture
 def write_plugin(tmp_path, monkeypatch):
-    """Makes ``urn:test`` the only plugin that is installed, with the ports that a test gives it."""
+    """Make ``urn:test`` the only installed plugin, with the ports that a test gives it."""
 
     def write(*ports: str, header: str = ""):
         prefixes = "\n".join(f"@prefix {prefix}: <{uri}> ." for prefix, uri in lilv.PREFIXES.items())
@@ -224,7 +224,7 @@ def test_a_logarithmic_range_from_zero_is_linear_and_what_has_no_range_cannot_be
     assert [name for name, control in controls.items() if control.trainable] == ["ratio", "from_zero"]
 
 
-def test_a_unit_of_the_plugins_own_is_told_by_its_symbol(write_plugin):
+def test_a_custom_unit_is_named_by_its_symbol(write_plugin):
     write_plugin(control_input("x", RANGE, 'units:unit [ units:symbol "G" ]'))
     assert lv2.controls("urn:test", SAMPLE_RATE, 1)["x"].unit == "G"
 
@@ -235,7 +235,7 @@ def test_two_ports_with_one_symbol_are_refused(write_plugin):
         lv2.controls("urn:test", SAMPLE_RATE, 1)
 
 
-def test_a_required_feature_that_we_lack_is_named(write_plugin):
+def test_a_required_feature_that_the_host_lacks_is_named(write_plugin):
     write_plugin(header="lv2:requiredFeature urid:map, <urn:flux-capacitor> ;")
     with pytest.raises(EffectError, match="urn:flux-capacitor$"):
         lv2.controls("urn:test", SAMPLE_RATE, 1)
@@ -275,7 +275,7 @@ def test_a_plugin_is_not_loaded_off_the_main_thread(write_plugin):
     assert errors and "main thread" in errors[0]
 
 
-# --- what is rendered --------------------------------------------------------------------------------
+# --- rendering ---------------------------------------------------------------------------------------
 
 
 @every_plugin
@@ -298,8 +298,8 @@ def test_frames_of_whole_blocks_equal_the_whole_to_the_bit(uri, frame, noise):
 
 @every_plugin
 def test_frames_of_another_length_equal_the_whole_where_the_plugin_does_not_work_by_blocks(uri, noise):
-    # LSP's limiter looks for peaks block by block, its dynamics smooth their gains block by block, and Calf's
-    # equalizer, which glides up to its frequencies for the first 0.3 s, does so block by block.
+    # LSP's limiter searches peaks per block, its dynamics smooth gains per block, and Calf's equalizer smooths its
+    # frequencies per block, from 0 for the first 0.3 s.
     by_blocks = {"limiter_mono": 0.2, "mb_compressor_mono": 1e-3, "mb_gate_mono": 1e-3, "Equalizer8Band": 0.1}
     tolerance = by_blocks.get(uri.split("/")[-1], 0)
     spec = spec_of(uri)
@@ -312,7 +312,7 @@ def test_frames_of_another_length_equal_the_whole_where_the_plugin_does_not_work
 def test_every_trained_parameter_changes_the_output(uri):
     spec = spec_of(uri)
     loud = (0.4 * np.random.default_rng(0).standard_normal((1, 8192))).astype(np.float32)
-    # Away from the ends, and low: there thresholds lie under the signal, and ratios and gains do not.
+    # Low, but not at the end: thresholds are below the signal there, and ratios and gains above their neutral values.
     chain, base = spec.build(), np.full(len(spec.parameters), 0.3)
     reference = chain.render(loud, spec.space.denormalize(base))
     for index, parameter in enumerate(spec.parameters):
@@ -351,7 +351,7 @@ def test_the_latency_that_a_plugin_reports_is_how_late_it_is(sample_rate, latenc
     assert np.abs(chain.render_whole(impulse, np.ones(1))).argmax() == 1000
 
 
-def test_a_latency_that_changes_while_audio_streams_is_an_error_that_says_so(noise):
+def test_a_latency_that_changes_while_audio_streams_is_an_error(noise):
     spec = spec_of(f"{LSP}limiter_mono", train={"lk": None})
     with pytest.raises(RenderError, match="latency went from 110 to 441 samples.*`fixed`"):
         spec.build().render(noise, np.array([20.0]))
@@ -367,7 +367,7 @@ def test_every_instance_is_freed_with_its_effect(monkeypatch, noise):
 
     monkeypatch.setattr(lilv.Library, "free", count)
     chains = [spec.build() for _ in range(5)]
-    assert len(freed) == 5  # those that the latency was read from
+    assert len(freed) == 5  # the instances that were built to read the latency
     for chain in chains:
         chain.render(noise, some_values(spec))
         chain.restart()

@@ -28,7 +28,7 @@ def test_a_log_scale_has_its_geometric_mean_in_the_middle():
     assert LINEAR.denormalize(0.5) == -30
 
 
-def test_what_lies_outside_is_clipped():
+def test_values_outside_the_range_are_clipped():
     assert LINEAR.denormalize(1.5) == 0 and LINEAR.normalize(-100) == 0.0
 
 
@@ -43,7 +43,7 @@ def test_a_space_maps_a_batch_as_its_parameters_do_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "low, high, default, scale, said",
+    "low, high, default, scale, message",
     [
         (1, 1, 1, "linear", "lower first"),
         (0, float("inf"), 1, "linear", "finite"),
@@ -52,7 +52,7 @@ def test_a_space_maps_a_batch_as_its_parameters_do_one_by_one():
         (0, 10, 1, "cubic", "'cubic'"),
     ],
 )
-def test_a_range_that_makes_no_sense_is_refused_by_name(low, high, default, scale, said):
+def test_an_invalid_range_is_refused_by_name(low, high, default, scale, message):
     with pytest.raises(ValueError, match="drive_db") as error:
         Parameter("drive_db", "dB", low, high, default, scale)
-    assert said in str(error.value)
+    assert message in str(error.value)

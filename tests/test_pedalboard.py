@@ -59,7 +59,7 @@ def test_restart_gives_the_bits_of_a_new_instance(name, noise):
 
 
 @pytest.mark.parametrize("name", WITH_PARAMETERS)
-def test_every_range_of_ours_lies_within_what_pedalboard_takes_and_stays_finite(name, noise):
+def test_every_declared_range_is_accepted_by_pedalboard_and_stays_finite(name, noise):
     spec = ChainSpec([EffectSpec(f"pedalboard:{name}")], SAMPLE_RATE)
     chain = spec.build()
     for end in (0.0, 1.0):
@@ -76,7 +76,7 @@ def test_setting_a_value_has_its_effect_at_the_next_block(noise):
 
 
 @pytest.mark.parametrize("name, parameter", [("LadderFilter", "cutoff_hz"), ("Chorus", "mix"), ("Reverb", "wet_level")])
-def test_effects_that_glide_begin_at_their_values_and_say_that_they_glide(name, parameter, noise):
+def test_smoothed_parameters_start_at_their_values_and_declare_their_smoothing(name, parameter, noise):
     spec = ChainSpec([EffectSpec(f"pedalboard:{name}", train={parameter: None})], SAMPLE_RATE)
     assert spec.parameters[0].smoothing_ms > 0
     low, high = np.array([spec.parameters[0].low]), np.array([spec.parameters[0].high])
@@ -110,7 +110,7 @@ def test_multiband_effects_at_rest_return_their_input(name, rest, noise):
     np.testing.assert_allclose(output, noise, atol=1e-6)
 
 
-def test_each_band_gain_moves_its_own_part_of_the_spectrum(noise):
+def test_each_band_gain_changes_one_part_of_the_spectrum(noise):
     spec = ChainSpec([EffectSpec("pedalboard:MultibandCompressor", fixed={
         **{f"band_{band}_ratio": 1.0 for band in range(1, 5)},
         "crossover_1_hz": 200.0, "crossover_2_hz": 1000.0, "crossover_3_hz": 5000.0,

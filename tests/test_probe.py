@@ -18,7 +18,7 @@ TUBE_AMP = str(Path(__file__).parent.parent / "configs" / "tube_amp.yaml")
 
 
 class DeadControl(Gain):
-    """Has a control that does nothing, and one that does something only where another one is high."""
+    """A gain with a control that is dead, and one that is live only while another one is above 0."""
 
     controls = (
         Control("gain", 1.0, 0.0, 2.0),
@@ -32,8 +32,8 @@ class DeadControl(Gain):
         return (values["gain"] * audio + bent).astype(np.float32)
 
 
-class LateUnsaid(Late):
-    """Is 50 samples late, and says that it is not."""
+class UnreportedLatency(Late):
+    """A latency of 50 samples that is not reported."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         super().__init__(sample_rate, channels)
@@ -43,8 +43,8 @@ class LateUnsaid(Late):
         self.pending = np.zeros((self.channels, 50), dtype=np.float32)
 
 
-class LateOnce(Late):
-    """Takes off in advance what it says to be late."""
+class ReportedLatency(Late):
+    """A reported latency of 50 samples that does not exist."""
 
     latency_samples = 50
 
@@ -53,7 +53,7 @@ class LateOnce(Late):
 
 
 class Random(Gain):
-    """Adds noise of its own, another with every instance and every pass."""
+    """A gain that adds other noise in every instance and every pass."""
 
     random = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ class Random(Gain):
 
 
 class Remembering(Gain):
-    """Does not forget how loud it was."""
+    """A gain that keeps its state through a reset."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self.loudest = 0.0
@@ -74,14 +74,14 @@ class Remembering(Gain):
 
 
 class BlockByBlock(Gain):
-    """Fades in anew with every block."""
+    """A gain that fades in with every block."""
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return audio * np.linspace(0, gain, audio.shape[1], dtype=np.float32)
 
 
 class Gliding(Gain):
-    """Takes 20 ms to a new gain, in a straight line."""
+    """A gain that is smoothed linearly, at 20 ms for its whole range."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self.step = 2.0 / (0.020 * sample_rate)
@@ -89,8 +89,8 @@ class Gliding(Gain):
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         start = gain if self.gain is None else self.gain
-        way = np.arange(1, audio.shape[1] + 1) * self.step
-        gains = start + np.sign(gain - start) * np.minimum(way, abs(gain - start))
+        change = np.arange(1, audio.shape[1] + 1) * self.step
+        gains = start + np.sign(gain - start) * np.minimum(change, abs(gain - start))
         self.gain = gains[-1]
         return (audio * gains).astype(np.float32)
 
@@ -132,7 +132,7 @@ def test_a_control_that_does_nothing_is_dead_and_one_that_waits_for_another_is_n
     assert any(surprise.startswith("dead parameter dead_control.nothing:") for surprise in report.surprises)
 
 
-def test_a_control_is_dead_where_a_fixed_value_keeps_it_asleep():
+def test_a_control_is_dead_where_a_fixed_value_disables_it():
     spec = spec_of("DeadControl", fixed={"drive": 0.0, "nothing": 0.0})
     assert dead_parameters(spec) == ["dead_control.bend"]
     spec = ChainSpec([EffectSpec("pedalboard:Compressor", fixed={"ratio": 1.0})], SAMPLE_RATE)
@@ -145,7 +145,7 @@ def test_no_parameter_of_pedalboard_is_called_dead(name, sample_rate, channels):
     assert dead_parameters(ChainSpec([EffectSpec(f"pedalboard:{name}")], sample_rate, channels)) == []
 
 
-def test_passes_that_differ_anyhow_wake_no_dead_parameter():
+def test_passes_that_differ_by_themselves_make_no_dead_parameter_live():
     assert dead_parameters(spec_of("Random", train={"gain": (1.0, 1.0 + 1e-7)})) == ["random.gain"]
     assert dead_parameters(spec_of("Random")) == []
 
@@ -154,7 +154,7 @@ def test_a_parameter_that_makes_the_effect_fail_is_not_dead():
     assert dead_parameters(ChainSpec([known("Raising"), known("NotFinite")], SAMPLE_RATE)) == []
 
 
-# --- what a report says ------------------------------------------------------------------------------
+# --- reports -----------------------------------------------------------------------------------------
 
 
 def test_an_effect_without_surprises_has_none():
@@ -187,8 +187,8 @@ def test_the_latency_that_is_measured_is_the_one_reported(spec, expected):
 @pytest.mark.parametrize(
     "effect, surprise",
     [
-        ("LateUnsaid", "latency reported 0 but measured 50 samples"),
-        ("LateOnce", "latency reported 50 but measured 0 samples"),
+        ("UnreportedLatency", "latency reported 0 but measured 50 samples"),
+        ("ReportedLatency", "latency reported 50 but measured 0 samples"),
         ("Random", "not deterministic: two new instances differ by 0.00"),
         ("Remembering", "restart not exact: the next pass differs from a new instance by 0."),
         ("Inverting", "output inverted"),
@@ -196,11 +196,11 @@ def test_the_latency_that_is_measured_is_the_one_reported(spec, expected):
         ("Gliding", "gliding.gain glides for about 2"),
     ],
 )
-def test_what_nobody_expects_is_a_sentence(effect, surprise):
+def test_every_deviation_is_reported_as_a_sentence(effect, surprise):
     assert surprise in surprises(spec_of(effect))
 
 
-def test_what_differs_from_frames_to_the_whole_is_a_sentence():
+def test_frames_that_differ_from_the_whole_are_reported_as_a_sentence():
     found = surprises(spec_of("BlockByBlock"))
     assert "frames of 1024 differ from the whole by 0." in found
     assert "frames of 1000 differ from the whole by 0." in found
@@ -218,8 +218,8 @@ def test_an_effect_that_cannot_be_rendered_at_its_defaults_is_an_error():
         probe(spec_of("Short"))
 
 
-def test_a_glide_is_measured_where_filters_and_envelopes_remember():
-    # Of a ladder filter the cutoff glides for 50 ms, which its host declares, and the drive jumps.
+def test_a_glide_is_measured_in_effects_with_filters_and_envelopes():
+    # In a ladder filter the cutoff is smoothed over 50 ms, as its host declares, and the drive jumps.
     report = probe(ChainSpec([EffectSpec("pedalboard:LadderFilter")], SAMPLE_RATE), SECONDS)
     glides = {parameter.name.split(".")[1]: parameter.glide_ms for parameter in report.parameters}
     assert glides["cutoff_hz"] == pytest.approx(50, rel=0.25)
@@ -327,7 +327,7 @@ def test_a_config_is_read_with_its_ranges_fixed_values_and_numbers(tmp_path):
         ("model: {init_args: {effects: [{effect: 'pedalboard:Gain', train: [gain_db]}]}}", "`train` is a mapping"),
     ],
 )
-def test_a_file_that_is_no_config_of_a_chain_is_told_so(text, message, tmp_path):
+def test_a_file_that_is_not_the_config_of_a_chain_is_refused(text, message, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(text)
     with pytest.raises(EffectError, match=message):

@@ -1,4 +1,4 @@
-"""The chains of the paper, and every plugin that our documents name: as they are, not as they should be."""
+"""The chains of the paper, and the measured behaviour of every plugin that the documents name."""
 
 import ctypes
 import gc
@@ -26,7 +26,7 @@ TASKS = ("tube_amp", "nonspeech", "mastering")
 
 
 def or_skip(make):
-    """What ``make`` returns; skips where a plugin is not installed, with what to install."""
+    """Return the result of ``make``; skip if a plugin is not installed, with the package to install."""
     try:
         return make()
     except EffectError as error:
@@ -100,13 +100,13 @@ def test_the_parameters_are_those_of_the_published_tables(task):
     assert [p.name.split(".")[1] for p in spec.parameters] == [name for name, *_ in PUBLISHED[task]]
     assert {p.scale for p in spec.parameters} == {"linear"}
     for parameter, default, row in zip(spec.parameters, spec.space.defaults, PUBLISHED[task]):
-        # LSP gives a digit more now than it gave then.
+        # LSP's metadata have one digit more now.
         assert (parameter.low, parameter.high) == pytest.approx(row[1:3], rel=3e-4), row
         assert default == pytest.approx(row[3], abs=6e-5), row
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_fixed_is_what_was_published(task):
+def test_fixed_values_are_the_published_ones(task):
     recipes = paper_chain(task).recipes
     times = {f"{time}{band}": 0.01 for time in ("attack", "release") for band in BANDS}
     assert recipes[0].fixed == SWITCHED_ON | times
@@ -115,7 +115,7 @@ def test_what_is_fixed_is_what_was_published(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_how_it_is_trained_is_what_was_published(task):
+def test_training_options_are_the_published_ones(task):
     config = config_of(f"paper/{task}.yaml")
     arguments = config["model"]["init_args"]
     assert (arguments["sample_rate"], arguments["context_samples"], arguments["frame_samples"]) == (
@@ -162,7 +162,7 @@ def train(spec: ChainSpec) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_only_bands_above_nyquist_are_dead(task):
-    # Of the three, LSP 1.2 makes the last one a shelf that still reaches down to 10 kHz.
+    # In LSP 1.2 the last of the three is a shelf that still reaches down to 10 kHz.
     above = {f"graph_equalizer_x32_mono.g_{band}" for band in (29, 30, 31)}
     dead = set(dead_parameters(paper_chain(task)))
     if task == "mastering":
@@ -171,7 +171,7 @@ def test_only_bands_above_nyquist_are_dead(task):
         assert not dead
 
 
-def test_the_published_gate_makes_louder_by_6_db():
+def test_the_published_gate_amplifies_by_6_db():
     spec = paper_chain("nonspeech")
     sine = 0.9 * np.sin(2 * np.pi * 300 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     values = spec.space.denormalize(spec.space.defaults)
@@ -197,7 +197,7 @@ def test_the_vst3_chain_is_alive_and_trains():
     train(spec)
 
 
-# --- every plugin that is named -----------------------------------------------------------------------
+# --- every plugin that the documents name -------------------------------------------------------------
 
 
 def report_of(effect: str, train: list, **fixed: object) -> ProbeReport:
@@ -209,14 +209,14 @@ def report_of(effect: str, train: list, **fixed: object) -> ProbeReport:
 @pytest.mark.parametrize(
     "effect, train, fixed, expected",
     [
-        # As they come, the bands of Calf's multiband effects are bypassed, and those of ZaMultiComp off.
+        # By default the bands of Calf's multiband effects are bypassed, and those of ZaMultiComp off.
         (f"{CALF}MultibandCompressor", ["threshold0", "ratio3"], {}, ["dead .*threshold0, .*ratio3"]),
         (f"{CALF}MultibandCompressor", ["threshold0", "ratio3"], SWITCHED_ON, []),
         (f"{CALF}MultibandGate", ["range1", "threshold2"], {}, ["dead .*range1, .*threshold2"]),
         (f"{CALF}MultibandGate", ["range1", "threshold2"], SWITCHED_ON, []),
         (f"{CALF}Equalizer8Band", ["p1_level", "level_out"], {}, ["dead .*p1_level"]),
         (f"{CALF}Equalizer8Band", ["p1_level", "level_out"], {"p1_active": "ON"}, []),
-        # Late by its attack time, which it does not report.
+        # Its latency is its attack time, and is not reported.
         (f"{CALF}Limiter", ["limit"], {}, ["latency reported 0 but measured 1[01][0-9] samples"]),
         (f"{LSP}graph_equalizer_x32_mono", ["g_0", "g_20", "g_30"], {}, ["dead .*g_30"]),
         (f"{LSP}limiter_mono", ["th"], {}, ["frames of 1000 differ"]),
@@ -224,7 +224,7 @@ def report_of(effect: str, train: list, **fixed: object) -> ProbeReport:
         # Its ratios are 1 until they are set.
         (f"{LSP}mb_compressor_mono", ["al_0", "mk_2"], {"envb": "None"}, ["dead .*al_0"]),
         (f"{LSP}mb_gate_mono", ["gt_0", "mk_2"], {"envb": "None"}, ["frames of 1000 differ"]),
-        # It takes a whole block to a new value.
+        # It smooths a new value over a whole block.
         (
             "lv2:http://invadarecords.com/plugins/lv2/tube/mono",
             ["drive", "mix"],
@@ -238,13 +238,13 @@ def report_of(effect: str, train: list, **fixed: object) -> ProbeReport:
         ("vst3:ZamGEQ31", ["32hz_db", "12662hz_db"], {}, ["dead .*12662hz_db"]),
     ],
 )
-def test_the_probe_names_what_is_known_to_surprise(effect, train, fixed, expected):
+def test_the_probe_reports_the_known_surprises(effect, train, fixed, expected):
     report = report_of(effect, train, **fixed)
     for sentence in expected:
         assert any(re.search(sentence, surprise) for surprise in report.surprises), report.surprises
     if expected == []:
         assert not any("dead" in surprise for surprise in report.surprises)
-    # ZamTube begins now and then with what it finds in memory.
+    # ZamTube sometimes starts with uninitialized state.
     if effect != "vst3:ZamTube":
         assert report.difference_of_instances == report.restart_error == report.frame_errors[1024] == 0
     assert report.latency_reported == (110 if effect == f"{LSP}limiter_mono" else 0)
@@ -252,7 +252,7 @@ def test_the_probe_names_what_is_known_to_surprise(effect, train, fixed, expecte
 
 
 def resident_mb() -> float:
-    """What this process holds, after what the allocator keeps for later has gone back."""
+    """Return the resident memory of this process after the allocator has returned its free memory."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -260,7 +260,7 @@ def resident_mb() -> float:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux with glibc to measure memory")
-def test_the_mastering_chain_gives_back_its_memory_and_does_not_grow():
+def test_the_mastering_chain_frees_its_memory_and_does_not_grow():
     spec = paper_chain("mastering")
     frame = np.zeros((1, 1024), dtype=np.float32)
     values = spec.space.denormalize(spec.space.defaults)

@@ -98,7 +98,7 @@ class TestControls:
 @needs_zam
 class TestValues:
     @pytest.mark.parametrize("name", PLUGINS)
-    def test_the_plugin_shows_the_values_that_were_set(self, name):
+    def test_the_plugin_displays_the_values_that_were_set(self, name):
         spec = chain_of(name)
         chain = spec.build()
         (plugin,) = plugins_of(chain)
@@ -109,7 +109,7 @@ class TestValues:
             entries = vst3.describe(name, SAMPLE_RATE, 1).entries.values()
             texts = {entry.control.name: parameters[entry.parameter_index].string_value for entry in entries}
             shown = [float(texts[parameter.name.split(".")[1]]) for parameter in spec.parameters]
-            # A position is a float32: six digits of the range, at most.
+            # A position is a float32, with at most six digits of the range.
             ranges = [parameter.high - parameter.low for parameter in spec.parameters]
             np.testing.assert_array_less(np.abs(shown - values), 2e-6 + 2e-7 * np.array(ranges))
 
@@ -136,12 +136,12 @@ class TestTables:
         np.testing.assert_allclose(positions(values), expected, atol=1e-5)
         assert positions(np.array([20000.0, 0.0, 10.0])) == [1, 1, 0]
 
-    def test_numbers_out_of_order_are_no_scale(self):
+    def test_numbers_out_of_order_are_not_a_scale(self):
         assert vst3._numbers([50.0, 0.0, 50.0], [0.0, 0.5, 1.0]) is None
         assert vst3._numbers([-np.inf, -60.0, 0.0], [0.0, 0.001, 1.0]) == {-60.0: 0.001, 0.0: 1.0}
 
 
-def test_a_path_to_nothing_and_a_file_that_is_no_plugin_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_file_that_is_not_a_plugin_have_different_errors(tmp_path):
     with pytest.raises(EffectError, match="there is no plugin at"):
         chain_of(str(tmp_path / "absent.vst3"))
     (tmp_path / "notes.vst3").write_text("not a plugin")
@@ -151,7 +151,7 @@ def test_a_path_to_nothing_and_a_file_that_is_no_plugin_are_told_apart(tmp_path)
 
 @needs_zam
 class TestStreaming:
-    # ZamTube begins with whatever it finds in memory, and is tested below.
+    # ZamTube starts with uninitialized state, and is tested below.
     @pytest.mark.parametrize("name", [*(name for name in PLUGINS if name != "ZamTube"), "ZamComp"])
     def test_frames_equal_the_whole_and_a_restart_repeats_it(self, name):
         spec = chain_of(name)
@@ -169,7 +169,7 @@ class TestStreaming:
         first, second = (in_frames(spec.build(), audio, values) for _ in range(2))
         np.testing.assert_array_equal(first, second)
 
-    def test_a_tube_that_begins_anywhere_soon_is_where_it_would_have_been(self):
+    def test_a_tube_converges_from_any_initial_state(self):
         spec = chain_of("ZamTube")
         audio, values = noise(128 * FRAME), values_at(spec, 0.6)
         chain = spec.build()
@@ -188,7 +188,7 @@ class TestStreaming:
         frames = [chain.render(part, values) for part in np.split(audio, [1, 100, 2000], axis=1)]
         np.testing.assert_array_equal(np.concatenate(frames, axis=1), whole)
 
-    def test_restarts_in_a_worker_are_exact_where_the_effect_says_so(self):
+    def test_restarts_in_a_worker_are_exact_where_the_effect_declares_it(self):
         def second_pass(name):
             spec = chain_of(name)
             chain = spec.build()
@@ -221,7 +221,7 @@ class TestLatency:
         output = chain.render_whole(impulse, values_at(spec, 1.0))
         assert np.abs(output).argmax(axis=1).tolist() == [700, 700]
 
-    def test_every_frame_comes_back_whole_and_late_by_the_latency(self):
+    def test_every_frame_has_its_full_length_and_is_delayed_by_the_latency(self):
         spec = chain_of("ZaMaximX2", channels=2)
         chain = spec.build()
         audio, values = noise(2000, channels=2), values_at(spec, 0.7)
@@ -237,7 +237,7 @@ class TestLatency:
 
 @needs_zam
 class TestChannels:
-    def test_a_stereo_plugin_hears_mono_on_both_inputs(self):
+    def test_a_stereo_plugin_gets_mono_on_both_inputs(self):
         mono, stereo = chain_of("ZaMaximX2"), chain_of("ZaMaximX2", channels=2)
         audio = noise(4 * FRAME)
         values = values_at(mono, 0.6)
@@ -246,7 +246,7 @@ class TestChannels:
         both = stereo.build().render_whole(np.repeat(audio, 2, axis=0), values)
         np.testing.assert_array_equal(output, both[:1])
 
-    def test_a_mono_plugin_renders_every_channel_on_its_own(self):
+    def test_a_mono_plugin_renders_every_channel_separately(self):
         mono, stereo = chain_of("ZamGate"), chain_of("ZamGate", channels=2)
         audio = noise(4 * FRAME, channels=2)
         values = values_at(mono, 0.5)
@@ -254,7 +254,7 @@ class TestChannels:
         expected = [single.render_whole(channel[None], values) for channel in audio]
         np.testing.assert_array_equal(stereo.build().render_whole(audio, values), np.concatenate(expected))
 
-    def test_a_count_that_fits_no_way_names_the_counts(self):
+    def test_channels_that_the_plugin_refuses_are_an_error_with_the_counts(self):
         with pytest.raises(EffectError, match="neither 3 nor 1 channels.*2 input channels"):
             vst3.controls("ZaMaximX2", SAMPLE_RATE, 3)
 
@@ -290,7 +290,7 @@ class TestErrors:
         with pytest.raises(EffectError, match="two parameters 'threshold_db'"):
             vst3.controls("ZamGate", 8000, 1)
 
-    def test_loading_off_the_main_thread_says_so(self):
+    def test_loading_off_the_main_thread_is_an_error(self):
         raised = []
 
         def build():

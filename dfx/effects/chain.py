@@ -1,8 +1,8 @@
 """Chains of effects: from plain data in a config to live effects in series.
 
-An :class:`EffectSpec` is plain data, as written in a config. A :class:`ChainSpec` resolves a list of them against
-the descriptions of their hosts, which gives every trained parameter without rendering a sample.
-``ChainSpec.build`` returns a live :class:`Chain`.
+An :class:`EffectSpec` is plain data, as written in a config. A :class:`ChainSpec` resolves a list of them against the
+descriptions of their hosts, which gives every trained parameter without rendering a sample. ``ChainSpec.build``
+returns a live :class:`Chain`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ EffectCallback = Callable[[slice], None]
 """Called before an effect is built, renders or restarts, with the slice of the chain's values that it takes."""
 
 
-# --- specs -------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Trained:
     """How one parameter is trained; the host provides what is left out.
@@ -64,9 +61,8 @@ class EffectSpec:
     Args:
         effect: ``host:name``, for instance ``pedalboard:Compressor``.
         name: its name in logs and tables; by default the effect's name in snake case.
-        train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``,
-            ``scale`` and ``default``, or nothing for the host's description. Without ``train``, every
-            trainable parameter that is not fixed is trained.
+        train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``, ``scale`` and
+            ``default``, or nothing for the host's description. By default every trainable parameter that is not fixed.
         fixed: values that are set once.
         scale: ``linear`` or ``log``, for every trained parameter without its own; by default the host's.
     """
@@ -96,9 +92,6 @@ class EffectSpec:
             if not isinstance(given.get(name), (Mapping, type(None))):
                 raise EffectError(f"{given['effect']}: `{name}` is a mapping of parameters, not {given[name]!r}")
         return cls(**{**given, "fixed": given.get("fixed") or {}})
-
-
-# --- from a spec to a recipe -------------------------------------------------------------------------
 
 
 def _host(name: str) -> Host:
@@ -195,19 +188,16 @@ def _check_limits(name: str, described: str, values: Sequence[float], control: C
 
 def _with_unique_names(recipes: list[Recipe]) -> list[Recipe]:
     """Name every effect that has no name: ``peak_filter``, ``peak_filter_2``."""
-    given = Counter(recipe.name for recipe in recipes if recipe.name)
-    twice = [name for name, count in given.items() if count > 1]
-    if twice:
-        raise EffectError(f"two effects of the chain are named '{twice[0]}'")
-    taken = set(given)
+    taken = Counter(recipe.name for recipe in recipes if recipe.name)
+    for name, count in taken.items():
+        if count > 1:
+            raise EffectError(f"two effects of the chain are named '{name}'")
     named = []
     for recipe in recipes:
-        name = recipe.name
-        if not name:
-            base = _snake_case(recipe.effect)
-            numbered = (f"{base}_{number}" for number in itertools.count(2))
-            name = next(n for n in itertools.chain([base], numbered) if n not in taken)
-            taken.add(name)
+        base = _snake_case(recipe.effect)
+        candidates = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+        name = recipe.name or next(candidate for candidate in candidates if candidate not in taken)
+        taken[name] += 1
         named.append(replace(recipe, name=name))
     return named
 
@@ -220,9 +210,6 @@ def _snake_case(name: str) -> str:
     return re.sub(r"\W+", "_", words).strip("_").lower()
 
 
-# --- chains ------------------------------------------------------------------------------------------
-
-
 class ChainSpec:
     """A chain of effects as plain data: resolved, checked, picklable, and cheap to build from.
 
@@ -232,8 +219,8 @@ class ChainSpec:
         channels: number of channels of the audio.
 
     Raises:
-        EffectError: for an unknown host, effect or parameter (with the nearest name), a range outside
-            the effect's limits, a parameter both trained and fixed, or two effects of one name.
+        EffectError: for an unknown host, effect or parameter (with the nearest name), a range outside the effect's
+            limits, a parameter both trained and fixed, or two effects of one name.
     """
 
     def __init__(self, effects: Iterable[EffectSpec], sample_rate: int, channels: int = 1) -> None:
@@ -268,8 +255,7 @@ class ChainSpec:
         for recipe in self.recipes:
             controls = _host(recipe.host).controls(recipe.effect, self.sample_rate, self.channels)
             trained = {p.name: values[f"{recipe.name}.{p.name}"] for p in recipe.parameters}
-            defaults = {name: control.default for name, control in controls.items()}
-            settings[recipe.name] = {**defaults, **recipe.fixed, **trained}
+            settings[recipe.name] = {name: c.default for name, c in controls.items()} | recipe.fixed | trained
         return settings
 
     def build(self, before_effect: EffectCallback | None = None) -> Chain:
@@ -356,8 +342,8 @@ def load_chain(source: str, sample_rate: int | None = None, channels: int | None
     """Return the chain that ``host:effect`` or a training config names.
 
     Args:
-        source: an effect, of which every trainable parameter is trained, or the path of a YAML file with a list
-            of effects under ``model.init_args.effects``.
+        source: an effect, of which every trainable parameter is trained, or the path of a YAML file with a list of
+            effects under ``model.init_args.effects``.
         sample_rate, channels: by default those of the config; for an effect, 44100 and 1.
 
     Raises:

@@ -1,8 +1,7 @@
 """The contract between chains, hosts and live effects.
 
-A host is a module with the two functions of :class:`Host`. It describes the controls of its effects, so that a
-chain can be resolved and checked before any effect exists, and builds live effects (:class:`Effect`) from
-recipes (:class:`Recipe`).
+A host is a module with the two functions of :class:`Host`. It describes the controls of its effects, so that a chain
+can be resolved and checked before any effect exists, and builds live effects (:class:`Effect`) from recipes.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class Control:
     """The description of one control of one effect by its host.
 
     Args:
-        low, high: the range for training unless the config gives another; ignored for controls that are
-            not trainable.
+        low, high: the range for training unless the config gives another; ignored if not trainable.
         default: the value of a control that is neither trained nor fixed.
         minimum, maximum: the limits of the effect; a config must stay within them.
         smoothing_ms: time over which the effect itself smooths a new value.
@@ -113,8 +111,7 @@ class Effect(ABC):
         """Return the trained parameters in their units as the live effect reports them.
 
         Returns:
-            float64, shape ``(P,)``, NaN where a parameter cannot be read back; None if the host cannot read
-            values at all.
+            float64, shape ``(P,)``, NaN where a parameter cannot be read back; None if the host cannot read values.
         """
         return None
 

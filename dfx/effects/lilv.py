@@ -45,16 +45,9 @@ PREFIXES = {
 }
 """The vocabularies of LV2 by the prefixes that are used here."""
 
-_FEATURES = (
-    "urid:map",
-    "urid:unmap",
-    "opts:options",
-    "bufsz:boundedBlockLength",
-    "lv2:hardRTCapable",
-    "lv2:inPlaceBroken",
-    "lv2:isLive",
-)
-"""Features that plugins may require. The last three demand nothing of a host with separate buffers."""
+_FREE_FEATURES = ("lv2:hardRTCapable", "lv2:inPlaceBroken", "lv2:isLive")  # free for a host with separate buffers
+_FEATURES = ("urid:map", "urid:unmap", "opts:options", "bufsz:boundedBlockLength", *_FREE_FEATURES)
+"""Features that plugins may require."""
 
 _NOT_TRAINABLE = ("lv2:toggled", "lv2:integer", "lv2:enumeration", "pprops:trigger", "pprops:notAutomatic")
 _SET_BY_HOSTS = ("lv2:enabled", "lv2:freeWheeling", "lv2:latency")
@@ -101,9 +94,6 @@ _FUNCTIONS: dict[tuple[Any, ...], list[str]] = {
 """The functions of liblilv that are called, by the types of the result and of the arguments."""
 
 
-# --- access ------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def plugin(uri: str) -> Plugin:
     """Return the description of an installed plugin; on the main thread.
@@ -131,7 +121,7 @@ def uris() -> list[str]:
 
 def rescan() -> None:
     """Discard everything that liblilv has read, so that plugins are searched again (``LV2_PATH`` may change)."""
-    for cached in (plugin, library, _load_world):
+    for cached in (plugin, library, _cached_world):
         cached.cache_clear()
 
 
@@ -153,12 +143,7 @@ def _uri(name: str) -> str:
 def _world() -> World:
     if threading.current_thread() is not threading.main_thread():
         raise EffectError("LV2 plugins are found and loaded on the main thread: build the chain there")
-    return _load_world()
-
-
-@functools.cache
-def _load_world() -> World:
-    return World()
+    return _cached_world()
 
 
 def _load_lilv() -> ctypes.CDLL:
@@ -232,15 +217,9 @@ class Plugin(NamedTuple):
     ports: tuple[Port, ...]
     latency_port: int | None
 
-    @property
-    def inputs(self) -> list[Port]:
-        """The audio inputs, without side chains."""
-        return [port for port in self.ports if port.kind == "audio" and port.is_input]
-
-    @property
-    def outputs(self) -> list[Port]:
-        """The audio outputs."""
-        return [port for port in self.ports if port.kind == "audio" and not port.is_input]
+    def count_audio(self, is_input: bool) -> int:
+        """Return the number of audio inputs, without side chains, or of audio outputs."""
+        return sum(port.kind == "audio" and port.is_input is is_input for port in self.ports)
 
     def controls(self, sample_rate: int) -> dict[str, Control]:
         """Return the controls, by symbol, with their ranges at a sample rate."""
@@ -279,9 +258,8 @@ class World:
         if plugin:
             return plugin
         known = self.uris()
-        missing = [
-            package for part, package in _PACKAGES.items() if part in uri and not any(part in other for other in known)
-        ]
+        all_known = " ".join(known)
+        missing = [package for part, package in _PACKAGES.items() if part in uri and part not in all_known]
         install = f"; on Debian and Ubuntu, install it with `apt-get install {missing[0]}`" if missing else ""
         raise EffectError(f"no LV2 plugin {uri} is installed{nearest(uri, known) if known else ''}{install}")
 
@@ -341,6 +319,9 @@ class World:
     def get_property(self, subject: int, predicate: str) -> int | None:
         """Return the node of a property of a node, for the caller to free."""
         return self("world_get", self._world, subject, self.uri_node(_uri(predicate)), None)
+
+
+_cached_world = functools.cache(World)
 
 
 class _PortReader:

@@ -15,7 +15,7 @@ Calf's equalizers rise from 0 by about 1 Hz per sample), nor unreported delays (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,11 @@ class Lv2Effect(Effect):
         self._values[self._trained] = [parameter.default for parameter in recipe.parameters]
 
         count = _count_instances(plugin, channels)
-        self._inputs = np.zeros((count * len(plugin.inputs), BLOCK_SAMPLES), dtype=np.float32)
-        self._outputs = np.zeros((count * len(plugin.outputs), BLOCK_SAMPLES), dtype=np.float32)
+        shapes = [(count * plugin.count_audio(is_input), BLOCK_SAMPLES) for is_input in (True, False)]
+        self._inputs, self._outputs = (np.zeros(shape, dtype=np.float32) for shape in shapes)
         self._event_outputs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._buffers = [self._port_buffers(plugin, instance) for instance in range(count)]
+        inputs, outputs = iter(self._inputs), iter(self._outputs)
+        self._buffers = [self._port_buffers(plugin, inputs, outputs) for _ in range(count)]
         self._instances: list[lilv.Instance] = []
         # Start on the main thread, before training begins, to find plugins that refuse to run.
         self._start()
@@ -137,10 +138,10 @@ class Lv2Effect(Effect):
     def _reported_latency(self) -> int:
         return 0 if self._latency_port is None else round(float(self._values[self._latency_port]))
 
-    def _port_buffers(self, plugin: lilv.Plugin, instance: int) -> list[np.ndarray | None]:
+    def _port_buffers(
+        self, plugin: lilv.Plugin, inputs: Iterator[np.ndarray], outputs: Iterator[np.ndarray]
+    ) -> list[np.ndarray | None]:
         """Return the memory that each port of one instance reads or writes."""
-        inputs = iter(self._inputs[instance * len(plugin.inputs) :])
-        outputs = iter(self._outputs[instance * len(plugin.outputs) :])
         buffers: list[np.ndarray | None] = []
         for index, port in enumerate(plugin.ports):
             buffer = None
@@ -164,7 +165,7 @@ class Lv2Effect(Effect):
 
 def _count_instances(plugin: lilv.Plugin, channels: int) -> int:
     """Return the number of instances of a plugin that render so many channels."""
-    inputs, outputs = len(plugin.inputs), len(plugin.outputs)
+    inputs, outputs = plugin.count_audio(is_input=True), plugin.count_audio(is_input=False)
     described = f"lv2:{plugin.uri} (audio inputs: {inputs}, outputs: {outputs})"
     if not inputs or not outputs:
         raise EffectError(f"{described} is not an effect: an effect has both")

@@ -1,12 +1,12 @@
 """The host of pedalboard's built-in effects, and of multiband effects composed of them.
 
-Consecutive effects are rendered by one call of one ``pedalboard.Pedalboard``. Properties of pedalboard that
-matter for streaming, and how this host deals with them:
+Consecutive effects are rendered by one call of one ``pedalboard.Pedalboard``. Properties of pedalboard that matter for
+streaming, and how this host deals with them:
 
-* A block longer than the first re-initializes the effects and discards their state: the length of the
-  first block is the ``buffer_size`` of all later ones.
-* Look-ahead effects drop the first ``latency`` samples of a stream: these are replaced by silence, so
-  that every block has its full length, delayed by ``latency_samples``.
+* A block longer than the first re-initializes the effects and discards their state: the length of the first block is
+  the ``buffer_size`` of all later ones.
+* Look-ahead effects drop the first ``latency`` samples of a stream: these are replaced by silence, so that every block
+  has its full length, delayed by ``latency_samples``.
 * Look-ahead effects lose samples inside a ``Mix``: no composite contains one.
 * A reset does not clear a phaser or a reverb completely: boards that contain one are rebuilt instead.
 * Setting an attribute, even to its present value, disturbs some effects (Phaser): only changes are set.
@@ -89,11 +89,6 @@ class LatencyBuffer:
 class PedalboardEffect(Effect):
     """Built-in effects in series, on one board."""
 
-    _board: pedalboard.Pedalboard
-    _block_samples: int
-    _latency_buffer: LatencyBuffer
-    _values: list[float]
-
     def __init__(self, recipes: Sequence[Recipe], sample_rate: int, channels: int) -> None:
         self._recipes = recipes
         self._sample_rate = sample_rate
@@ -105,25 +100,25 @@ class PedalboardEffect(Effect):
         self.latency_samples = self._measure_latency() if has_latency else 0
         self.restart()
 
+    def restart(self) -> None:
+        if not self._reset_is_exact:
+            self._build_board()
+        self._block_samples = 0
+        self._latency_buffer = LatencyBuffer(self._channels, self.latency_samples)
+
     def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
         new_values = values.tolist()
         for targets, value, old in zip(self._targets, new_values, self._values):
             if value != old:
                 for plugin, attribute in targets:
                     setattr(plugin, attribute, value)
-        self._values = new_values
+        self._values[:] = new_values
         if self._block_samples == 0:
             # Reset after the values are set, so that smoothed parameters start at them.
             self._board.reset()
             self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
         output = self._board.process(audio, self._sample_rate, buffer_size=self._block_samples, reset=False)
         return self._latency_buffer.fill(output, audio.shape[1])
-
-    def restart(self) -> None:
-        if not self._reset_is_exact:
-            self._build_board()
-        self._block_samples = 0
-        self._latency_buffer = LatencyBuffer(self._channels, self.latency_samples)
 
     def read_values(self) -> np.ndarray:
         return np.array([float(getattr(*targets[0])) for targets in self._targets])
@@ -159,8 +154,6 @@ class Definition(NamedTuple):
 _UNITS = {"_db": "dB", "_hz": "Hz", "_ms": "ms", "_seconds": "s", "bit_depth": "bit"}
 """Units by the end of a control's name."""
 
-_MINIMA = {"Hz": 1e-3, "ms": 0.0, "s": 0.0}
-
 
 def _control(
     name: str,
@@ -174,16 +167,12 @@ def _control(
 ) -> Control:
     unit = next((u for ending, u in _UNITS.items() if name.endswith(ending)), "")
     if minimum is None:
-        minimum = _MINIMA.get(unit, -math.inf)
+        minimum = {"Hz": 1e-3, "ms": 0.0, "s": 0.0}.get(unit, -math.inf)
     return Control(name, default, low, high, unit, scale, minimum, maximum, smoothing_ms)
 
 
 def _share(name: str, default: float, high: float = 1, smoothing_ms: float = 0.0) -> Control:
     return _control(name, 0, high, "linear", default, smoothing_ms, minimum=0.0, maximum=1.0)
-
-
-def _feedback(smoothing_ms: float) -> Control:
-    return _control("feedback", 0, 0.9, "linear", 0, smoothing_ms, minimum=-0.99, maximum=0.99)
 
 
 def _cutoff(low: float, high: float, default: float) -> Control:
@@ -198,6 +187,7 @@ _GATE_THRESHOLD = _control("threshold_db", -80, 0, "linear", -60)
 _GATE_RATIO = _control("ratio", 1, 20, "log", 4, minimum=1.0)
 _Q = _control("q", 0.3, 5, "log", 0.7071, minimum=1e-3)
 _GAIN = _control("gain_db", -24, 24, "linear", 0)
+_FEEDBACK = _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99)
 
 # Training ranges are recommendations. Limits are those of pedalboard's setters or, where a setter accepts
 # anything, sensible ones. Defaults are neutral where pedalboard's own are not.
@@ -214,7 +204,7 @@ _BUILT_INS: dict[str, list[Control]] = {
         _control("rate_hz", 0.05, 10, "log", 1, maximum=100.0),
         _share("depth", 0.25, smoothing_ms=50),
         _control("centre_delay_ms", 1, 30, "log", 7, minimum=1.0, maximum=100.0),
-        _feedback(smoothing_ms=50),
+        _FEEDBACK,
         _share("mix", 0.5, smoothing_ms=50),
     ],
     "Clipping": [_control("threshold_db", -36, 0, "linear", 0)],
@@ -245,7 +235,7 @@ _BUILT_INS: dict[str, list[Control]] = {
         _control("rate_hz", 0.05, 10, "log", 1),
         _share("depth", 0.5, smoothing_ms=50),
         _control("centre_frequency_hz", 100, 6000, "log", 1300, smoothing_ms=260),
-        _feedback(smoothing_ms=50),
+        _FEEDBACK,
         _share("mix", 0.5, smoothing_ms=50),
     ],
     "Reverb": [
@@ -291,24 +281,20 @@ def _multiband(dynamics: Callable[[], Any], band_controls: list[Control]) -> Def
     """
 
     def build_at(sample_rate: int) -> BuiltPlugin:
-        lows = [pedalboard.LowpassFilter() for _ in range(BANDS - 1)]
-        highs = [[pedalboard.HighpassFilter() for _ in range(min(band, BANDS - 1))] for band in range(BANDS)]
-        dynamics_of_band = [dynamics() for _ in range(BANDS)]
-        gain_of_band = [pedalboard.Gain(0) for _ in range(BANDS)]
-        bands: list[pedalboard.Plugin] = [
-            pedalboard.Pedalboard([*highs[b], *lows[b : b + 1], dynamics_of_band[b], gain_of_band[b]])
-            for b in range(BANDS)
-        ]
         input_gain, output_gain = pedalboard.Gain(0), pedalboard.Gain(0)
-        targets: dict[str, Targets] = {"input_gain_db": [(input_gain, "gain_db")]}
-        for crossover in range(BANDS - 1):
-            filters = [lows[crossover], *(highs[b][crossover] for b in range(crossover + 1, BANDS))]
-            targets[f"crossover_{crossover + 1}_hz"] = [(plugin, "cutoff_frequency_hz") for plugin in filters]
-        for b in range(BANDS):
-            for control in band_controls:
-                targets[f"band_{b + 1}_{control.name}"] = [(dynamics_of_band[b], control.name)]
-            targets[f"band_{b + 1}_gain_db"] = [(gain_of_band[b], "gain_db")]
-        targets["output_gain_db"] = [(output_gain, "gain_db")]
+        targets: dict[str, Targets] = {f"crossover_{i + 1}_hz": [] for i in range(len(_CROSSOVERS))}
+        targets |= {"input_gain_db": [(input_gain, "gain_db")], "output_gain_db": [(output_gain, "gain_db")]}
+        bands: list[pedalboard.Plugin] = []
+        for band in range(BANDS):
+            filters: list[pedalboard.Plugin] = [pedalboard.HighpassFilter() for _ in range(band)]
+            if band < BANDS - 1:
+                filters.append(pedalboard.LowpassFilter())
+            for i, crossover in enumerate(filters):
+                targets[f"crossover_{i + 1}_hz"].append((crossover, "cutoff_frequency_hz"))
+            processor, gain = dynamics(), pedalboard.Gain(0)
+            targets |= {f"band_{band + 1}_{control.name}": [(processor, control.name)] for control in band_controls}
+            targets[f"band_{band + 1}_gain_db"] = [(gain, "gain_db")]
+            bands.append(pedalboard.Pedalboard([*filters, processor, gain]))
         return BuiltPlugin(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
 
     def controls_at(sample_rate: int) -> list[Control]:

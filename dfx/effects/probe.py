@@ -27,32 +27,15 @@ from dfx.effects.effect import RenderError
 from dfx.errors import UserError, errors_in_one_line
 
 FRAME_SAMPLES = 1024
-ODD_FRAME_SAMPLES = 1000
-"""A length that is not a multiple of any host's blocks."""
-
-ROUNDING = 1e-6
-"""Relative difference that counts as rounding: -120 dB."""
-
-ABOVE_ROUNDING = 10
-"""A parameter is live if it changes the output by more than this multiple of the rounding error."""
-
-RANDOM_SETTINGS = 4
-"""Number of random settings of the other parameters, besides the defaults, at which a parameter is tested."""
-
-STEP = 0.05
-"""Distance from the default in [0, 1] at which the local effect of a parameter is measured."""
-
-GLIDE_SHARE = 0.05
-"""A glide has ended when at most this share of the change remains."""
-
-GLIDES_MS = tuple(0.5 * 1.25**step for step in range(32))
-"""The grid of glide times, up to half a second."""
-
-MIN_SECONDS = 0.2
-"""A shorter probe signal contains too few low frequencies."""
-
-LATENCY_TOLERANCE_MS = 1.0
-"""Phase shifts of filters stay below this; a longer delay is latency."""
+ODD_FRAME_SAMPLES = 1000  # not a multiple of any host's blocks
+ROUNDING = 1e-6  # relative difference that counts as rounding: -120 dB
+ABOVE_ROUNDING = 10  # a live parameter changes the output by more than this multiple of the rounding error
+RANDOM_SETTINGS = 4  # of the other parameters, besides the defaults, at which a parameter is tested
+STEP = 0.05  # from the default in [0, 1], where the local effect of a parameter is measured
+GLIDE_SHARE = 0.05  # a glide has ended when at most this share of the change remains
+GLIDES_MS = tuple(0.5 * 1.25**step for step in range(32))  # the grid of glide times, up to half a second
+MIN_SECONDS = 0.2  # a shorter probe signal contains too few low frequencies
+LATENCY_TOLERANCE_MS = 1.0  # phase shifts of filters stay below this; a longer delay is latency
 
 
 @dataclasses.dataclass
@@ -62,8 +45,8 @@ class ParameterReport:
     Args:
         name, unit, low, high, default: as in the chain.
         dead: it changes nothing at any tested setting of the others; see :func:`dead_parameters`.
-        range_db: level of the difference between the outputs at both ends of the range, relative to the
-            louder one, the others at their defaults; None without a difference or without output.
+        range_db: level of the difference between the outputs at both ends of the range, relative to the louder one,
+            the others at their defaults; None without a difference or without output.
         default_db: the same for ``STEP`` to both sides of the default.
         reads_back: true if the live effect reports the values that were set; None if it reports none.
         declared_glide_ms: smoothing time according to the host.
@@ -93,8 +76,8 @@ class ProbeReport:
 
     Args:
         effects: ``host:name`` of each.
-        latency_reported, latency_measured: in samples; measured by cross-correlation of noise with its output
-            at the defaults, None if the two are hardly correlated.
+        latency_reported, latency_measured: in samples; measured by cross-correlation of noise with its output at the
+            defaults, None if the two are hardly correlated.
         inverted: that correlation is negative.
         level_db: of the output at the defaults, relative to the input; None for silence.
         difference_of_instances: between two new instances; 0 if the chain is deterministic.
@@ -201,8 +184,8 @@ def dead_parameters(spec: ChainSpec, seconds: float = 2.0) -> list[str]:
 def probe_signal(sample_rate: int, channels: int = 1, seconds: float = 2.0) -> np.ndarray:
     """Return audio to which compressors, gates and equalizers of all frequencies react.
 
-    Tones from 16 Hz to Nyquist fade from full scale to -80 dB over 60 % of the time. Bursts of noise at 0,
-    -20, -40 and -60 dB over a floor of -80 dB take 30 %, and silence the rest. The channels differ.
+    Tones from 16 Hz to Nyquist fade from full scale to -80 dB over 60 % of the time. Bursts of noise at 0, -20, -40
+    and -60 dB over a floor of -80 dB take 30 %, and silence the rest. The channels differ.
 
     Returns:
         float32, shape ``(channels, samples)``, in [-1, 1].
@@ -235,6 +218,7 @@ class _Bench:
             raise UserError(f"a probe signal of {seconds:g} s is too short: give it {MIN_SECONDS} s or more")
         self.spec = spec
         self.defaults = spec.space.defaults
+        self.values = spec.space.denormalize
         self.chain = spec.build()
         self.audio = probe_signal(spec.sample_rate, spec.channels, seconds)
         random = np.random.default_rng(0).uniform(-1, 1, self.audio.shape)
@@ -242,9 +226,6 @@ class _Bench:
         self._fails = np.zeros(len(spec.parameters), dtype=bool)
         others = np.random.default_rng(0).uniform(size=(RANDOM_SETTINGS, len(spec.parameters)))
         self.settings = [self.defaults, *others]
-
-    def values(self, parameters: np.ndarray) -> np.ndarray:
-        return self.spec.space.denormalize(parameters)
 
     def working(self, setting: np.ndarray) -> np.ndarray:
         """Return a setting, or one closer to the defaults at which the chain does not fail."""
@@ -280,8 +261,8 @@ class _Bench:
                 break
             setting = self.working(setting)
             frames = [*self.frames(setting)]
-            # Filters near Nyquist amplify rounding: an input with other last digits measures by how much, and also
-            # by how much two passes of a chain that is not deterministic differ.
+            # Filters near Nyquist amplify rounding: a pass with other last digits in the input measures by how much,
+            # and includes the difference between passes of a chain that is not deterministic.
             rounded = self.frames(setting, self.audio * self._rounding)
             least = ROUNDING / 10 * max(np.abs(frame).max() for frame in frames)
             bounds = [max(least, ABOVE_ROUNDING * np.abs(a - b).max()) for a, b in zip(frames, rounded)]
@@ -340,11 +321,7 @@ def _report_parameter(bench: _Bench, index: int, setting: np.ndarray | None, sur
         declared = f"{parameter.smoothing_ms:g} ms" if parameter.smoothing_ms else "a jump"
         surprises.append(f"{parameter.name} glides for about {glide_ms:.3g} ms; its host declares {declared}")
     return ParameterReport(
-        parameter.name,
-        parameter.unit,
-        parameter.low,
-        parameter.high,
-        parameter.default,
+        **{name: getattr(parameter, name) for name in ("name", "unit", "low", "high", "default")},
         dead=setting is None,
         range_db=difference_db("low", "high"),
         default_db=difference_db("below", "above"),
@@ -457,32 +434,24 @@ def _level_db(audio: np.ndarray, reference: np.ndarray) -> float | None:
 
 def as_text(report: ProbeReport) -> str:
     """Return a report as a table of the parameters, a few lines on the chain, and its surprises."""
-    heads = "parameter,unit,low,high,default,range dB,default dB,reads back,glide ms"
-    rows = [heads.split(",")]
+    rows = [["parameter", "unit", "low", "high", "default", "range dB", "default dB", "reads back", "glide ms"]]
     for p in report.parameters:
         effect = ["dead", ""] if p.dead else [_cell(p.range_db, ".1f"), _cell(p.default_db, ".1f")]
         reads_back = {True: "yes", False: "no", None: "-"}[p.reads_back]
         numbers = [f"{number:.6g}" for number in (p.low, p.high, p.default)]
         rows.append([p.name, p.unit, *numbers, *effect, reads_back, _cell(p.glide_ms, ".3g")])
     widths = [max(map(len, column)) for column in zip(*rows)]
-
-    def line(row: list[str]) -> str:
-        names = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
-        return "  ".join([*names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:]))])
-
-    differences = {
-        "between new instances": report.difference_of_instances,
-        "after a restart": report.restart_error,
-        **{f"in frames of {samples}": error for samples, error in report.frame_errors.items()},
-    }
+    aligned = [[f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
+    frames = "".join(f", {error:.2g} in frames of {samples}" for samples, error in report.frame_errors.items())
     lines = [
         f"{' > '.join(report.effects)} at {report.sample_rate} Hz, channels: {report.channels}",
         "",
-        *map(line, rows),
+        *map("  ".join, aligned),
         "",
         f"latency      {report.latency_reported} samples, measured {_cell(report.latency_measured, 'd')}",
         f"level        {_cell(report.level_db, '+.1f')} dB at the defaults",
-        f"differences  {', '.join(f'{error:.2g} {where}' for where, error in differences.items())}",
+        f"differences  {report.difference_of_instances:.2g} between new instances, "
+        f"{report.restart_error:.2g} after a restart{frames}",
         f"cost         {report.frame_microseconds:.0f} us for a frame of {FRAME_SAMPLES}, "
         f"{report.times_real_time:.0f} times real time",
         "",

@@ -1,21 +1,21 @@
 """The host of VST3 plugins and, on macOS, of Audio Units, through pedalboard.
 
 ``vst3:ZaMultiComp`` is an installed plugin (in the platform's folders, or in one of ``VST3_PATH``),
-``vst3:path/to/X.vst3`` a file, and ``vst3:path/to/X.vst3#Name`` one of several plugins in a file. The suffix of a
-path selects VST3 or Audio Unit; a name is searched among both.
+``vst3:path/to/X.vst3`` a file, and ``vst3:path/to/X.vst3#Name`` one of several plugins in a file. The suffix of a path
+selects VST3 or Audio Unit; a name is searched among both.
 
 Properties of plugins and pedalboard that matter for streaming, and how this host deals with them:
 
-* Plugins list meters, programs and settings of the host among their parameters: those that cannot be
-  automated are left out, and others by name. Stepped parameters can be fixed, but not trained.
-* Setting an attribute takes 0.1 ms: this host sets raw positions in [0, 1] instead, which takes 0.2 us. It
-  derives them from tables of the values that the plugin displays, read once.
+* Plugins list meters, programs and settings of the host among their parameters: those that cannot be automated are
+  left out, and others by name. Stepped parameters can be fixed, but not trained.
+* Setting an attribute takes 0.1 ms: this host sets raw positions in [0, 1] instead, which takes 0.2 us. It derives
+  them from tables of the values that the plugin displays, read once.
 * A plugin can be loaded only on the main thread, in about 0.1 s: descriptions are cached, live plugins are not.
 * pedalboard compensates the latency only after a reset: every stream begins with one.
-* pedalboard reloads a plugin that keeps sound through a reset (ZamTube), after which its old parameter objects
-  crash: resets are set not to reload, and parameters are looked up again after a reload.
-* A block longer than the first re-initializes the plugin and discards its state, and the output of some
-  plugins (ZamComp, ZamDelay) depends on the block length: all blocks have one short length.
+* pedalboard reloads a plugin that keeps sound through a reset (ZamTube), after which its old parameter objects crash:
+  resets are set not to reload, and parameters are looked up again after a reload.
+* A block longer than the first re-initializes the plugin and discards its state, and the output of some plugins
+  (ZamComp, ZamDelay) depends on the block length: all blocks have one short length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,11 +52,9 @@ CONTINUOUS_STEPS = 1_000_000
 LOG_RATIO = 10
 """Times and frequencies are trained on a log scale if their range spans at least this ratio."""
 
-_NOT_CONTROLS = re.compile(
-    r"\b(program|preset|bypass|gain reduction|meter|latency|sample rate|buffer size)\b", re.IGNORECASE
-)
+_NOT_CONTROLS = re.compile(r"\b(program|preset|bypass|gain reduction|meter|latency|sample rate|buffer size)\b", re.I)
 _UNITS = {"hz": "Hz", "khz": "kHz", "db": "dB", "sec": "s"}
-_NUMBER = re.compile(r"\s*[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*[-+]?\d*\.?\d+(e[-+]?\d+)?", re.I)
 _NO_AUDIO_UNITS = "Audio Units exist on macOS only"
 
 Table = dict[Any, float]
@@ -99,9 +97,8 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """Return the controls of a plugin, by pedalboard's names for them: in snake case, with the unit.
 
     Raises:
-        EffectError: if there is no such plugin (with the nearest name), if it cannot be loaded, is an
-            instrument, takes another number of channels, or has two controls of one name; also, outside the
-            main thread, for a plugin that was not described before.
+        EffectError: if there is no such plugin (with the nearest name), if it cannot be loaded, is an instrument, takes
+            another number of channels, or has two controls of one name; off the main thread, if it is not yet cached.
     """
     return {key: entry.control for key, entry in describe(name, sample_rate, channels).entries.items()}
 
@@ -121,15 +118,10 @@ def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tu
 def load_plugin(recipe: Recipe, values: dict[str, float], sample_rate: int, channels: int) -> LoadedPlugin:
     """Load the plugin of a recipe, on the main thread, with its fixed and the given trained values."""
     description = describe(recipe.effect, sample_rate, channels)
-    plugin = _load(description.path, description.plugin_name)
-    places = {}
-    for name, value in {**recipe.fixed, **values}.items():
-        entry = description.entries[name]
-        places[name] = (entry.parameter_index, _position(entry, value))
-        native_parameters(plugin)[entry.parameter_index].raw_value = places[name][1]
+    loaded = _load_with(description, {**recipe.fixed, **values})
     # A plugin updates its state when it renders a block.
-    plugin.process(np.zeros((description.channels, 64), dtype=np.float32), sample_rate, reset=False)
-    return LoadedPlugin(description.path, plugin, places)
+    loaded.plugin.process(np.zeros((description.channels, 64), dtype=np.float32), sample_rate, reset=False)
+    return loaded
 
 
 def positions(recipe: Recipe, values: np.ndarray, sample_rate: int, channels: int) -> np.ndarray:
@@ -144,15 +136,13 @@ class PluginEffect(Effect):
 
     A stereo plugin gets mono audio on both inputs, and its left output is used.
 
-    ``restart_is_exact`` tells if :meth:`restart` gives bit-identical passes on any thread. Where it is false
-    (pedalboard found at loading that the plugin keeps sound through a reset), passes are identical only after
-    restarts on the main thread, where the plugin can be reloaded, in 0.1 ms. On another thread the plugin is
-    only reset, and its remaining state decays: in ZamTube, capacitors discharge within some seconds.
+    Attributes:
+        plugins: pedalboard's live objects.
+        restart_is_exact: true if :meth:`restart` gives bit-identical passes on any thread. Where it is false
+            (pedalboard found at loading that the plugin keeps sound through a reset), passes are identical only after
+            restarts on the main thread, where the plugin can be reloaded, in 0.1 ms. On another thread the plugin is
+            only reset, and its remaining state decays: in ZamTube, capacitors discharge within some seconds.
     """
-
-    _block_samples: int
-    _latency_buffer: LatencyBuffer
-    _raws: list[float]
 
     def __init__(self, recipe: Recipe, sample_rate: int, channels: int) -> None:
         description = describe(recipe.effect, sample_rate, channels)
@@ -165,32 +155,12 @@ class PluginEffect(Effect):
         self.restart_is_exact = description.reset_is_exact
         self.plugins = []
         for _ in range(max(1, channels // description.channels)):
-            plugin = _load(description.path, description.plugin_name)
+            plugin = _load_with(description, recipe.fixed).plugin
             _set_reload_type(plugin, ReloadType.ClearsAudioOnReset)
-            parameters = native_parameters(plugin)
-            for name, value in recipe.fixed.items():
-                entry = description.entries[name]
-                parameters[entry.parameter_index].raw_value = _position(entry, value)
             self.plugins.append(plugin)
         self._process_silence()
         self.latency_samples: int = self.plugins[0].reported_latency_samples
         self.restart()
-
-    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
-        raws = self._positions(values)
-        for parameters, raw, old in zip(self._parameters, raws, self._raws):
-            if raw != old:
-                for parameter in parameters:
-                    parameter.raw_value = raw
-        self._raws = raws
-        if self._block_samples == 0:
-            # A plugin applies values with a block: smoothed parameters then start at them after the reset.
-            self._process_silence()
-            for plugin in self.plugins:
-                plugin.reset()
-            self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
-        output = self._process(audio, self._block_samples)
-        return self._latency_buffer.fill(output, audio.shape[1])
 
     def restart(self) -> None:
         if not self.restart_is_exact and _on_main_thread():
@@ -203,6 +173,22 @@ class PluginEffect(Effect):
         self._raws = [math.nan] * len(self._parameter_indices)
         self._block_samples = 0
         self._latency_buffer = LatencyBuffer(self._channels, self.latency_samples)
+
+    def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
+        raws = self._positions(values)
+        for parameters, raw, old in zip(self._parameters, raws, self._raws):
+            if raw != old:
+                for parameter in parameters:
+                    parameter.raw_value = raw
+        self._raws[:] = raws
+        if self._block_samples == 0:
+            # A plugin applies values with a block: smoothed parameters then start at them after the reset.
+            self._process_silence()
+            for plugin in self.plugins:
+                plugin.reset()
+            self._block_samples = min(audio.shape[1], BLOCK_SAMPLES)
+        output = self._process(audio, self._block_samples)
+        return self._latency_buffer.fill(output, audio.shape[1])
 
     def read_values(self) -> np.ndarray:
         """Return the numbers in the texts that the plugin displays, which may be rounded."""
@@ -282,17 +268,14 @@ def _entries(name: str, plugin: Any) -> dict[str, Entry]:
     entries = {
         key: _entry(key, index, parameter, described[key])
         for index, (key, parameter) in enumerate(zip(keys, parameters))
-        if key in described and _is_control(parameter) and len(described[key].ranges) > 1
+        if key in described and parameter.is_automatable and not _NOT_CONTROLS.search(parameter.name)
+        if len(described[key].ranges) > 1
     }
     twice = [key for key, count in Counter(keys).items() if count > 1 and key in entries]
     if twice:
         raise EffectError(f"vst3:{name} has two parameters '{twice[0]}', and no way to tell them apart")
     _clear_parameter_cache(plugin)
     return entries
-
-
-def _is_control(parameter: Any) -> bool:
-    return parameter.is_automatable and not _NOT_CONTROLS.search(parameter.name)
 
 
 def _entry(key: str, index: int, parameter: Any, described: Any) -> Entry:
@@ -343,12 +326,6 @@ def _nearest_value(table: Table, raw: float) -> Any:
     return min(table, key=lambda value: abs(table[value] - raw))
 
 
-def _position(entry: Entry, value: Any) -> float:
-    if value in entry.table:
-        return entry.table[value]
-    return Positions([entry.table])(np.array([value], dtype=np.float64))[0]
-
-
 # --- finding and loading -----------------------------------------------------------------------------
 
 
@@ -372,10 +349,10 @@ def _find(location: str) -> str:
         return str(path)
     paths = installed()
     if location not in paths:
-        zam = "; on Debian and Ubuntu, install it with apt-get install zam-plugins"
         known = nearest(location, paths) if paths else " (there are none)"
-        hint = zam if location.lower().startswith("zam") else ""
-        raise EffectError(f"no plugin '{location}' is installed{known}{hint}")
+        is_zam = location.lower().startswith("zam")
+        install = "; on Debian and Ubuntu, install it with `apt-get install zam-plugins`" if is_zam else ""
+        raise EffectError(f"no plugin '{location}' is installed{known}{install}")
     return paths[location]
 
 
@@ -387,6 +364,18 @@ def _load(path: str, plugin_name: str | None) -> Any:
         raise EffectError(f"{path} is not a plugin that can be loaded here: {error}") from None
     except ValueError as error:
         raise EffectError(f"{path}: name one plugin of the file as {path}#Name: {error}") from None
+
+
+def _load_with(description: Description, values: Mapping[str, Any]) -> LoadedPlugin:
+    plugin = _load(description.path, description.plugin_name)
+    parameters = native_parameters(plugin)
+    places = {}
+    for name, value in values.items():
+        _, index, table = description.entries[name]
+        position = table[value] if value in table else Positions([table])(np.array([value], dtype=np.float64))[0]
+        parameters[index].raw_value = position
+        places[name] = (index, position)
+    return LoadedPlugin(description.path, plugin, places)
 
 
 def _on_main_thread() -> bool:

@@ -1,8 +1,8 @@
-"""What evaluation reports: how far an output is from its target, one number a metric.
+"""Metrics of an output against its target.
 
-Every metric of :data:`METRICS` takes two signals of one length, ``(channels, samples)`` float tensors at 22.05
-kHz, and returns a finite number, or raises :class:`Undefined` with the reason why there is none: silence has no crest
-factor. Silent, very short and one-sided signals are no errors.
+Every metric of :data:`METRICS` takes two signals of equal length, float ``(channels, samples)`` at 22.05 kHz. It
+returns a finite number, or raises :class:`Undefined` with the reason: silence, for instance, has no crest factor.
+Silent and very short signals are otherwise valid.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from dfx.audio.loudness import lufs
 from dfx.audio.spectrogram import magnitude_spectrogram
 
 Span = tuple[float, float]
-"""From when to when, in seconds."""
+"""Start and end in seconds."""
 
 METRIC_SAMPLE_RATE = 22050
-"""The paper's rate: metrics that depend on the rate are taken at it."""
+"""The sample rate of the paper, in Hz, at which all metrics are computed."""
 
 
 class Undefined(ValueError):
-    """A metric has no value for these signals; the message says why."""
+    """A metric has no value for these signals; the message gives the reason."""
 
 
 class Comparison(NamedTuple):
-    """One output beside its target.
+    """Metrics of one output.
 
     Args:
-        metrics: by name, in the order of :data:`COLUMNS`; finite, all of them.
-        left_out: the metrics that have no value, and why.
+        metrics: finite values by name, in the order of :data:`COLUMNS`.
+        left_out: reasons by name, for metrics without a value.
     """
 
     metrics: dict[str, float]
@@ -44,16 +44,16 @@ class Comparison(NamedTuple):
 
 
 def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
-    """Every metric of one output, and how late and which way up it is.
+    """Compute all metrics of an output.
 
     Args:
-        output, target: ``(channels, samples)``, aligned: any latency that is known already taken out.
+        output, target: ``(channels, samples)``, aligned up to known latencies.
         sample_rate: of both, in Hz.
 
     Returns:
-        :data:`METRICS`, ``latency_samples``, by how much the output still comes late at ``sample_rate``, and
-        ``polarity``, -1 where it is inverted; both from :func:`~dfx.alignment.find_delay`, up to
-        50 ms either way, in the loudest 10 s of the target.
+        :data:`METRICS`, ``latency_samples``, the remaining delay of the output at ``sample_rate``, and ``polarity``,
+        -1 if it is inverted. Delay (at most 50 ms) and polarity are those of :func:`~dfx.alignment.find_delay` in
+        the loudest 10 s of the target.
 
     Raises:
         ValueError: if the signals differ in shape, are empty, or are not finite.
@@ -63,61 +63,57 @@ def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
     if not (output.isfinite().all() and target.isfinite().all()):
         raise ValueError("output or target is not finite")
     comparison = Comparison({}, {})
-    at_their_rate = output, target
+    native = output, target
     if sample_rate != METRIC_SAMPLE_RATE:
-        output, target = (
-            torchaudio.functional.resample(audio, sample_rate, METRIC_SAMPLE_RATE) for audio in (output, target)
-        )
+        output, target = (torchaudio.functional.resample(a, sample_rate, METRIC_SAMPLE_RATE) for a in native)
     for name, metric in METRICS.items():
         try:
             comparison.metrics[name] = metric(output, target)
         except Undefined as reason:
             comparison.left_out[name] = str(reason)
     try:
-        comparison.metrics.update(zip(ALIGNMENT, _alignment(*at_their_rate, sample_rate)))
+        comparison.metrics.update(zip(ALIGNMENT, _alignment(*native, sample_rate)))
     except Undefined as reason:
         comparison.left_out.update(dict.fromkeys(ALIGNMENT, str(reason)))
     return comparison
 
 
 def mrstft(output: Tensor, target: Tensor) -> float:
-    """Multi-resolution STFT error with auraloss' defaults, at 22.05 kHz; 0 is equal."""
-    # auraloss needs more samples than half of its largest FFT, and divides by the target's norm.
+    """Return auraloss' multi-resolution STFT error with its default options; 0 for equal signals."""
+    # auraloss needs more samples than half of its largest FFT.
     padding = max(0, 2048 - output.shape[-1])
     output, target = (torch.nn.functional.pad(audio, (0, padding))[None].float() for audio in (output, target))
     return float(_MRSTFT(output, target))
 
 
 def mrstft_level_matched(output: Tensor, target: Tensor) -> float:
-    """:func:`mrstft` after the output has been brought to the target's root mean square."""
+    """Return :func:`mrstft` of the output scaled to the target's root mean square."""
     return mrstft(matching_gain(output, target) * output, target)
 
 
 def mfcc_cosine(output: Tensor, target: Tensor) -> float:
-    """Cosine distance between MFCCs as the paper's code computes it, in [0, 2].
+    """Return the cosine distance between MFCCs as in the paper's code, in [0, 2].
 
-    The output is scaled to the target's mean magnitude. Of both, 13 MFCCs are taken (1024-sample
-    windows, 256 apart; 128 mel bands in dB below each signal's maximum, at most 80 dB). The distance is
-    that between the courses over time of one coefficient, averaged over the 13; see
-    Martinez Ramirez et al. 2021, section 3.2, and its released evaluation.
+    The output is scaled to the mean magnitude of the target. 13 MFCCs are computed of each (1024-sample windows, hop
+    256; 128 mel bands in dB below the maximum, at most 80 dB). The distance is that between the time series of one
+    coefficient, averaged over coefficients; see Martinez Ramirez et al. 2021, section 3.2, and its released code.
     """
     return _cosine_distance(*_mfccs(output, target), dim=1)
 
 
 def mfcc_cosine_per_frame(output: Tensor, target: Tensor) -> float:
-    """Cosine distance between the 13 MFCCs of one frame, averaged over frames, in [0, 2].
+    """Return the cosine distance between the 13 MFCCs of a frame, averaged over frames, in [0, 2].
 
-    The usual reading of an "MFCC distance". The MFCCs are those of :func:`mfcc_cosine`; the two numbers are not
-    comparable, and this is much the smaller.
+    This is the usual "MFCC distance". The MFCCs are those of :func:`mfcc_cosine`, but the values are much smaller and
+    not comparable.
     """
     return _cosine_distance(*_mfccs(output, target), dim=0)
 
 
 def esr(output: Tensor, target: Tensor) -> float:
-    """Error-to-signal ratio: the energy of the difference over that of the target; 1 is as far off as silence.
+    """Return the error-to-signal ratio, the energy of the difference over that of the target; 1 for a silent output.
 
-    Of the waveform itself, so it counts level, delay and polarity as errors (Wright et al. 2020; without
-    their pre-emphasis).
+    Differences of level, delay and polarity count as errors (Wright et al. 2020, without their pre-emphasis).
 
     Raises:
         Undefined: if the target is silent.
@@ -127,12 +123,12 @@ def esr(output: Tensor, target: Tensor) -> float:
 
 
 def lufs_difference(output: Tensor, target: Tensor) -> float:
-    """The absolute difference in integrated loudness (ITU-R BS.1770-4), in LU."""
+    """Return the absolute difference of integrated loudness (ITU-R BS.1770-4), in LU."""
     return abs(lufs(output, METRIC_SAMPLE_RATE) - lufs(target, METRIC_SAMPLE_RATE))
 
 
 def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
-    """The absolute difference of crest factors, peak over root mean square of all channels, in dB.
+    """Return the absolute difference of crest factors, peak over root mean square of all channels, in dB.
 
     Raises:
         Undefined: if one of them is silent.
@@ -145,10 +141,10 @@ def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
 
 
 def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
-    """The absolute difference of spectral centroids, in Hz.
+    """Return the absolute difference of spectral centroids, in Hz.
 
-    A centroid is the mean frequency of the average magnitude spectrum (2048-sample Hann windows, 512 apart, of the
-    mean of the channels), each frequency weighed by its magnitude: loud frames count more than quiet ones.
+    The centroid is the mean frequency of the average magnitude spectrum (2048-sample Hann windows, hop 512, of the
+    mean of the channels), weighted by magnitude: loud frames count more than quiet ones.
 
     Raises:
         Undefined: if one of them, or the mean of its channels, is silent.
@@ -163,33 +159,27 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
 
 
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
-    """How much louder some parts of the output are than of the input: the difference of median levels, in dB.
+    """Return the difference, output minus input, of the median levels in some spans, in dB.
 
-    Levels are those of frames of 20 ms. A median tells what most of a breath has become, whatever a gate lets through
-    before it closes.
+    Levels are those of frames of 20 ms. The median describes most of a breath, even if a gate passes its beginning.
 
     Args:
         input, output: ``(channels, samples)``.
-        spans: where the parts begin and end, in seconds; what lies outside of the signals, and what is shorter
-            than a frame, is left out.
+        spans: in seconds; parts outside of the signals or shorter than a frame are ignored.
         sample_rate: of both, in Hz.
 
     Returns:
-        Negative where the output is quieter; no level counts as less than -100 dBFS. 0 without any part.
+        Negative for a quieter output; levels below -100 dBFS count as -100 dBFS. 0 without any frame.
     """
-    levels = [_levels_db(audio, spans, sample_rate) for audio in (input, output)]
-    if not len(levels[0]):
-        return 0.0
-    before, after = (float(of.quantile(0.5)) for of in levels)
-    return after - before
+    before, after = (_levels_db(audio, spans, sample_rate) for audio in (input, output))
+    return float(after.quantile(0.5)) - float(before.quantile(0.5)) if len(before) else 0.0
 
 
 def damage(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
-    """How far the level of the output is from that of the input in parts that should be kept: the mean over frames
-    of the absolute difference, in dB.
+    """Return the mean absolute level difference, in dB, of the frames of spans that should be preserved.
 
-    As :func:`level_change`, but it hears what happens to a few frames, the beginnings of words for instance.
-    Frames in which the input is under -80 dBFS do not count.
+    Arguments as in :func:`level_change`; unlike the median there, the mean reflects changes of a few frames, such as
+    the beginnings of words. Frames whose input is below -80 dBFS are ignored.
     """
     before, after = (_levels_db(audio, spans, sample_rate) for audio in (input, output))
     audible = before > _INAUDIBLE_DB
@@ -197,14 +187,14 @@ def damage(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: in
 
 
 def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> list[Span] | None:
-    """Where a target takes something away: the frames of 20 ms in which it is at least 3 dB under the input.
+    """Find the frames of 20 ms in which a target is at least 3 dB below its input.
 
-    It is a fair question only of targets that leave the rest alone. On the nonspeech pairs that ship this finds 97
-    of 100 frames that are known to be removed, and no others.
+    This is meaningful only for targets that preserve the rest. On the shipped nonspeech pairs it finds 97 % of the
+    frames that are known to be removed, and no others.
 
     Returns:
-        Spans in seconds; none if the target is not within 1 dB of the input for at least a third of the time that
-        the input is above -80 dBFS, or if it attenuates nothing.
+        Spans in seconds. None if the target attenuates nothing, or is within 1 dB of the input for less than a third
+        of the time in which the input is above -80 dBFS.
     """
     seconds = input.shape[-1] / sample_rate
     before, after = (_levels_db(audio, [(0.0, seconds)], sample_rate) for audio in (input, target))
@@ -218,7 +208,7 @@ def attenuated(input: Tensor, target: Tensor, sample_rate: int) -> list[Span] | 
 
 
 def outside(spans: Sequence[Span], seconds: float) -> list[Span]:
-    """The parts of a recording that lie between the spans, which may overlap and come in any order."""
+    """Return the parts of a recording between spans, which may overlap and have any order."""
     gaps: list[Span] = []
     position = 0.0
     for start, end in sorted(spans):
@@ -238,16 +228,16 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "crest_factor_difference_db": crest_factor_difference_db,
     "centroid_difference_hz": centroid_difference_hz,
 }
-"""Metrics by name; less is better for each."""
+"""Metrics by name; lower is better."""
 
 ALIGNMENT = ("latency_samples", "polarity")
 
 COLUMNS = (*METRICS, *ALIGNMENT)
-"""All that :func:`compare` reports."""
+"""Names of all values that :func:`compare` returns."""
 
 _INAUDIBLE_DB = -80.0
 _SILENCE = 1e-8
-"""Peak under which a signal has no shape: the rounding of 24 bits is above it."""
+"""Peak below which a signal counts as silent; one step of 24 bits is above it."""
 _MAX_DELAY_SECONDS = 0.05
 _ALIGNED_SECONDS = 10
 _MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()
@@ -259,7 +249,7 @@ _DCT = torchaudio.functional.create_dct(13, 128, norm="ortho").double()
 
 
 def _sounding(audio: Tensor, name: str) -> Tensor:
-    """In float64, since the squares of what is just audible would round to nothing."""
+    """Return the audio in float64, in which the squares of very quiet samples do not vanish, unless it is silent."""
     if audio.abs().max() < _SILENCE:
         raise Undefined(f"the {name} is silent")
     return audio.double()
@@ -268,7 +258,7 @@ def _sounding(audio: Tensor, name: str) -> Tensor:
 def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> tuple[float, float]:
     for audio, name in ((output, "output"), (target, "target")):
         _sounding(audio, name)
-    # The loudest part of the target tells it as well as the whole of an hour does, and sooner.
+    # The loudest part gives the same delay as the whole recording, at bounded cost.
     part = _ALIGNED_SECONDS * sample_rate
     if target.shape[1] > part:
         start = part * int(target.square().sum(dim=0).unfold(0, part, part).sum(dim=1).argmax())
@@ -284,24 +274,23 @@ def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor
 
 
 def _mfccs(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of both, the output brought to the target's mean magnitude."""
+    """Return the MFCCs of both, the output scaled to the target's mean magnitude."""
     output, target = output.mean(dim=0), target.mean(dim=0)
     output = output * (target.abs().mean() / output.abs().mean().clamp(min=1e-12))
     return _mfcc(output), _mfcc(target)
 
 
-def _cosine_distance(a: Tensor, b: Tensor, dim: int) -> float:
-    """The mean of ``1 - cosine`` of the vectors along a dimension."""
-    norms = a.norm(dim=dim) * b.norm(dim=dim)
-    cosine = torch.where(norms > 0, (a * b).sum(dim=dim) / norms.clamp(min=1e-30), 0.0)
-    # What is zero throughout has no direction; two of them are equal.
-    cosine = torch.where((a == b).all(dim=dim), 1.0, cosine)
-    return float((1 - cosine).clamp(min=0).mean())
-
-
 def _mfcc(audio: Tensor) -> Tensor:
-    """``(samples,)`` to ``(13, frames)``; what is shorter than a window is padded to one."""
+    """Map ``(samples,)``, padded to one window, to ``(13, frames)``."""
     padding = max(0, 1024 - len(audio))
     mel = _MEL(torch.nn.functional.pad(audio, (0, padding)).double()).clamp(min=1e-10)
     decibels = 10 * torch.log10(mel / mel.max())
     return _DCT.T @ decibels.clamp(min=-80.0)
+
+
+def _cosine_distance(a: Tensor, b: Tensor, dim: int) -> float:
+    """Return the mean of ``1 - cosine`` of the vectors along a dimension; equal vectors have the distance 0."""
+    norms = a.norm(dim=dim) * b.norm(dim=dim)
+    cosine = torch.where(norms > 0, (a * b).sum(dim=dim) / norms.clamp(min=1e-30), 0.0)
+    cosine = torch.where((a == b).all(dim=dim), 1.0, cosine)  # also for zero vectors
+    return float((1 - cosine).clamp(min=0).mean())

@@ -16,7 +16,7 @@ def stereo(tmp_path):
     return AudioFile.open(str(tmp_path / "stereo.wav")), torch.from_numpy(audio.T.copy())
 
 
-def test_the_header_tells_rate_channels_and_length(stereo):
+def test_the_header_has_rate_channels_and_length(stereo):
     file, _ = stereo
     assert (file.sample_rate, file.channels, file.samples, file.seconds) == (44100, 2, 44100, 1.0)
     assert file.samples_at(22050) == 22050 and file.samples_at(48000) == 48000
@@ -36,7 +36,7 @@ def test_a_mono_file_is_repeated_for_two_channels_but_stereo_is_not_for_three(tm
         stereo[0].read(0, 10, 44100, 3)
 
 
-def test_silence_stands_for_what_lies_outside(stereo):
+def test_a_window_is_silent_outside_of_the_file(stereo):
     file, audio = stereo
     window = file.read(-100, 44300, 44100, 2)
     assert not window[:, :100].any() and not window[:, -100:].any()

@@ -33,7 +33,7 @@ def samples_of(file):
 
 
 @pytest.mark.parametrize("task", COUNTS)
-def test_shipped_pairs_are_whole_matched_and_split(task):
+def test_shipped_pairs_are_complete_matched_and_split(task):
     splits = find_pairs(str(DATA / task))
     check_audio([pair for pairs in splits.values() for pair in pairs])
     assert {split: len(pairs) for split, pairs in splits.items()} == COUNTS[task]
@@ -60,7 +60,7 @@ def test_a_speaker_and_a_song_are_in_one_split(task, column, count):
 
 
 @pytest.mark.parametrize("task", COUNTS)
-def test_shipped_files_have_the_sums_that_are_listed_and_fit_in_12_mb(task):
+def test_shipped_files_have_the_listed_checksums_and_fit_in_12_mb(task):
     folder = DATA / task
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         expected, name = line.split(maxsplit=1)
@@ -69,7 +69,7 @@ def test_shipped_files_have_the_sums_that_are_listed_and_fit_in_12_mb(task):
 
 
 @pytest.mark.parametrize("task", ["nonspeech", "mastering"])
-def test_every_licence_named_has_its_text_beside_the_audio(task):
+def test_every_licence_in_a_manifest_has_its_text_next_to_the_audio(task):
     texts = " ".join(file.read_text(encoding="utf-8") for file in (DATA / task).glob("LICENCE-*.txt"))
     words = {
         "CC-BY-3.0": "License: CC-BY-3.0",
@@ -96,7 +96,7 @@ def test_targets_are_aligned_with_their_inputs_and_nothing_clips(task):
         assert torch.fft.irfft(white, size).argmax() == 0, pair.name
 
 
-def test_mastered_is_louder():
+def test_mastered_targets_are_louder_than_their_inputs():
     for pair in pairs_of("mastering"):
         gain = samples_of(pair.target).square().mean() / samples_of(pair.input).square().mean()
         assert 10 * torch.log10(gain) > 6

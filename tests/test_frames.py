@@ -12,7 +12,7 @@ def excerpts(**options) -> Excerpts:
     return Excerpts(LENGTHS, STEP, **{"excerpt_samples": 2000, "shuffle": True, "seed": 0, **options})
 
 
-def test_the_window_holds_the_context_around_the_frame_and_the_late_target_before_it():
+def test_the_window_contains_the_context_around_the_frame_and_the_delayed_target_before_it():
     for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110), (1, 1, 0)]:
         window = Window(context, frame, latency)
         n = torch.arange(window.samples)
@@ -36,7 +36,7 @@ def test_excerpts_of_a_file_do_not_overlap_and_cover_most_of_it():
     assert all(later - earlier == 2000 for earlier, later in zip(of_longest, of_longest[1:]))
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_only():
     one, two, other = excerpts(), excerpts(), excerpts(seed=1)
     assert list(one) == list(two) != list(other)
     two.set_epoch(1)
@@ -45,7 +45,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_lanes_go_on_with_their_excerpt_until_the_next_begins_at_its_first_frame(batch_size):
+def test_lanes_continue_their_excerpt_until_the_next_begins_at_its_first_frame(batch_size):
     lanes = TrainingLanes(excerpts(), batch_size)
     batches = list(lanes)
     assert len(batches) == len(lanes) >= 1
@@ -61,7 +61,7 @@ def test_an_epoch_has_as_many_batches_as_its_frames_fill():
     assert len(TrainingLanes(excerpts(), 4)) == sum(e.steps for e in excerpts()) // 4
 
 
-def test_a_first_batch_leaves_out_what_comes_before_it_once():
+def test_a_first_batch_skips_the_earlier_ones_in_one_epoch():
     whole, lanes = list(TrainingLanes(excerpts(), 3)), TrainingLanes(excerpts(), 3)
     lanes.first_batch = 4
     assert list(lanes) == whole[4:]
@@ -69,7 +69,7 @@ def test_a_first_batch_leaves_out_what_comes_before_it_once():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
-def test_evaluation_hears_every_frame_once_in_lanes_that_only_end(batch_size):
+def test_evaluation_contains_every_frame_once_in_lanes_that_only_end(batch_size):
     lanes = EvaluationLanes(excerpts(shuffle=False), batch_size)
     batches = list(lanes)
     assert len(batches) == len(lanes)
@@ -98,7 +98,7 @@ def test_frames_of_a_lane_join_without_a_seam(data):
                     assert torch.equal(old[..., window.step_samples :], new[..., : -window.step_samples])
 
 
-def test_a_batch_holds_the_samples_of_the_files(data):
+def test_a_batch_contains_the_samples_of_the_files(data):
     batch = next(iter(data.val_dataloader()))
     assert batch["input"].shape == batch["target"].shape == (4, 1, data.window.samples)
     pair = data.splits["validation"][0]
@@ -106,7 +106,7 @@ def test_a_batch_holds_the_samples_of_the_files(data):
     assert any(torch.equal(data.window.step(lane), expected) for lane in batch["input"])
 
 
-def test_the_target_comes_as_late_as_the_output_of_the_chain(data):
+def test_the_target_has_the_delay_of_the_output_of_the_chain(data):
     batch = next(iter(data.val_dataloader()))
     late, on_time = data.window.delayed_step(batch["target"]), data.window.step(batch["target"])
     assert torch.equal(late[..., 100:], on_time[..., :-100])
@@ -119,7 +119,7 @@ def test_worker_processes_change_nothing(data):
     assert all(torch.equal(a["target"], b["target"]) for a, b in zip(here, there))
 
 
-def test_files_shorter_than_a_context_are_padded_and_that_is_said(make_pairs, capsys):
+def test_files_shorter_than_a_context_are_padded_and_counted_on_stdout(make_pairs, capsys):
     root = make_pairs(5, seconds=0.1, folder="short")
     module = PairedAudio(str(root), 22050, 1, Window(40960, 44100), batch_size=2)
     module.setup("fit")
@@ -128,7 +128,7 @@ def test_files_shorter_than_a_context_are_padded_and_that_is_said(make_pairs, ca
     assert batch["input"].shape[-1] == 44100 and not batch["input"][..., 3000:].any()
 
 
-def test_other_rates_are_resampled_and_test_pairs_come_whole(make_pairs):
+def test_other_rates_are_resampled_and_test_pairs_are_whole(make_pairs):
     module = PairedAudio(str(make_pairs(5, sample_rate=44100)), 22050, 1, Window(4096, 1024))
     module.setup("test")
     (pair,) = list(module.test_dataloader())
@@ -137,7 +137,7 @@ def test_other_rates_are_resampled_and_test_pairs_come_whole(make_pairs):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_window_of_several_frames_holds_those_of_each(frames):
+def test_a_window_of_several_frames_contains_those_of_each(frames):
     for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110)]:
         one, several = Window(context, frame, latency), Window(context, frame, latency, frames)
         n = torch.arange(several.samples)
@@ -149,7 +149,7 @@ def test_a_window_of_several_frames_holds_those_of_each(frames):
                 assert torch.equal(getattr(several, part)(n)[i * frame :][:frame], getattr(one, part)(of_frame))
 
 
-def test_steps_of_several_frames_join_without_a_seam_and_what_is_shorter_than_one_is_padded(make_pairs):
+def test_steps_of_several_frames_join_without_a_seam_and_shorter_pairs_are_padded(make_pairs):
     module = PairedAudio(str(make_pairs(12)), 22050, 1, Window(4096, 1024, 100, 3), batch_size=2, excerpt_seconds=0.3)
     module.setup("fit")
     batches, window = list(module.train_dataloader()), module.window

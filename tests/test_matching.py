@@ -22,7 +22,7 @@ def master(audio: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("delay", [0, 1, 1105, -1105, 80_000, -80_000])
 @pytest.mark.parametrize("polarity", [1, -1])
-def test_a_planted_delay_of_either_sign_is_found_and_taken_out(delay, polarity):
+def test_a_planted_delay_of_either_sign_is_found_and_removed(delay, polarity):
     input = song()
     target = polarity * master(input)
     input, target = input[:, max(0, delay) :], target[:, max(0, -delay) :]
@@ -65,7 +65,7 @@ def test_a_tape_that_runs_too_fast_is_a_drift():
     assert -17 <= found.drift_samples <= -12 and "drifts" in found.doubt
 
 
-def test_a_small_drift_is_told_and_allowed():
+def test_a_small_drift_is_reported_and_allowed():
     input = song()
     half = input.shape[1] // 2 - 4 * RATE
     found = match(input, torch.cat([input[:, :half], input[:, half + 3 :]], dim=1), RATE)
@@ -97,7 +97,7 @@ def test_a_polarity_that_changes_is_doubted():
 
 
 @pytest.mark.parametrize("samples", [1, 2, 10, 1000])
-def test_hardly_anything_and_silence_are_doubted_or_matched_without_fail(samples):
+def test_very_short_and_silent_recordings_are_doubted_or_matched_without_an_error(samples):
     short = song()[:, :samples]
     assert isinstance(match(short, short, RATE), Match)
     assert "too unlike" in match(song(), torch.zeros(2, 40 * RATE), RATE).doubt

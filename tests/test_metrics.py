@@ -22,7 +22,7 @@ def signals(request) -> tuple:
 
 
 @pytest.mark.parametrize("name, turned", [("mfcc_cosine", False), ("mfcc_cosine_per_frame", True)])
-def test_mfcc_cosine_is_that_of_librosa_and_scikit_learn(signals, name, turned):
+def test_mfcc_cosine_agrees_with_librosa_and_scikit_learn(signals, name, turned):
     output, target = (s[0].double().numpy() for s in signals)
     output = output * np.abs(target).mean() / np.abs(output).mean()
 
@@ -38,26 +38,26 @@ def test_mfcc_cosine_is_that_of_librosa_and_scikit_learn(signals, name, turned):
     assert METRICS[name](*signals) == pytest.approx(expected, rel=1e-3)
 
 
-def test_lufs_difference_is_that_of_pyloudnorm(signals):
+def test_lufs_difference_agrees_with_pyloudnorm(signals):
     meter = pyloudnorm.Meter(SAMPLE_RATE)
     output, target = (meter.integrated_loudness(s[0].numpy()) for s in signals)
     assert METRICS["lufs_difference"](*signals) == pytest.approx(abs(output - target), abs=1e-4)
 
 
-def test_mrstft_is_that_of_auraloss(signals):
+def test_mrstft_agrees_with_auraloss(signals):
     output, target = signals
     expected = float(auraloss.freq.MultiResolutionSTFTLoss()(output[None], target[None]))
     assert METRICS["mrstft"](*signals) == pytest.approx(expected, abs=1e-4)
 
 
-def test_esr_is_that_of_auraloss(signals):
+def test_esr_agrees_with_auraloss(signals):
     output, target = signals
     expected = float(auraloss.time.ESRLoss()(output[None], target[None]))
     assert METRICS["esr"](*signals) == pytest.approx(expected, abs=1e-4)
     assert METRICS["esr"](torch.zeros_like(target), target) == 1
 
 
-def test_the_centroid_is_librosas_of_the_mean_spectrum(signals):
+def test_the_centroid_agrees_with_librosa_for_the_mean_spectrum(signals):
     def centroid(audio: torch.Tensor) -> float:
         spectrum = np.abs(librosa.stft(audio[0].double().numpy(), n_fft=2048, hop_length=512, pad_mode="constant"))
         return librosa.feature.spectral_centroid(S=spectrum.mean(axis=1, keepdims=True), sr=SAMPLE_RATE).item()
@@ -75,7 +75,7 @@ def test_the_crest_factor_of_a_sine_is_3_db_above_that_of_a_square():
 
 @pytest.mark.parametrize("sample_rate", [22050, 44100])
 @pytest.mark.parametrize("delay, polarity", [(0, 1), (37, -1), (-200, 1)])
-def test_what_is_late_or_inverted_is_found_at_its_own_rate(sample_rate, delay, polarity):
+def test_delay_and_polarity_are_found_at_the_native_rate(sample_rate, delay, polarity):
     noise = torch.randn(1, 9000, generator=torch.Generator().manual_seed(0))
     output, target = polarity * noise[:, 500 - delay : 8500 - delay], noise[:, 500:8500]
     found = compare(output, target, sample_rate).metrics
@@ -95,19 +95,19 @@ def test_two_equal_channels_have_the_metrics_of_one(signals):
 
 
 @pytest.mark.parametrize("gain", [0.01, 0.5, 3.0])
-def test_the_level_matched_error_does_not_hear_a_gain(signals, gain):
+def test_the_level_matched_error_ignores_a_gain(signals, gain):
     output, target = signals
     matched = METRICS["mrstft_level_matched"]
     assert matched(gain * target, target) == pytest.approx(0, abs=1e-4)
     assert matched(gain * output, target) == pytest.approx(matched(output, target), rel=1e-4)
 
 
-def test_equal_signals_are_at_no_distance(signals):
+def test_equal_signals_have_distance_0(signals):
     expected = {**dict.fromkeys(METRICS, 0.0), "latency_samples": 0, "polarity": 1}
     assert compare(signals[1], signals[1], SAMPLE_RATE).metrics == pytest.approx(expected, abs=1e-5)
 
 
-def test_other_sample_rates_are_compared_at_the_papers(signals):
+def test_other_sample_rates_are_compared_at_that_of_the_paper(signals):
     import torchaudio
 
     at_44100 = [torchaudio.functional.resample(s, SAMPLE_RATE, 44100) for s in signals]
@@ -128,7 +128,7 @@ def test_silence_and_short_files_give_numbers_or_a_reason(samples, channels):
         assert bool(left_out) == bool(output is silence or target is silence)
 
 
-def test_a_metric_without_a_value_says_why(signals):
+def test_a_metric_without_a_value_gives_the_reason(signals):
     silence = torch.zeros_like(signals[1])
     with pytest.raises(Undefined, match="the target is silent"):
         METRICS["esr"](signals[0], silence)
@@ -137,7 +137,7 @@ def test_a_metric_without_a_value_says_why(signals):
     assert left_out == dict.fromkeys(named, "the output is silent")
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_signals_that_cannot_be_compared_are_refused():
     for output, target in [
         (torch.zeros(1, 5), torch.zeros(1, 6)),
         (torch.zeros(1, 0), torch.zeros(1, 0)),
@@ -178,7 +178,7 @@ def test_damage_is_the_mean_distance_of_levels_in_audible_frames():
     assert damage(input, output, [], 1000) == 0
 
 
-def test_what_a_target_attenuates_is_found_where_it_leaves_the_rest_alone():
+def test_attenuated_spans_are_found_if_the_target_preserves_the_rest():
     input = 0.1 * torch.ones(2, 1000)
     target = input.clone()
     target[:, 200:300] *= 0.1
@@ -198,5 +198,5 @@ def test_what_a_target_attenuates_is_found_where_it_leaves_the_rest_alone():
         ([(0, 10)], []),
     ],
 )
-def test_what_lies_outside_of_spans(spans, gaps):
+def test_the_gaps_between_spans(spans, gaps):
     assert outside(spans, 10) == gaps

@@ -10,13 +10,13 @@ def all_pairs(root) -> list:
     return [pair for pairs in find_pairs(str(root)).values() for pair in pairs]
 
 
-def test_files_of_one_name_are_a_pair(make_pairs):
+def test_files_of_the_same_name_are_a_pair(make_pairs):
     pairs = all_pairs(make_pairs(10))
     assert sorted(pair.name for pair in pairs) == [f"note_{i:02}" for i in range(10)]
     assert all(pair.name in pair.input.path and pair.name in pair.target.path for pair in pairs)
 
 
-def test_endings_may_differ_and_folders_nest(make_pairs):
+def test_suffixes_may_differ_and_folders_may_nest(make_pairs):
     root = make_pairs(5)
     for side, suffix in [("input", "flac"), ("target", "wav")]:
         (root / side / "more").mkdir()
@@ -24,7 +24,7 @@ def test_endings_may_differ_and_folders_nest(make_pairs):
     assert "more/a" in [pair.name for pair in all_pairs(root)]
 
 
-def test_the_random_split_depends_on_the_seed_alone_and_holds_every_pair_once(make_pairs):
+def test_the_random_split_depends_on_the_seed_only_and_contains_every_pair_once(make_pairs):
     root = make_pairs(20)
     names = {seed: {s: [p.name for p in ps] for s, ps in find_pairs(str(root), seed).items()} for seed in (0, 1)}
     again = {s: [p.name for p in ps] for s, ps in find_pairs(str(root), 0).items()}
@@ -45,7 +45,7 @@ def test_a_manifest_names_pairs_and_splits(make_pairs):
     }  # fmt: skip
 
 
-def test_rows_of_a_manifest_are_chosen_by_patterns_and_val_is_short_for_validation(make_pairs):
+def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_validation(make_pairs):
     root = make_pairs(5)
     splits = ["train", "val", "test", "train", "train"]
     manifest(root, *(f"n{i},{split},input/note_0{i}.wav,target/note_0{i}.wav" for i, split in enumerate(splits)))
@@ -90,7 +90,7 @@ def test_too_few_pairs_for_three_splits_are_refused(make_pairs, count):
         find_pairs(str(make_pairs(count)))
 
 
-def test_a_folder_that_is_not_there_or_has_no_sides_is_refused(tmp_path):
+def test_a_folder_that_is_missing_or_has_no_sides_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_pairs(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="neither manifest.csv nor a folder input"):
@@ -115,7 +115,7 @@ def test_a_pair_that_does_not_match_is_named(make_pairs, samples, sample_rate, s
     assert said in str(error.value)
 
 
-def test_a_file_that_is_no_audio_is_named(make_pairs):
+def test_a_file_that_is_not_audio_is_named(make_pairs):
     root = make_pairs(5)
     (root / "input" / "note_02.wav").write_text("no audio")
     with pytest.raises(DataError, match="note_02.wav is not an audio file"):

@@ -132,7 +132,7 @@ def prepare(tmp_path):
 # The archives of Zenodo
 
 
-def test_audiomdpi_is_downloaded_over_a_bad_line_checked_and_prepared(server, tmp_path, capsys):
+def test_audiomdpi_is_downloaded_over_a_bad_connection_verified_and_prepared(server, tmp_path, capsys):
     server.files["AudioMDPI.zip"] = as_zip(notes())
     server.breaks_after = 40_000
     AUDIOMDPI.main("", "unused", ["--url", server.record, "--output", str(tmp_path)])
@@ -169,7 +169,7 @@ def test_a_corrupt_archive_is_refused_and_nothing_is_prepared(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_files_are_resampled_to_what_the_model_hears(prepare):
+def test_files_are_resampled_to_the_rate_of_the_model(prepare):
     files = {}
     n = np.arange(RATE)
     for i in range(3):
@@ -185,7 +185,7 @@ def test_files_are_resampled_to_what_the_model_hears(prepare):
     assert np.abs(audio - expected)[100:-100].max() < 1e-3
 
 
-def test_what_exceeds_full_scale_is_kept_as_float_and_told(prepare, capsys):
+def test_audio_beyond_full_scale_is_kept_as_float_and_reported(prepare, capsys):
     files = notes(5)
     square = np.sign(np.sin(2 * np.pi * 5000 * np.arange(4410) / RATE))
     files["AudioMDPI/6176ChannelStrip/preamp/G61-40102-1111-20595.wav"] = wav(square)  # overshoots when resampled
@@ -198,7 +198,7 @@ def test_what_exceeds_full_scale_is_kept_as_float_and_told(prepare, capsys):
     assert "prepared already" in capsys.readouterr().out
 
 
-def test_another_run_keeps_what_is_there_and_makes_what_is_missing(prepare, capsys):
+def test_another_run_keeps_existing_files_and_makes_missing_ones(prepare, capsys):
     out = prepare(AUDIOMDPI, as_zip(notes(5)))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.flac")}
     prepare(AUDIOMDPI, "the same")
@@ -212,13 +212,13 @@ def test_another_run_keeps_what_is_there_and_makes_what_is_missing(prepare, caps
     assert {path for path in before if before[path] != after[path]} == {lost, broken}
 
 
-def test_another_sample_rate_makes_all_anew(prepare):
+def test_another_sample_rate_makes_all_files_again(prepare):
     prepare(AUDIOMDPI, as_zip(notes(5)))
     out = prepare(AUDIOMDPI, "the same", "--sample-rate", "16000")
     assert {soundfile.info(path).samplerate for path in out.rglob("*.flac")} == {16_000}
 
 
-def test_a_run_that_broke_off_loses_nothing(prepare, tmp_path):
+def test_an_interrupted_run_loses_nothing(prepare, tmp_path):
     whole = as_tar(speech())
     with pytest.raises(UserError, match="archive is damaged or incomplete .*remove it and run this again"):
         prepare(DAPS, whole[: len(whole) * 9 // 10])
@@ -230,7 +230,7 @@ def test_a_run_that_broke_off_loses_nothing(prepare, tmp_path):
 
 @pytest.mark.parametrize("pairs, make, files", [(AUDIOMDPI, as_zip, notes(3)), (DAPS, as_tar, speech())])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.999])
-def test_an_archive_that_breaks_off_is_never_taken_for_a_whole_one(prepare, pairs, make, files, share):
+def test_a_truncated_archive_is_never_taken_for_a_complete_one(prepare, pairs, make, files, share):
     whole = make(files)
     with pytest.raises(UserError, match="is damaged or incomplete"):
         prepare(pairs, whole[: int(share * len(whole))])
@@ -319,12 +319,12 @@ def test_folders_without_a_name_in_common_are_paired_in_their_order(prepare, cap
     assert "paired in their order" in capsys.readouterr().out
 
 
-def test_too_few_pairs_for_three_splits_are_told(prepare):
+def test_too_few_pairs_for_three_splits_are_reported(prepare):
     with pytest.raises(DataError, match="none for train"):
         prepare(AUDIOMDPI, as_zip(notes(2)))
 
 
-def test_a_disk_that_is_too_small_is_told_before_it_is_full(prepare, monkeypatch, tmp_path):
+def test_a_disk_that_is_too_small_is_reported_before_it_is_full(prepare, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     with pytest.raises(UserError, match="make room, or choose another disk"):
@@ -377,7 +377,7 @@ def test_names_are_safe(tmp_path, name):
         (KeyboardInterrupt(), "error: interrupted: run this again to continue"),
     ],
 )
-def test_what_a_user_can_mend_ends_a_script_with_one_line(error, said):
+def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, said):
     def main():
         raise error
 
@@ -386,7 +386,7 @@ def test_what_a_user_can_mend_ends_a_script_with_one_line(error, said):
 
 
 @pytest.mark.parametrize("pairs", [AUDIOMDPI, DAPS])
-def test_a_copy_that_is_not_there_and_a_wrong_rate_are_refused(pairs, tmp_path, capsys):
+def test_a_missing_copy_and_a_wrong_rate_are_refused(pairs, tmp_path, capsys):
     with pytest.raises(UserError, match="nothing.zip: no such file"):
         pairs.main("", str(tmp_path), ["--archive", str(tmp_path / "nothing.zip")])
     for rate in ("0", "-1", "x", "1e9"):
@@ -414,7 +414,7 @@ def page(*entries: str) -> str:
     return f"<html><script>// a comment\nvar projects = [\n{listed},\n];\nvar other = [{{}}];</script></html>"
 
 
-def test_the_page_gives_the_songs_that_have_both_previews():
+def test_the_page_lists_the_songs_that_have_both_previews():
     songs = cambridge.parse_page(
         page(
             entry("A &amp; B", "One", "Full", "https://p.example/One_Full_Preview.mp3"),
@@ -435,7 +435,7 @@ def test_the_page_gives_the_songs_that_have_both_previews():
     assert cambridge.file_name(songs[1].input) == "Three Un mastered.mp3"
 
 
-def test_the_page_may_be_written_as_javascript_is():
+def test_the_page_may_contain_javascript_syntax():
     text = r"""
         var projects=[ { artist : 'It\'s "me"', /* { not this } */ project: "]; \u00e9",
           type:'Mstr', pv : 'a.mp3', years: [1999, 2000], link: '<a href="x.zip">{</a>' }, // nor ] this
@@ -545,7 +545,7 @@ def test_a_copy_that_grows_is_added_to_and_no_artist_is_in_two_splits(library, t
     assert all(row["correlation"] for row in rows.values())
 
 
-def test_previews_can_be_downloaded_if_the_site_lets_us(library, server, tmp_path, capsys):
+def test_previews_can_be_downloaded_if_the_site_permits(library, server, tmp_path, capsys):
     for i in range(3):
         library.add(f"artist {i}", f"song {i}", mix(i, 6.0), master(mix(i, 6.0)), server.url)
     library.add("D", "gone", None, None, server.url)
@@ -565,7 +565,7 @@ def test_previews_can_be_downloaded_if_the_site_lets_us(library, server, tmp_pat
         library.run("--download")
 
 
-def test_a_page_or_a_copy_that_is_not_there_and_an_empty_copy_are_named(library, tmp_path, capsys):
+def test_a_missing_page_a_missing_copy_and_an_empty_copy_are_named(library, tmp_path, capsys):
     with pytest.raises(UserError, match="nowhere.htm: no such file; save https://multitracksearch.*with a browser"):
         cambridge.main(["--page", str(tmp_path / "nowhere.htm"), "--copy", str(tmp_path)])
     library.add("A", "one", None, None)

@@ -27,7 +27,7 @@ def whole(file: AudioFile, treatment: Treatment = Treatment(), side: str = "inpu
     return treatment.read(file, 0, file.samples, SAMPLE_RATE, 1, side)
 
 
-def test_the_high_pass_is_butterworths_of_4th_order_without_phase():
+def test_the_high_pass_is_a_zero_phase_butterworth_of_4th_order():
     impulse = torch.zeros(1, 2 * SAMPLE_RATE)
     impulse[0, SAMPLE_RATE] = 1
     response = HIGHPASS(impulse, SAMPLE_RATE)
@@ -56,7 +56,7 @@ def test_an_excerpt_is_treated_as_the_whole_file_is(file, treatment, side):
         torch.testing.assert_close(read, padded[:, start + 5000 :][:, :samples], atol=1e-6, rtol=0)
 
 
-def test_the_whole_input_is_brought_to_a_loudness_and_the_target_is_left(file):
+def test_the_whole_input_is_brought_to_a_loudness_and_the_target_is_unchanged(file):
     assert lufs(whole(file, LOUDNESS), SAMPLE_RATE) == pytest.approx(-25, abs=0.01)
     assert torch.equal(whole(file, LOUDNESS, "target"), whole(file))
 
@@ -79,7 +79,7 @@ def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence
     (lambda: Augmentation(deeper_db=-1), "at least 0"),
     (lambda: Augmentation(deeper_db=float("inf")), "finite"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused(make, said):
+def test_impossible_options_are_refused(make, said):
     with pytest.raises(UserError, match=said):
         make()
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_is_refused(make, said):
 # --- augmentation ------------------------------------------------------------------------------------
 
 
-def test_noise_is_in_the_input_only_and_as_far_below_it_as_was_asked():
+def test_noise_is_in_the_input_only_at_the_requested_ratio():
     audio = torch.randn(1, 50_000)
     input, target = Augmentation(noise_db=(30, 50))(audio, audio, SAMPLE_RATE, seed=3)
     assert torch.equal(target, audio)
@@ -98,7 +98,7 @@ def test_noise_is_in_the_input_only_and_as_far_below_it_as_was_asked():
     assert 29.9 < min(ratios) < 35 and 45 < max(ratios) < 50.1
 
 
-def test_one_gain_is_on_both():
+def test_one_gain_applies_to_both():
     audio = torch.randn(2, 1, 1000)
     gains = []
     for seed in range(20):
@@ -108,7 +108,7 @@ def test_one_gain_is_on_both():
     assert 0.1 <= min(gains) < 0.3 and 0.8 < max(gains) <= 1
 
 
-def test_what_a_target_takes_away_is_taken_away_deeper_and_the_rest_is_left_to_the_bit():
+def test_targets_are_lowered_further_where_they_attenuate_and_bit_identical_elsewhere():
     audio = torch.randn(2, SAMPLE_RATE)
     removed = slice(round(0.3 * SAMPLE_RATE), round(0.6 * SAMPLE_RATE))
     target = audio.clone()
@@ -124,7 +124,7 @@ def test_what_a_target_takes_away_is_taken_away_deeper_and_the_rest_is_left_to_t
 
 
 @pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE])
-def test_silence_and_short_excerpts_can_be_deepened(samples):
+def test_silence_and_short_excerpts_can_be_lowered_further(samples):
     silence = torch.zeros(1, samples)
     deepen = Augmentation(deeper_db=20)
     assert torch.equal(deepen(silence, silence, SAMPLE_RATE, seed=0)[1], silence)
@@ -139,7 +139,7 @@ def data(root, **options) -> PairedAudio:
     return module
 
 
-def test_augmentation_is_new_each_epoch_in_training_and_always_alike_in_validation(make_pairs):
+def test_augmentation_is_drawn_again_each_epoch_in_training_and_fixed_in_validation(make_pairs):
     module = data(make_pairs(12), augmentation=Augmentation(noise_db=(30, 50), gain=(0.1, 1)))
     plain = data(module.root)
 

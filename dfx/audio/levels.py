@@ -1,7 +1,4 @@
-"""Levels of signals: decibels, root mean square, and the level of every 20 ms.
-
-Floats, NumPy arrays and tensors are accepted alike, and this module needs no torch.
-"""
+"""Levels of signals as floats, NumPy arrays or tensors: decibels, root mean square, levels of 20 ms. Needs no torch."""
 
 from __future__ import annotations
 
@@ -52,14 +49,10 @@ def level_frame_samples(sample_rate: int) -> int:
 
 
 def frame_levels_db(audio: Tensor, sample_rate: int) -> Tensor:
-    """Return the level of every whole frame of 20 ms, over all channels.
-
-    Args:
-        audio: ``(channels, samples)``.
-        sample_rate: in Hz.
+    """Return the level of every whole frame of 20 ms, over all channels of ``(channels, samples)``.
 
     Returns:
-        dBFS, at least -100, float64 ``(frames,)``; empty where the audio is shorter than a frame.
+        dBFS, at least -100, float64 ``(frames,)``; empty if the audio is shorter than a frame.
     """
     frame = level_frame_samples(sample_rate)
     frames = audio[:, : audio.shape[1] // frame * frame].double().unflatten(1, (-1, frame))

@@ -33,13 +33,9 @@ SINC_ZEROS = 32
 
 
 class AudioSource(ABC):
-    """Audio of which windows can be read at any sample rate.
+    """Audio of which windows can be read at any sample rate; its own rate is in Hz, its length in samples.
 
-    Attributes:
-        path: names it in errors.
-        sample_rate: its native rate, in Hz.
-        channels: how many.
-        samples: its length at the native rate, in each channel.
+    ``path`` names it in errors.
     """
 
     path: str
@@ -105,14 +101,7 @@ class AudioSource(ABC):
 
 @dataclass(frozen=True)
 class AudioFile(AudioSource):
-    """The header of an audio file, whose samples are decoded when they are read.
-
-    Args:
-        path: of the file.
-        sample_rate: in Hz.
-        channels: how many.
-        samples: in each channel, at the file's rate.
-    """
+    """The header of an audio file, whose samples are decoded when they are read."""
 
     path: str
     sample_rate: int
@@ -145,9 +134,7 @@ class Stream:
 
     Args:
         name: names it in errors.
-        sample_rate: in Hz.
-        channels: how many.
-        samples: in each channel.
+        sample_rate, channels, samples: rate in Hz, and length in samples.
         decode: returns the next samples, at most as many as it is asked for, float32 ``(channels, samples)``.
         close: releases the file.
         seek: moves to a sample.

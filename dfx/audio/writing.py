@@ -36,9 +36,7 @@ class OutputFile:
 
     Args:
         path: of the file, or ``-`` for standard output.
-        sample_rate: in Hz.
-        channels: how many.
-        samples: in each channel.
+        sample_rate, channels, samples: rate in Hz, and length in samples.
         format, subtype: in soundfile's terms.
     """
 
@@ -55,10 +53,7 @@ class OutputFile:
 
         Sources without a bit depth (MP3, Ogg), and float sources for an integer format, are written with 24 bits.
 
-        Args:
-            stream: the source.
-            path: of the output; its suffix selects the format.
-            bit_depth: one of :data:`BIT_DEPTHS`; by default that of the stream.
+        The suffix of ``path`` selects the format; ``bit_depth`` is one of :data:`BIT_DEPTHS`.
 
         Raises:
             DataError: if the format cannot be written, or cannot hold the stream.
@@ -102,9 +97,6 @@ class AudioWriter:
     """Context manager that writes an audio file and counts clipped samples.
 
     The file appears under its name when the context ends; after an error nothing is left behind.
-
-    Args:
-        output: the file.
     """
 
     def __init__(self, output: OutputFile) -> None:
@@ -126,11 +118,7 @@ class AudioWriter:
         self._stack.__exit__(*error)
 
     def write(self, audio: np.ndarray) -> None:
-        """Append float32 ``(channels, samples)``.
-
-        Raises:
-            DataError: if the file cannot be written.
-        """
+        """Append float32 ``(channels, samples)``."""
         magnitude = np.abs(audio)
         self.peak = max(self.peak, float(magnitude.max(initial=0.0)))
         self.clipped_samples += int((magnitude > 1).any(axis=0).sum())
@@ -170,10 +158,7 @@ def input_output_pairs(input: str, output: str) -> list[tuple[str, str]]:
     files = [
         path
         for path in sorted(Path(input).rglob("*"))
-        if path.is_file()
-        and _is_audio(path)
-        and not path.name.startswith(".")
-        and output_folder not in path.resolve().parents
+        if _is_audio(path) and not path.name.startswith(".") and output_folder not in path.resolve().parents
     ]
     if not files:
         raise DataError(f"{input} holds no audio files")
@@ -190,9 +175,11 @@ def _format_of(path: str) -> str:
 
 
 def _is_audio(path: Path) -> bool:
+    """True for a file whose suffix is that of an audio format."""
     suffix = path.suffix.lower()
     known = {f".{name.lower()}" for name in (*soundfile.available_formats(), *_FORMATS_BY_SUFFIX)}
-    return suffix in known - {".raw", ".mat4", ".mat5"} or suffix in pedalboard.io.get_supported_read_formats()
+    known = known.union(pedalboard.io.get_supported_read_formats()) - {".raw", ".mat4", ".mat5"}
+    return path.is_file() and suffix in known
 
 
 @contextlib.contextmanager

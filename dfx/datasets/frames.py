@@ -56,19 +56,12 @@ class Window:
         return self.before + self.step_samples + after
 
     def context(self, audio: Tensor) -> Tensor:
-        """Cut the contexts of all frames from a window.
-
-        Args:
-            audio: ``(..., samples)``.
-
-        Returns:
-            ``(..., context_samples + (frames - 1) * frame_samples)``.
-        """
+        """Cut the contexts: ``(..., samples)`` to ``(..., context_samples + (frames - 1) * frame_samples)``."""
         start = self.before - self._lead
         return audio[..., start : start + self.context_samples + self.step_samples - self.frame_samples]
 
     def step(self, audio: Tensor) -> Tensor:
-        """Cut the frames from a window: ``(..., samples)`` to ``(..., step_samples)``."""
+        """Cut the frames: ``(..., samples)`` to ``(..., step_samples)``."""
         return audio[..., self.before : self.before + self.step_samples]
 
     def delayed_step(self, audio: Tensor) -> Tensor:
@@ -78,14 +71,7 @@ class Window:
 
 
 class Excerpt(NamedTuple):
-    """A part of one pair, at whose beginning the effects restart.
-
-    Args:
-        pair: its index.
-        start: in samples at the sample rate of the data.
-        steps: its length.
-        seed: of its augmentation.
-    """
+    """A part of the pair with an index, from sample ``start`` at the rate of the data; effects restart with it."""
 
     pair: int
     start: int
@@ -184,15 +170,13 @@ class Excerpts(Sampler[Excerpt]):
 class TrainingLanes(Sampler[list[Step]]):
     """Batches whose lanes are always full: a lane whose excerpt has ended takes the next one.
 
-    An epoch has as many batches as all of its steps fill. All lanes restart with it.
+    An epoch has as many batches as all of its steps fill. All lanes restart with it. ``first_batch`` batches are
+    skipped in the next epoch only.
 
     Args:
         sampler: the excerpts. Lightning calls ``set_epoch`` of the attribute with this name.
         batch_size: number of lanes, of all ranks together.
         rank_lanes: the lanes to load; by default all.
-
-    Attributes:
-        first_batch: number of batches to skip at the start of the next epoch.
     """
 
     def __init__(self, sampler: Excerpts, batch_size: int, rank_lanes: slice = slice(None)) -> None:
@@ -251,11 +235,7 @@ class EvaluationLanes(Sampler[list[Step]]):
 
 
 class TrainingLoader(DataLoader):
-    """Loads :class:`TrainingLanes`.
-
-    Attributes:
-        batches_loaded: number of batches of the current epoch that were returned or skipped.
-    """
+    """Loads :class:`TrainingLanes` and counts the batches of the epoch, with those that are skipped."""
 
     batches_loaded = 0
 

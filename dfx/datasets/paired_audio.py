@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
@@ -115,42 +113,19 @@ class PairedAudio(pl.LightningDataModule):
         return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        """Return the loader of :class:`WholePairs` of the test split."""
+        """Return the loader of the whole pairs of the test split."""
         return DataLoader(self.whole_pairs("test"), batch_size=None)
 
     predict_dataloader = test_dataloader
 
-    def whole_pairs(self, split: str) -> WholePairs:
-        """Return the pairs of ``train``, ``validation`` or ``test``, each in one piece."""
-        return WholePairs(self._treated(split))
-
-    def _treated(self, split: str) -> TreatedPairs:
+    def whole_pairs(self, split: str) -> TreatedPairs:
+        """Return the treated pairs of ``train``, ``validation`` or ``test``."""
         return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)
 
     def _steps(self, split: str) -> Steps:
-        return Steps(self._treated(split), self.window, self.augmentation, 2 * self.batch_size)
+        return Steps(self.whole_pairs(split), self.window, self.augmentation, 2 * self.batch_size)
 
     def _excerpts(self, split: str, shuffle: bool) -> Excerpts:
         lengths = [pair.input.samples_at(self.sample_rate) for pair in self.splits[split]]
         samples = int(self.excerpt_seconds * self.sample_rate) if self.excerpt_seconds else None
         return Excerpts(lengths, self.window.step_samples, samples, shuffle, self.seed)
-
-
-class WholePairs(Dataset):
-    """Treated pairs from their first sample to their last.
-
-    An item has ``input`` and ``target``, each float32 ``(channels, samples)``, and ``name``.
-
-    Args:
-        pairs: the treated files.
-    """
-
-    def __init__(self, pairs: TreatedPairs) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        input, target = self._pairs.read(index, 0, self._pairs.samples(index))
-        return {"input": input, "target": target, "name": self._pairs.pairs[index].name}

@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.signal
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, rms
 from dfx.audio.loudness import SILENCE_LUFS, lufs
@@ -115,15 +116,8 @@ def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, chann
     return treatment._gain(audio, sample_rate)
 
 
-class TreatedPairs:
-    """Pairs of files, read with the treatment of a task.
-
-    Args:
-        pairs: the files.
-        treatment: of the task.
-        sample_rate: of the audio that is returned, in Hz.
-        channels: of the audio that is returned.
-    """
+class TreatedPairs(Dataset):
+    """Pairs of files, read with a treatment, at one sample rate (in Hz) and number of channels."""
 
     def __init__(self, pairs: Sequence[Pair], treatment: Treatment, sample_rate: int, channels: int) -> None:
         self.pairs = pairs
@@ -134,9 +128,11 @@ class TreatedPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def samples(self, pair: int) -> int:
-        """Return the length of a pair, in samples."""
-        return self.pairs[pair].input.samples_at(self.sample_rate)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a whole pair: ``input`` and ``target``, each float32 ``(channels, samples)``, and ``name``."""
+        pair = self.pairs[index]
+        input, target = self.read(index, 0, pair.input.samples_at(self.sample_rate))
+        return {"input": input, "target": target, "name": pair.name}
 
     def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:
         """Return a window of input and target, each ``(channels, samples)``."""
@@ -157,8 +153,8 @@ class Augmentation:
             input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
 
     Raises:
-        UserError: for a range that is not two numbers with the lower first, gains that are not positive, or a
-            ``deeper_db`` that is negative or not finite.
+        UserError: for a range that is not two ascending numbers, gains that are not positive, or an infinite or
+            negative ``deeper_db``.
     """
 
     noise_db: tuple[float, float] | None = None
@@ -176,16 +172,7 @@ class Augmentation:
             raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0, and finite")
 
     def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Augment an excerpt; equal seeds give equal results.
-
-        Args:
-            input, target: ``(channels, samples)``.
-            sample_rate: in Hz.
-            seed: of the random numbers.
-
-        Returns:
-            Input and target, of the same shape.
-        """
+        """Augment the input and target of an excerpt, each ``(channels, samples)``; equal seeds give equal results."""
         if self.deeper_db:
             target = _attenuate_further(target, input, self.deeper_db, sample_rate)
         generator = torch.Generator().manual_seed(seed)

@@ -34,12 +34,7 @@ T = TypeVar("T")
 
 
 class DownloadError(UserError):
-    """A file cannot be downloaded.
-
-    Args:
-        message: one line that names the address, the fault and how to fix it.
-        status: of HTTP, if the server refused.
-    """
+    """A file cannot be downloaded; ``status`` is that of HTTP, if the server refused."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -47,13 +42,7 @@ class DownloadError(UserError):
 
 
 class RemoteFile(NamedTuple):
-    """A file on a server, with its published size and checksum.
-
-    Args:
-        url: its address.
-        size: in bytes, if known.
-        checksum: ``algorithm:hexadecimal``, such as ``md5:0cc1...``, if known.
-    """
+    """A file on a server, with its published size in bytes and checksum, such as ``md5:0cc1...``, where known."""
 
     url: str
     size: int | None = None
@@ -61,11 +50,10 @@ class RemoteFile(NamedTuple):
 
 
 def zenodo_file(record: str, name: str) -> RemoteFile:
-    """Look up a file of a Zenodo record.
+    """Look up a file of a record in Zenodo's API (https://developers.zenodo.org).
 
     Args:
-        record: the address of the record in Zenodo's API, ``https://zenodo.org/api/records/NUMBER``
-            (https://developers.zenodo.org).
+        record: ``https://zenodo.org/api/records/NUMBER``.
         name: of the file.
 
     Raises:
@@ -111,15 +99,7 @@ def download(file: RemoteFile, path: Path) -> None:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Check that a disk has enough free space.
-
-    Args:
-        folder: an existing folder on that disk.
-        size: to be written, in bytes.
-
-    Raises:
-        UserError: if there is less.
-    """
+    """Raise a :class:`UserError` if the disk of an existing folder has less free space than ``size`` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,12 +75,7 @@ class ZenodoPairs:
     name: Callable[[str], str] = str
 
     def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
-        """Run the command line of a script.
-
-        Args:
-            manual: the text of ``--help``.
-            output: the default of ``--output``.
-            arguments: by default those of the process.
+        """Run the command line of a script: ``manual`` is the text of ``--help``, ``output`` the default folder.
 
         Raises:
             UserError: if the archive cannot be downloaded or used.
@@ -149,13 +145,7 @@ class ZenodoPairs:
 
 @dataclass
 class Report:
-    """The manifest of a folder of pairs, and the list of pairs that were left out.
-
-    Args:
-        folder: of the pairs.
-        rows: of the manifest.
-        doubtful: why pairs were left out, by name.
-    """
+    """The rows of the manifest of a folder of pairs, and why other pairs were left out, by name."""
 
     folder: Path
     rows: list[dict[str, str]] = field(default_factory=list)
@@ -203,19 +193,11 @@ class Report:
 
 
 def argument_parser(manual: str, output: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that all scripts share.
-
-    Args:
-        manual: the text of ``--help``.
-        output: the default of ``--output``.
-    """
+    """Return a parser of the options that all scripts share; see :meth:`ZenodoPairs.main`."""
     parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=Path(output), help="the folder of the pairs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sample-rate", type=_sample_rate, default=SAMPLE_RATE, help="of the pairs, in Hz (default: %(default)s)"
-    )
+    default = "(default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path(output), help=f"the folder of the pairs {default}")
+    parser.add_argument("--sample-rate", type=_sample_rate, default=SAMPLE_RATE, help=f"of the pairs, in Hz {default}")
     return parser
 
 
@@ -265,10 +247,7 @@ def safe_name(name: str) -> str:
 
 
 def read_whole(path: Path, sample_rate: int) -> Tensor:
-    """Read a file and resample it.
-
-    Returns:
-        float32 ``(channels, samples)``.
+    """Read and resample a file to float32 ``(channels, samples)``.
 
     Raises:
         DataError: if it cannot be read.
@@ -278,15 +257,10 @@ def read_whole(path: Path, sample_rate: int) -> Tensor:
 
 
 def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
-    """Write a FLAC file of 24 bits, or a WAV file of 32-bit float for audio beyond full scale.
-
-    Args:
-        audio: ``(channels, samples)``.
-        stem: the path without its suffix.
-        sample_rate: in Hz.
+    """Write ``(channels, samples)`` as FLAC of 24 bits or, beyond full scale, as WAV of 32-bit float.
 
     Returns:
-        The path with its suffix.
+        The path: ``stem`` and the suffix of the format.
 
     Raises:
         DataError: if the audio is silent, or samples are not finite.
@@ -301,8 +275,8 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     require_space(stem.parent, 4 * audio.numel())
     path = _with_suffix(stem, suffix)
-    with replacing(path) as partial:
-        soundfile.write(partial, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
+    with replacing(path) as unfinished:
+        soundfile.write(unfinished, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
         _with_suffix(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
     return path
 
@@ -350,24 +324,16 @@ def split_as_published(names: Sequence[str]) -> dict[str, str]:
 
 
 def split_by_group(groups: Mapping[str, str]) -> dict[str, str]:
-    """Split names by group: about 80 % train, 10 % validation, 10 % test.
+    """Split names, given the group of each: about 80 % train, 10 % validation, 10 % test.
 
     No group is in two splits, and few groups change theirs when names are added.
-
-    Args:
-        groups: the group of every name.
-
-    Returns:
-        The split of every name.
     """
-    order = sorted(set(groups.values()), key=lambda group: hashlib.sha256(group.encode()).digest())
-    split_of, held_out = {}, math.ceil(0.1 * len(groups))
-    counts = {"test": 0, "validation": 0}
-    for group in order:
-        split = next((split for split, count in counts.items() if count < held_out), "train")
-        split_of[group] = split
-        if split in counts:
-            counts[split] += sum(other == group for other in groups.values())
+    sizes, split_of = Counter(groups.values()), {}
+    counts, held_out = {"test": 0, "validation": 0}, math.ceil(0.1 * len(groups))
+    for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest()):
+        split_of[group] = next((split for split, count in counts.items() if count < held_out), "train")
+        if split_of[group] in counts:
+            counts[split_of[group]] += sizes[group]
     return {name: split_of[group] for name, group in groups.items()}
 
 
@@ -414,15 +380,13 @@ def _cut_to_equal_length(*pair: Prepared) -> list[Prepared]:
     if max(file.seconds for file in files) - samples / files[0].sample_rate > MAX_TRIM_SECONDS:
         lengths = " and ".join(f"{file.seconds:.2f} s" for file in files)
         raise DataError(f"input and target have different lengths, {lengths}")
-    return [
-        side if file.samples == samples else side._replace(path=_cut(side.path, file, samples))
-        for side, file in zip(pair, files)
-    ]
-
-
-def _cut(path: Path, file: AudioFile, samples: int) -> Path:
-    audio = file.read(0, samples, file.sample_rate, file.channels)
-    return write_audio(audio, path.with_suffix(""), file.sample_rate)
+    cut = []
+    for side, file in zip(pair, files):
+        if file.samples > samples:
+            audio = file.read(0, samples, file.sample_rate, file.channels)
+            side = side._replace(path=write_audio(audio, side.path.with_suffix(""), file.sample_rate))
+        cut.append(side)
+    return cut
 
 
 def _with_suffix(stem: Path, suffix: str) -> Path:

@@ -14,8 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load(checkpoint: str) -> Model:
-    """The trained model of a checkpoint: see :class:`dfx.render.model.Model`."""
-    # Not above: most of dfx does without torch.
-    from dfx.render.model import load
+    """Load the trained model of a checkpoint that ``train.py`` wrote.
 
-    return load(checkpoint)
+    Raises:
+        dfx.tasks.CheckpointError: if the checkpoint cannot be used.
+    """
+    # Imported here because most of dfx runs without torch.
+    from dfx.render.model import Model
+    from dfx.tasks import load_task
+
+    return Model(load_task(str(checkpoint)))

@@ -128,10 +128,10 @@ def test_the_excerpts_are_what_the_model_makes_of_validation_pairs_at_one_gain(l
     gain = sides["input"].std() / note[:samples].std()
     assert gain <= 1.0001
     np.testing.assert_allclose(sides["input"], gain * note[:samples], atol=1e-4)
-    np.testing.assert_allclose(sides["output"], gain * rendering.output[0, :samples].numpy(), atol=1e-3)
+    np.testing.assert_allclose(sides["output"], gain * rendering.audio[0, :samples], atol=1e-3)
     rows = [row for row in csv.DictReader((folder / "automation.csv").open()) if row["excerpt"] == name]
     shown = [[float(row[parameter]) for parameter in ("distortion.drive_db", "gain.gain_db")] for row in rows]
-    np.testing.assert_allclose(shown, rendering.automation[: len(shown)], rtol=1e-3)
+    np.testing.assert_allclose(shown, rendering.automation.values[: len(shown)], rtol=1e-3)
 
 
 def test_of_the_media_the_first_the_best_and_the_last_stay(make_pairs, tmp_path):

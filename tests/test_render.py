@@ -170,7 +170,7 @@ def test_rendering_in_chunks_equals_rendering_whole(causal, treatment):
 def test_at_the_models_rate_frames_get_the_parameters_that_evaluation_gives_them():
     audio = torch.from_numpy(music(2.0, SAMPLE_RATE))
     model = moving()
-    expected = model.task.render(audio).automation
+    expected = model.task.render(audio).automation.values
     automation = model.render(audio.numpy(), SAMPLE_RATE).automation
     np.testing.assert_allclose(automation.values, expected[: len(automation.times)], rtol=1e-4)
     np.testing.assert_allclose(automation.times, (np.arange(len(automation.times)) + 0.5) * 1024 / SAMPLE_RATE)
@@ -488,4 +488,4 @@ def test_effects_written_in_python_and_their_delay_are_made_up_for():
     audio = music(0.5)
     model = resting([known("Late"), known("Gain", name="other")])
     np.testing.assert_allclose(model.render(audio, 44100).audio, audio, atol=1e-6)
-    assert streaming.native_chain(model.task, 44100, 1).sample_rate == 44100
+    assert streaming.chain_at_rate(model.task, 44100, 1).sample_rate == 44100

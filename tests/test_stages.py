@@ -184,8 +184,8 @@ def test_a_recording_is_rendered_with_the_parameters_of_training(samples):
     padded[..., model.window.before :][..., :samples] = audio
     output, parameters = model(padded, torch.tensor([True]))
     rendering = model.render(audio)
-    torch.testing.assert_close(rendering.output, output[0, :, :samples], atol=1e-5, rtol=0)
-    automation = torch.from_numpy(rendering.automation).float()
+    torch.testing.assert_close(torch.from_numpy(rendering.audio), output[0, :, :samples], atol=1e-5, rtol=0)
+    automation = torch.from_numpy(rendering.automation.values).float()
     torch.testing.assert_close(automation, 2 * parameters[0], atol=1e-5, rtol=0)
 
 
@@ -228,7 +228,7 @@ def test_a_checkpoint_renders_with_the_chain_of_its_stage(config):
     first, last = load_task(str(folder / "stage_1" / "best.ckpt")), load_task(str(folder / "best.ckpt"))
     assert first.chain.space.names == ["distortion.drive_db"] and first.window.latency_samples == 0
     assert len(last.chain.space.names) == 2 and last.window.latency_samples == 50
-    assert first.render(torch.randn(1, 3000)).automation.shape[1] == 1
+    assert first.render(torch.randn(1, 3000)).automation.values.shape[1] == 1
     # Also where Lightning loads it.
     for name in ("stage_1/best.ckpt", "best.ckpt"):
         main(["validate", "--config", str(config), "--ckpt_path", str(folder / name)])

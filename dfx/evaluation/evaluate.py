@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from dfx.evaluation.results import ERRORS, EXPLAINED, Results, _as_dict, _means
 from dfx.evaluation.search import BaselineOptions
 from dfx.losses import loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
+from dfx.render.automation import Automation
 from dfx.report import write_report
 from dfx.tasks import Task
 from dfx.writing import write_csv
@@ -75,8 +77,8 @@ def evaluate(
     for pair in tqdm([pairs[i] for i in range(len(pairs))], desc="Evaluating", unit="file"):
         name, input, target = str(pair["name"]), pair["input"], pair["target"]
         rendering = task.render(input)
-        audio = {method: baseline(pair, rendering.automation) for method, baseline in rivals.items()}
-        audio["output"] = rendering.output
+        audio = {method: baseline(pair, rendering.automation.values) for method, baseline in rivals.items()}
+        audio["output"] = torch.from_numpy(rendering.audio)
         spans = (removed or {}).get(name)
         if spans is None:
             spans = attenuated(input, target, task.chain.sample_rate)
@@ -89,7 +91,7 @@ def evaluate(
         stem = _stem(name, [file["stem"] for file in files])
         files.append({"name": name, "stem": stem, "seconds": input.shape[-1] / task.chain.sample_rate})
         _write_audio(folder / "audio", stem, {"input": input, **audio, "target": target}, task)
-        _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation, task)
+        _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation)
 
     results = _means(rows)
     settings = {name: baseline.settings for name, baseline in rivals.items() if baseline.settings}
@@ -166,8 +168,7 @@ def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], task: Task) 
         soundfile.write(folder / f"{stem}_{side}.flac", (heard * gain).T.numpy(), task.chain.sample_rate)
 
 
-def _write_automation(path: Path, automation: np.ndarray, task: Task) -> None:
-    seconds = np.arange(len(automation)) * task.window.frame_samples / task.chain.sample_rate
-    rows = np.column_stack([seconds, automation]).tolist()
-    names = ["seconds", *task.chain.space.names]
+def _write_automation(path: Path, automation: Automation) -> None:
+    rows = np.column_stack([automation.times, automation.values]).tolist()
+    names = ["seconds", *automation.names]
     write_csv(path, [dict(zip(names, row)) for row in rows], names)

@@ -26,15 +26,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import dfx
 from dfx.audio.reading import PIPE, stream_file
 from dfx.audio.writing import BIT_DEPTHS, OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import UserError, errors_in_one_line
-from dfx.render.automation import automation_files
-from dfx.render.model import FileRendering, Model, check_output, load
+from dfx.render.automation import INTERPOLATIONS, automation_files
+from dfx.render.model import Model, RenderedFile, check_output
 from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
-from dfx.render.streaming import StreamingOptions, native_chain, together
+from dfx.render.streaming import StreamingOptions, chain_at_rate
 
 # --- the command line --------------------------------------------------------------------------------
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     pairs = input_output_pairs(options.input, options.output)
-    model = load(options.checkpoint)
+    model = dfx.load(options.checkpoint)
     jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
     written = Counter(path for job in jobs for path in job.extras.values())
     twice = [path for path, count in written.items() if count > 1]
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
             rendering = model.render_file(
                 job.input,
                 job.output,
-                StreamingOptions(options.causal, options.own_level),
+                StreamingOptions(options.interpolation, options.causal, options.own_level),
                 options.bit_depth,
                 options.overwrite,
                 not options.quiet,
@@ -94,7 +95,7 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
         stream.close()
         OutputFile.like(stream, output, options.bit_depth)
         sample_rate, channels = stream.sample_rate, stream.channels
-    chain = native_chain(model.task, sample_rate, together(channels), input)
+    chain = chain_at_rate(model.task, sample_rate, channels, input)
     check_output(input, output, options.overwrite)
     extras = {}
     for name, extra in _EXTRAS.items():
@@ -115,9 +116,9 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
     return _Job(input, output, extras)
 
 
-def _take(model: Model, rendering: FileRendering, job: _Job) -> Take:
+def _take(model: Model, rendering: RenderedFile, job: _Job) -> Take:
     output = rendering.output
-    chain = native_chain(model.task, output.sample_rate, together(output.channels))
+    chain = chain_at_rate(model.task, output.sample_rate, output.channels)
     return Take(job.input, job.output, output.samples / output.sample_rate, chain, rendering.automation)
 
 
@@ -146,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="a checkpoint that train.py wrote")
     parser.add_argument("input", help="a file, a folder, or - for standard input")
     parser.add_argument("output", help="a file, a folder, or - for standard output (WAV)")
-    parser.add_argument("--causal", action="store_true", help="parameters do not look ahead")
+    parser.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, default="linear",
+        help="how parameters move between frames: "
+        f"{'; '.join(f'{name}, {text}' for name, text in INTERPOLATIONS.items())} (default: linear)",
+    )  # fmt: skip
+    parser.add_argument("--causal", action="store_true", help="render without look-ahead of the parameters")
     parser.add_argument(
         "--own-level", action="store_true",
         help="where the task brings its input to a loudness, undo that gain in the output",

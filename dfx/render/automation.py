@@ -6,25 +6,36 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dfx.effects import ParameterSpace
 from dfx.errors import UserError, nearest
 
+Interpolation = Literal["hold", "linear", "published"]
+"""How parameters move between frames; see :mod:`dfx.render.interpolation`."""
+
+INTERPOLATIONS: dict[Interpolation, str] = {
+    "hold": "constant over each frame, as in training",
+    "linear": "on straight lines between frames",
+    "published": "smoothed as in the paper's code, latency not compensated",
+}
+"""Every interpolation, and its description."""
+
 
 class Automation:
     """The trained parameters of a chain at points in time.
 
-    Between the points they move on a straight line in [0, 1], on the scale that they were trained on; before the
-    first and after the last they stay.
+    Between points they move on straight lines in [0, 1], or hold the value of the point before, if ``interpolation`` is
+    ``hold``. Before the first point and after the last they are constant.
 
     Args:
         space: the parameters.
         times: of the points, in seconds, ascending, ``(points,)``.
         parameters: in [0, 1], ``(points, P)``.
-        input_gains_db: what the task's treatment amplifies the input by, ``(points,)``; by default nothing.
+        input_gains_db: the gain of the task's treatment, ``(points,)``; by default 0.
+        interpolation: between frames.
     """
 
     def __init__(
@@ -33,11 +44,13 @@ class Automation:
         times: np.ndarray,
         parameters: np.ndarray,
         input_gains_db: np.ndarray | None = None,
+        interpolation: Interpolation = "linear",
     ) -> None:
         self.space = space
         self.times = times
         self.parameters = parameters
         self.input_gains_db = np.zeros(len(times)) if input_gains_db is None else input_gains_db
+        self.interpolation = interpolation
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +104,7 @@ class Automation:
             }
             for index, parameter in enumerate(self.space.parameters)
         }
-        content = {"times_s": self.times.tolist(), "parameters": parameters}
+        content = {"interpolation": self.interpolation, "times_s": self.times.tolist(), "parameters": parameters}
         Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def _index(self, name: str) -> int:

@@ -7,50 +7,42 @@ from pathlib import Path
 
 import numpy as np
 
-from dfx.audio.reading import PIPE, readable_path, stream_array, stream_file
+from dfx.audio.reading import PIPE, readable_path, stream_file
 from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import UserError
-from dfx.render.automation import Automation
-from dfx.render.streaming import StreamingOptions, render_stream
-from dfx.tasks import Task, load_task
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What a model makes of a recording.
-
-    Args:
-        audio: float32, of the input's shape, aligned with it.
-        sample_rate: in Hz.
-        automation: the parameters over time.
-    """
-
-    audio: np.ndarray
-    sample_rate: int
-    automation: Automation
+from dfx.render.automation import Automation, Interpolation
+from dfx.render.prediction import Predictor
+from dfx.render.streaming import Rendering, StreamingOptions, render_array, render_stream
 
 
 class Model:
     """A trained model that renders recordings.
 
     Args:
-        task: the model; it is set to evaluation.
+        task: the model; it is set to evaluation mode.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Predictor) -> None:
         self.task = task.eval()
 
     def render(
-        self, audio: np.ndarray, sample_rate: int, causal: bool = False, own_level: bool = False, progress: bool = False
+        self,
+        audio: np.ndarray,
+        sample_rate: int,
+        causal: bool = False,
+        own_level: bool = False,
+        progress: bool = False,
+        interpolation: Interpolation = "linear",
     ) -> Rendering:
-        """Renders a recording in memory.
+        """Render a recording in memory.
 
         Args:
             audio: ``(samples,)`` or ``(channels, samples)``, full scale at 1.
             sample_rate: in Hz, any that the effects run at.
-            causal: parameters do not look ahead.
-            own_level: where the task brings its input to a loudness, undo that gain in the output.
+            causal: render without look-ahead of the parameters.
+            own_level: undo the gain that brings the input to the task's loudness.
             progress: show a bar on stderr.
+            interpolation: how parameters move between frames; see :mod:`dfx.render.interpolation`.
 
         Raises:
             UserError: if the audio is empty, not finite or of another shape, or if the chain cannot run at its rate.
@@ -63,12 +55,9 @@ class Model:
         channels = np.atleast_2d(audio)
         if len(channels) > channels.shape[1]:
             raise UserError(f"the audio has the shape {audio.shape}, (channels, samples): transpose it")
-        parts: list[np.ndarray] = []
-        options = StreamingOptions(causal, own_level)
-        automation = render_stream(
-            self.task, lambda: stream_array(channels, sample_rate), parts.append, options, progress
-        )
-        return Rendering(np.concatenate(parts, axis=1).reshape(audio.shape), sample_rate, automation)
+        options = StreamingOptions(interpolation, causal, own_level)
+        rendering = render_array(self.task, channels, sample_rate, options, progress)
+        return Rendering(rendering.audio.reshape(audio.shape), sample_rate, rendering.automation)
 
     def render_file(
         self,
@@ -78,15 +67,15 @@ class Model:
         bit_depth: str | None = None,
         overwrite: bool = False,
         progress: bool = False,
-    ) -> FileRendering:
-        """Renders a file of any length.
+    ) -> RenderedFile:
+        """Render a file of any length.
 
         Args:
             input: its path, or ``-`` for standard input.
-            output: where to write, or ``-`` for standard output, as WAV; its suffix says the format.
+            output: the path to write, whose suffix decides the format, or ``-`` for WAV on standard output.
             options: how to render.
             bit_depth: of the output, any of :data:`~dfx.audio.writing.BIT_DEPTHS`; by default the input's.
-            overwrite: replace an output that exists.
+            overwrite: replace an existing output.
             progress: show a bar on stderr.
 
         Raises:
@@ -102,17 +91,17 @@ class Model:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:
                 automation = render_stream(self.task, lambda: stream_file(path, name), writer.write, options, progress)
-        return FileRendering(file, automation, writer.clipping)
+        return RenderedFile(file, automation, writer.clipping)
 
 
 @dataclass(frozen=True)
-class FileRendering:
-    """What was made of a file.
+class RenderedFile:
+    """A file that a model has rendered.
 
     Args:
-        output: the file that was written.
+        output: the written file.
         automation: the parameters over time.
-        clipping: a sentence, where the output was louder than full scale.
+        clipping: a sentence if the output exceeded full scale, or None.
     """
 
     output: OutputFile
@@ -120,17 +109,12 @@ class FileRendering:
     clipping: str | None
 
 
-def load(checkpoint: str) -> Model:
-    """The model of a checkpoint that ``train.py`` wrote.
+def check_output(input: str, output: str, overwrite: bool) -> None:
+    """Check that an output may be written.
 
     Raises:
-        CheckpointError: if it cannot be used.
+        UserError: if it is its own input, or exists and ``overwrite`` is false.
     """
-    return Model(load_task(str(checkpoint)))
-
-
-def check_output(input: str, output: str, overwrite: bool) -> None:
-    """Raises a ``UserError`` where an output is its own input, or exists and is to be kept."""
     if output == PIPE or not Path(output).exists():
         return
     if input != PIPE and Path(output).samefile(input):

@@ -22,8 +22,9 @@ from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
+from dfx.render.automation import Interpolation
+from dfx.render.streaming import Rendering, StreamingOptions, render_array
 from dfx.tasks.checkpoint import CheckpointError, SavedTask, check_saved, to_plain
-from dfx.tasks.framewise import Rendering, render
 from dfx.tasks.optimizer import OptimizerOptions, make_early_stopping, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
 
@@ -230,7 +231,8 @@ class Task(pl.LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        for method, audio in {"input": batch["input"], "output": self.render(batch["input"]).output}.items():
+        output = torch.from_numpy(self.render(batch["input"]).audio)
+        for method, audio in {"input": batch["input"], "output": output}.items():
             compared = compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate)
             for metric, value in compared.metrics.items():
                 self.log(f"test/{method}/{metric}", value, batch_size=1)
@@ -239,16 +241,23 @@ class Task(pl.LightningModule):
         return self.render(batch["input"])
 
     def treat(self, audio: Tensor) -> Tensor:
-        """A whole recording from outside, ``(channels, samples)`` at the task's sample rate, as the task hears it."""
+        """Apply the task's treatment to a whole recording, ``(channels, samples)`` at the task's sample rate."""
         return self.treatment(audio.cpu(), self.chain.sample_rate)
 
-    def render(self, audio: Tensor) -> Rendering:
-        """A whole recording that is treated already; see :mod:`dfx.tasks.framewise`.
+    def render(self, audio: Tensor, interpolation: Interpolation = "hold") -> Rendering:
+        """Render a whole recording from a fresh start.
 
         Args:
-            audio: ``(channels, samples)`` at the task's sample rate, from :meth:`treat` or a data module.
+            audio: treated, ``(channels, samples)`` at the task's sample rate: from :meth:`treat` or a data module.
+            interpolation: how parameters move between frames; by default as in training.
         """
-        return render(self, audio.cpu())
+        was_training = self.training
+        self.eval()
+        try:
+            options = StreamingOptions(interpolation, treated=True)
+            return render_array(self, audio.cpu().numpy(), self.chain.sample_rate, options)
+        finally:
+            self.train(was_training)
 
     @property
     def _data(self) -> PairedAudio | None:

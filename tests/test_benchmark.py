@@ -1,4 +1,4 @@
-"""The benchmarks run and report what they say; what they measure is for quiet machines."""
+"""The benchmarks run and report consistent rows; the figures themselves need a quiet machine."""
 
 import math
 
@@ -11,7 +11,7 @@ from dfx.blackbox.workers import available_cores
 TUBE_AMP = [chain for chain in chains() if chain.name == "tube_amp"]
 
 
-def test_the_notes_are_the_shipped_ones_and_repeat_where_they_run_out():
+def test_the_notes_are_the_shipped_ones_and_repeat_if_there_are_too_few():
     input, target = notes(113, 2048)
     assert input.shape == target.shape == (113, 1, 2048)
     assert input[:2].equal(input[111:]) and not input[0].equal(input[1])

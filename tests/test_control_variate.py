@@ -1,3 +1,5 @@
+"""The regression that predicts gradients."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Effects that misbehave, and what is left of a run."""
+"""Effects that crash, hang or return invalid audio, and the state of a run after that."""
 
 import gc
 import json
@@ -44,23 +44,23 @@ def misbehaving(effect: str, **options) -> EffectSpec:
 
 
 def lanes_with(effect: EffectSpec) -> IsolatedLanes:
-    """Lanes of a chain with ``effect`` between two others."""
+    """Return lanes of a chain with ``effect`` between two others."""
     spec = ChainSpec([known("Gain", name="before"), effect, known("Gain", name="after")], SAMPLE_RATE)
     return IsolatedLanes(spec, 1, RenderingOptions(workers=1, isolate=True, timeout_seconds=TIMEOUT_SECONDS))
 
 
 def render(lanes: IsolatedLanes, value: float, restart: bool = False) -> np.ndarray:
-    """Two frames of three lanes; in the second frame of one of them, the effect is rendered at ``value``."""
+    """Render two frames of three lanes; in the second frame of one of them, the effect renders at ``value``."""
     values = np.full((3, 1, 2, 3), 0.25)
     values[1, 0, 1, 1] = value
     return lanes.render(np.ones((3, 1, 64), np.float32), values, np.full(3, restart))
 
 
-def check_that_it_is_survived_and_named(effect: EffectSpec, said: str) -> None:
+def check_that_it_is_survived_and_named(effect: EffectSpec, message: str) -> None:
     lanes = lanes_with(effect)
     np.testing.assert_array_equal(render(lanes, 0.25), np.full((3, 1, 1, 64), 0.0625))
     start = time.monotonic()
-    with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {said}$") as error:
+    with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {message}$") as error:
         render(lanes, 0.75)
     assert time.monotonic() - start < TIMEOUT_SECONDS + 1
     assert error.value.effect == "it" and error.value.values == {"it.gain": 0.75}
@@ -72,11 +72,11 @@ LATE = "did not answer within 1 s"
 NOT_FINITE = "returned audio that is not finite or wildly large"
 
 
-# --- what is rendered --------------------------------------------------------------------------------
+# --- rendering -----------------------------------------------------------------------------------------
 
 
 def layers() -> tuple:
-    """In threads, and in processes."""
+    """Return a layer in threads and one in processes."""
     spec, gradient = ChainSpec(TUBE, SAMPLE_RATE), GradientOptions(sides=2)
     return tuple(EffectLayer(spec, gradient, RenderingOptions(2, isolate)) for isolate in (False, True))
 
@@ -86,7 +86,7 @@ def frames(batch: int, samples: int = 512, seed: int = 0) -> torch.Tensor:
 
 
 def step(layer: EffectLayer, k: int, restart: list) -> tuple:
-    """Output and gradient of frame ``k`` of every lane, each at parameters of its own."""
+    """Return output and gradient of frame ``k`` of every lane, each at different parameters."""
     generator = torch.Generator().manual_seed(k)
     parameters = torch.rand(len(restart), len(layer.chain.parameters), generator=generator).requires_grad_()
     output = layer(frames(len(restart), seed=k), parameters, torch.tensor(restart))
@@ -98,8 +98,8 @@ def test_processes_render_what_threads_render_to_the_bit():
     threads, processes = layers()
     for k in range(4):
         restart = [k == 0, k in (0, 2), k == 0]
-        for ours, theirs in zip(step(threads, k, restart), step(processes, k, restart)):
-            assert torch.equal(ours, theirs)
+        for expected, result in zip(step(threads, k, restart), step(processes, k, restart)):
+            assert torch.equal(expected, result)
 
 
 def test_batches_and_frames_of_any_size_are_rendered_to_the_bit():
@@ -112,21 +112,21 @@ def test_batches_and_frames_of_any_size_are_rendered_to_the_bit():
             assert torch.equal(threads(audio, parameters, flags), processes(audio, parameters, flags))
 
 
-def test_a_checkpoint_of_threads_goes_on_in_processes_and_the_other_way_round(tmp_path):
+def test_a_checkpoint_of_threads_continues_in_processes_and_vice_versa(tmp_path):
     for saved, restored in (layers(), layers()[::-1]):
         for k in range(3):
             step(saved, k, [k == 0, k == 1, k == 0])
         torch.save(saved.streaming_state(), tmp_path / "state.pt")
         restored.load_streaming_state(torch.load(tmp_path / "state.pt", weights_only=True))
-        for ours, theirs in zip(step(saved, 3, [False] * 3), step(restored, 3, [False] * 3)):
-            assert torch.equal(ours, theirs)
+        for expected, result in zip(step(saved, 3, [False] * 3), step(restored, 3, [False] * 3)):
+            assert torch.equal(expected, result)
 
 
-# --- what misbehaves ---------------------------------------------------------------------------------
+# --- misbehaving effects -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "effect, said",
+    "effect, message",
     [
         ("Crashing", CRASHED),
         ("Hanging", LATE),
@@ -134,13 +134,13 @@ def test_a_checkpoint_of_threads_goes_on_in_processes_and_the_other_way_round(tm
         ("NotFinite", NOT_FINITE),
     ],
 )
-def test_an_effect_that_misbehaves_is_survived_and_named_with_its_values(effect, said):
-    check_that_it_is_survived_and_named(misbehaving(effect), said)
+def test_an_effect_that_misbehaves_is_survived_and_named_with_its_values(effect, message):
+    check_that_it_is_survived_and_named(misbehaving(effect), message)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    """A folder with the plugins of misbehaving.c."""
+    """Return a folder with the plugins of misbehaving.c."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
@@ -171,7 +171,7 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def plugins(bundle, monkeypatch):
-    """Makes them the only LV2 plugins that are installed, here and in the processes that are started."""
+    """Make them the only installed LV2 plugins, here and in new processes."""
 
     try:
         lilv.uris()
@@ -183,9 +183,9 @@ def plugins(bundle, monkeypatch):
     lilv.rescan()
 
 
-@pytest.mark.parametrize("plugin, said", [("crash", CRASHED), ("hang", LATE), ("nan", NOT_FINITE)])
-def test_a_plugin_that_misbehaves_is_survived_and_named_with_its_values(plugins, plugin, said):
-    check_that_it_is_survived_and_named(EffectSpec(f"lv2:urn:test:{plugin}", name="it"), said)
+@pytest.mark.parametrize("plugin, message", [("crash", CRASHED), ("hang", LATE), ("nan", NOT_FINITE)])
+def test_a_plugin_that_misbehaves_is_survived_and_named_with_its_values(plugins, plugin, message):
+    check_that_it_is_survived_and_named(EffectSpec(f"lv2:urn:test:{plugin}", name="it"), message)
 
 
 @pytest.mark.parametrize("effect, restart", [("CrashingWhenBuilt", False), ("CrashingWhenReset", True)])
@@ -196,9 +196,9 @@ def test_an_effect_that_crashes_before_it_renders_is_named(effect, restart):
 
 
 def test_an_effect_that_crashes_while_a_checkpoint_is_loaded_is_named():
-    heard = [(torch.ones(1, 64), torch.full((1, 1, 3), value)) for value in (0.25, 0.75)]
+    steps = [(torch.ones(1, 64), torch.full((1, 1, 3), value)) for value in (0.25, 0.75)]
     with pytest.raises(RenderError, match=rf"^it at \(it\.gain=0\.75\) {CRASHED}$"):
-        lanes_with(misbehaving("Crashing")).load_state_dict({"history": [[], heard]})
+        lanes_with(misbehaving("Crashing")).load_state_dict({"history": [[], steps]})
 
 
 def test_after_an_error_and_after_a_worker_was_killed_new_ones_start():
@@ -216,12 +216,12 @@ def test_after_an_error_and_after_a_worker_was_killed_new_ones_start():
     assert multiprocessing.active_children() == []
 
 
-def test_a_time_that_is_no_time_is_refused():
+def test_a_timeout_of_zero_is_refused():
     with pytest.raises(UserError, match="timeout_seconds is 0; it must be above 0"):
         RenderingOptions(timeout_seconds=0)
 
 
-# --- what is left ------------------------------------------------------------------------------------
+# --- cleaning up ---------------------------------------------------------------------------------------
 
 
 def test_lanes_that_are_collected_leave_no_process_and_no_memory():
@@ -251,12 +251,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("value, end", [(0.25, None), (0.75, signal.SIGINT), (0.75, signal.SIGKILL)])
-def test_a_process_that_ends_in_whatever_way_leaves_no_process_and_no_memory(tmp_path, value, end):
+def test_a_process_that_ends_in_any_way_leaves_no_process_and_no_memory(tmp_path, value, end):
     (tmp_path / "script.py").write_text(SCRIPT.replace("VALUE", str(value)))
     process = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py"], text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, tmp_path / "script.py"],
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     name = process.stdout.readline().strip()
     if end == signal.SIGINT:
         # As Ctrl-C does: to all processes of the session.
@@ -274,19 +278,28 @@ def test_a_process_that_ends_in_whatever_way_leaves_no_process_and_no_memory(tmp
 
 
 def fit(root: Path, folder: Path, isolate: bool, *callbacks: pl.Callback, resume: bool = False):
-    """The weights that four steps of training a :class:`Flagged` effect end with."""
+    """Return the weights after four steps of training a :class:`Flagged` effect."""
     pl.seed_everything(0, verbose=False)
     model = TubeAmp(
-        [misbehaving("Flagged", train={"gain": None})], context_samples=2048, frame_samples=1024,
-        encoder=EncoderOptions(width=0.1), loss=LossOptions(fft_sizes=[512, 256]),
+        [misbehaving("Flagged", train={"gain": None})],
+        context_samples=2048,
+        frame_samples=1024,
+        encoder=EncoderOptions(width=0.1),
+        loss=LossOptions(fft_sizes=[512, 256]),
         rendering=RenderingOptions(workers=1, isolate=isolate),
-    )  # fmt: skip
+    )
     data = PairedAudio(str(root), SAMPLE_RATE, 1, model.window, batch_size=2, excerpt_seconds=0.15, check_audio=False)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=4, limit_val_batches=0, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks),
+        accelerator="cpu",
+        max_steps=4,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
         enable_checkpointing=bool(callbacks),
-    )  # fmt: skip
+    )
     trainer.fit(model, datamodule=data, ckpt_path=str(folder / "last.ckpt") if resume else None)
     return torch.cat([value.float().flatten() for value in model.state_dict().values()])
 
@@ -297,7 +310,9 @@ class RaiseFlag(pl.Callback):
             Path(os.environ["FLAG"]).touch()
 
 
-def test_a_run_that_a_plugin_crashed_keeps_the_values_and_resumes_as_if_it_had_not(make_pairs, tmp_path, monkeypatch):
+def test_a_run_that_a_plugin_crashed_keeps_the_values_and_resumes_to_the_same_weights(
+    make_pairs, tmp_path, monkeypatch
+):
     flag, folder = tmp_path / "flag", tmp_path / "run"
     monkeypatch.setenv("FLAG", str(flag))
     root = make_pairs(12)

@@ -1,3 +1,5 @@
+"""The effect layer: gradients, lanes, resumption, errors."""
+
 import itertools
 import tracemalloc
 from dataclasses import replace
@@ -38,7 +40,7 @@ def parameters(batch: int, count: int, value: float = 0.5) -> torch.Tensor:
 
 
 def quadratic_gradient(audio: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Of the sum of squares of the output of ``known_effects.Quadratic``, exactly."""
+    """Return the exact gradient of the sum of squares of the output of ``known_effects.Quadratic``."""
     v = at.detach().double().numpy()
     factor = 1 + v @ GRADIENT + np.einsum("bi,ij,bj->b", v, CURVATURE, v) / 2
     power = audio.double().square().sum(dim=1).numpy()
@@ -72,7 +74,7 @@ EVERY_ESTIMATOR = pytest.mark.parametrize("options", ESTIMATORS.values(), ids=ES
 
 
 def estimates(layer: EffectLayer, audio: torch.Tensor, at: torch.Tensor, count: int) -> torch.Tensor:
-    """``(count, batch, P)``: gradients of the sum of squares, each from a new step."""
+    """Return ``(count, batch, P)``: gradients of the sum of squares, each from a new step."""
     gradients = []
     for _ in range(count):
         at.grad = None
@@ -106,12 +108,12 @@ def test_every_estimator_is_reproducible_and_resumes(options, sides):
 
 @EVERY_ESTIMATOR
 @pytest.mark.parametrize("sides", [1, 2])
-def test_what_an_estimator_costs_is_known_before(options, sides, monkeypatch):
+def test_the_number_of_renderings_of_an_estimator_is_known_in_advance(options, sides, monkeypatch):
     layer = EffectLayer(chain(known("Quadratic")), GradientOptions(sides=sides, **options))
-    made, render = [], Chain.render
-    monkeypatch.setattr(Chain, "render", lambda *arguments: made.append(1) or render(*arguments))
+    renderings, render = [], Chain.render
+    monkeypatch.setattr(Chain, "render", lambda *arguments: renderings.append(1) or render(*arguments))
     layer(frames(2, 64), parameters(2, 3), flags(2))
-    assert len(made) == 2 * layer.renderings
+    assert len(renderings) == 2 * layer.renderings
 
 
 @pytest.mark.parametrize("sides, at", [(1, 0.0), (1, 1.0), (2, 0.5), (2, 1.0)])
@@ -139,7 +141,7 @@ def test_divided_by_epsilon_a_difference_has_two_sides():
         GradientOptions(divisor="epsilon", sides=1)
 
 
-def test_a_control_variate_takes_off_the_noise_of_what_is_known():
+def test_a_control_variate_removes_the_variance_that_it_predicts():
     audio, at = frames(8, 8192), parameters(8, 3)
     exact = quadratic_gradient(audio, at)
     errors = {}
@@ -180,7 +182,7 @@ def test_gradients_reach_what_predicts_the_parameters_and_agree_with_differences
     assert torch.nn.functional.cosine_similarity(weight.grad, exact, dim=0) > 0.97
 
 
-def test_examples_have_gradients_of_their_own():
+def test_gradients_of_examples_are_independent():
     layer = EffectLayer(chain(known("Gain")), GradientOptions())
     at = parameters(3, 1)
     output = layer(frames(3), at, flags(3))
@@ -205,12 +207,12 @@ def test_frames_of_a_lane_continue_each_other_until_it_restarts():
     second = layer(audio[:, 512:], at, torch.tensor([False, True]))
     whole = torch.from_numpy(spec.build().render(audio[:1].numpy(), np.array([1.4])))
     torch.testing.assert_close(torch.cat([first, second], dim=1)[:1], whole)
-    anew = torch.from_numpy(spec.build().render(audio[1:, 512:].numpy(), np.array([1.4])))
-    torch.testing.assert_close(second[1:], anew)
+    restarted = torch.from_numpy(spec.build().render(audio[1:, 512:].numpy(), np.array([1.4])))
+    torch.testing.assert_close(second[1:], restarted)
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_effects_that_never_restart_begin_in_what_another_excerpt_left_but_only_in_training(isolate):
+def test_chains_that_never_restart_keep_the_state_of_the_last_excerpt_in_training_only(isolate):
     layer = EffectLayer(
         chain(known("Leaky")), GradientOptions(restart="never"), RenderingOptions(workers=1, isolate=isolate)
     )
@@ -222,7 +224,7 @@ def test_effects_that_never_restart_begin_in_what_another_excerpt_left_but_only_
         assert torch.equal(layer(audio, at, flags(2)), layer(audio, at, flags(2)))
 
 
-def test_a_layer_that_never_restarts_resumes_with_the_excerpt_under_way():
+def test_a_layer_that_never_restarts_resumes_with_the_current_excerpt():
     audio, at = frames(2), parameters(2, 1)
     layer, resumed, fresh = (EffectLayer(chain(known("Leaky")), GradientOptions(restart="never")) for _ in range(3))
     for restart in (True, True, False):
@@ -233,7 +235,7 @@ def test_a_layer_that_never_restarts_resumes_with_the_excerpt_under_way():
     assert torch.equal(resumed(audio, at, flags(2, False)), fresh(audio, at, flags(2, False)))
 
 
-def test_perturbed_instances_hear_every_frame_once_as_the_nominal_one_does():
+def test_perturbed_chains_render_every_frame_once_like_the_nominal_one():
     options = GradientOptions(sides=2, redraw="excerpt", epsilon=0.1)
     layer = EffectLayer(chain(known("Leaky")), options)
     audio, at = frames(1, 1024), parameters(1, 1)
@@ -246,17 +248,17 @@ def test_perturbed_instances_hear_every_frame_once_as_the_nominal_one_does():
 
 def test_without_gradients_only_the_nominal_rendering_is_made(monkeypatch):
     layer = EffectLayer(chain(known("Gain")), GradientOptions(sides=2, draws=2))
-    made, render = [], Chain.render
-    monkeypatch.setattr(Chain, "render", lambda *arguments: made.append(1) or render(*arguments))
+    renderings, render = [], Chain.render
+    monkeypatch.setattr(Chain, "render", lambda *arguments: renderings.append(1) or render(*arguments))
     layer(frames(3), parameters(3, 1), flags(3))
-    assert len(made) == 3 * (1 + 2 * 2)
-    made.clear()
+    assert len(renderings) == 3 * (1 + 2 * 2)
+    renderings.clear()
     with torch.no_grad():
         layer(frames(3), parameters(3, 1), flags(3))
-    assert len(made) == 3
+    assert len(renderings) == 3
 
 
-def test_validation_leaves_no_trace_in_training():
+def test_validation_does_not_change_training():
     layers = [EffectLayer(chain(known("Leaky")), GradientOptions(seed=1)) for _ in range(2)]
     audio, outputs, gradients = frames(2), [], []
     for disturbed, layer in enumerate(layers):
@@ -284,16 +286,16 @@ def test_several_frames_in_one_call_equal_as_many_calls(channels, redraw):
     outputs = [
         one_by_one(part, at[:, frame], flags(3, frame == 0)) for frame, part in enumerate(audio.split(512, dim=-1))
     ]
-    together = torch.cat(outputs, dim=-1)
-    together.square().sum().backward()
-    assert torch.equal(output, together)
+    joined = torch.cat(outputs, dim=-1)
+    joined.square().sum().backward()
+    assert torch.equal(output, joined)
     assert gradient.isfinite().all() and gradient.abs().sum(dim=(0, 2)).min() > 0
     if redraw == "excerpt":
         torch.testing.assert_close(gradient, at.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("redraw", ["frame", "excerpt"])
-def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
+def test_a_restored_layer_continues_to_the_bit(redraw, tmp_path):
     options = GradientOptions(redraw=redraw, sides=2)
     layer = EffectLayer(chain(*TUBE), options)
     at = parameters(3, len(layer.chain.parameters))
@@ -311,14 +313,14 @@ def test_a_restored_layer_goes_on_to_the_bit(redraw, tmp_path):
     restored.load_streaming_state(torch.load(tmp_path / "state.pt", weights_only=True))
     for k in range(4, 7):
         restart = torch.tensor([False, False, k == 5])
-        for ours, theirs in zip(step(layer, k, restart), step(restored, k, restart)):
-            assert torch.equal(ours, theirs)
+        for expected, result in zip(step(layer, k, restart), step(restored, k, restart)):
+            assert torch.equal(expected, result)
 
 
 @EVERY_ESTIMATOR
 @pytest.mark.parametrize("workers", [2, 7])
 def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
-    # However little there is to do, all of them are woken.
+    # All workers run, however little work there is.
     monkeypatch.setattr(workers_module, "_MIN_SECONDS", 1e-9)
     one, several = (
         EffectLayer(chain(*TUBE), GradientOptions(**options), RenderingOptions(workers=count)) for count in (1, workers)
@@ -334,7 +336,7 @@ def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
     assert all(map(torch.equal, *results))
 
 
-def test_what_is_still_in_use_is_not_rendered_over():
+def test_outputs_in_use_are_not_overwritten():
     at_once, later = EffectLayer(chain(*TUBE)), EffectLayer(chain(*TUBE))
     expected, kept = [], []
     for step in range(3):
@@ -351,7 +353,7 @@ def test_what_is_still_in_use_is_not_rendered_over():
         assert np.array_equal(view, output[1:])
 
 
-def test_memory_that_nothing_refers_to_is_used_again():
+def test_output_memory_is_reused_when_nothing_refers_to_it():
     layer = EffectLayer(chain(*TUBE), GradientOptions(draws=7), RenderingOptions(workers=1))
     audio, at = frames(8, 16384), parameters(8, len(layer.chain.parameters))
 
@@ -376,21 +378,21 @@ def test_an_error_of_any_kind_in_a_worker_is_raised():
 
     def work(rows: range) -> None:
         if 5 in rows:
-            raise IndexError("of the work's own")
+            raise IndexError("raised by the work")
 
-    with pytest.raises(IndexError, match="of the work's own"):
+    with pytest.raises(IndexError, match="raised by the work"):
         workers.run(work, 12)
 
 
-def test_a_run_may_be_resumed_with_a_control_variate_that_it_did_not_have():
+def test_a_run_can_be_resumed_with_a_new_control_variate():
     spec = chain(known("Gain"))
     layer = EffectLayer(spec, GradientOptions(control_variate="regression"))
     layer.load_streaming_state(EffectLayer(spec).streaming_state())
     assert estimates(layer, frames(2, 2048), parameters(2, 1), 2).isfinite().all()
 
 
-@pytest.mark.parametrize("effect, said", [("Raising", "too loud"), ("NotFinite", "not finite")])
-def test_a_failing_effect_raises_with_its_name_and_values(effect, said):
+@pytest.mark.parametrize("effect, message", [("Raising", "too loud"), ("NotFinite", "not finite")])
+def test_a_failing_effect_raises_with_its_name_and_values(effect, message):
     layer = EffectLayer(chain(known(effect)), GradientOptions(epsilon=0.001))
     at = parameters(4, 1)
     layer(frames(4), at, flags(4))
@@ -398,10 +400,10 @@ def test_a_failing_effect_raises_with_its_name_and_values(effect, said):
         at[2] = 0.9
     with pytest.raises(RenderError, match=r"\.gain=1\.\d+") as error:
         layer(frames(4), at, flags(4))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_what_does_not_fit_is_refused():
+def test_wrong_shapes_and_options_are_refused():
     layer = EffectLayer(chain(known("Gain")))
     with pytest.raises(ValueError, match="gradient with respect to its input"):
         layer(frames(2).requires_grad_(), parameters(2, 1), flags(2))
@@ -436,7 +438,7 @@ def test_what_does_not_fit_is_refused():
         EffectLayer(chain(known("Gain")), GradientOptions(epsilon_of={"gain.volume": 0.1}))
 
 
-def test_parameters_that_glide_are_named_where_directions_change_every_frame():
+def test_smoothed_parameters_are_named_if_directions_change_every_frame():
     ladder = chain(EffectSpec("pedalboard:LadderFilter", train={"cutoff_hz": None}))
     with pytest.warns(UserWarning, match="ladder_filter.cutoff_hz"):
         EffectLayer(ladder, GradientOptions(redraw="frame"))

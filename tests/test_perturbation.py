@@ -1,3 +1,5 @@
+"""Directions of perturbations."""
+
 import pytest
 import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -107,28 +108,18 @@ def fidelity(
         ``cosine_*`` between the estimated and the exact gradient, and ``error_*``, the norm of their difference
         relative to that of the exact one.
     """
-    for chain in chains:
+    for chain, batch in itertools.product(chains, batch_sizes):
         count = len(chain.spec.parameters)
-        for batch in batch_sizes:
-            setup = _Setup(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
-            for when in ("start", "late") if late_steps else ("start",):
-                if when == "late":
-                    setup.train(late_steps)
-                exact = setup.exact()
-                label = f"{chain.name}, batch {batch}, {when}"
-                for name, options in tqdm(ESTIMATORS.items(), desc=label, leave=False):
-                    compared = [_compare(*pair) for pair in zip(setup.estimated(options), exact)]
-                    yield {
-                        "chain": chain.name,
-                        "host": chain.host,
-                        "batch": batch,
-                        "parameters": count,
-                        "when": when,
-                        "name": name,
-                        **asdict(options),
-                        "renderings": options.renderings(count),
-                        **{key: sum(c[key] for c in compared) / len(compared) for key in compared[0]},
-                    }
+        setup = _Setup(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
+        for when in ("start", "late") if late_steps else ("start",):
+            if when == "late":
+                setup.train(late_steps)
+            exact = setup.exact()
+            row = {"chain": chain.name, "host": chain.host, "batch": batch, "parameters": count, "when": when}
+            for name, options in tqdm(ESTIMATORS.items(), desc=f"{chain.name}, batch {batch}, {when}", leave=False):
+                compared = [_compare(*pair) for pair in zip(setup.estimated(options), exact)]
+                means = {key: sum(c[key] for c in compared) / len(compared) for key in compared[0]}
+                yield {**row, "name": name, **asdict(options), "renderings": options.renderings(count), **means}
 
 
 def _compare(estimated: Gradients, exact: Gradients) -> dict[str, float]:

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,14 +59,11 @@ def speed(
         - ``threads_over_limit``: the plain loop on as many threads, without the layer;
         - ``original_over_layer``: the original design (a process per example, pickled audio, two-sided SPSA);
         - ``regression_over_layer``: a layer with a control variate;
-        - ``share_of_step``: the layer in a training step with MobileNetV2 at width 0.35 and the multi-resolution STFT
-          loss;
+        - ``share_of_step``: the layer in a training step with MobileNetV2 (width 0.35) and multi-resolution STFT loss;
         - ``layer_mb``, ``original_mb``: memory in MiB.
     """
-    for chain in chains:
-        for mode in modes:
-            for batch in batches:
-                yield from _measure(chain, mode, batch, seconds)
+    for chain, mode, batch in itertools.product(chains, modes, batches):
+        yield from _measure(chain, mode, batch, seconds)
 
 
 def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> list[dict[str, Any]]:
@@ -142,12 +140,12 @@ def _medians(candidates: dict[str, Callable[[], None]], seconds: float, label: s
             for name, run in candidates.items():
                 # Untimed: the caches still hold the memory of another candidate.
                 run()
-                turn_ends = time.perf_counter() + _TURN_SECONDS
-                times[name].append(_timed(run))
-                while time.perf_counter() < turn_ends:
-                    times[name].append(_timed(run))
+                turn: list[float] = []
+                while sum(turn) < _TURN_SECONDS:
+                    turn.append(timeit.timeit(run, number=1))
+                times[name] += turn
             progress.update()
-    return {name: statistics.median(of) for name, of in times.items()}
+    return {name: statistics.median(seconds_per_call) for name, seconds_per_call in times.items()}
 
 
 def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
@@ -241,14 +239,14 @@ class _OriginalDesign:
         nominal = parameters.detach().numpy()
         audio, grads = (_frame_by_frame(signal, parameters) for signal in (input, grad))
         for frame in range(nominal.shape[1]):
-            for i, pipe in enumerate(self._pipes):
-                pipe.send((audio[i][frame], nominal[i, frame]))
-            for pipe in self._pipes:
-                pipe.recv()
-            for i, pipe in enumerate(self._pipes):
-                pipe.send((grads[i][frame], audio[i][frame], nominal[i, frame]))
-            for pipe in self._pipes:
-                pipe.recv()
+            self._exchange([(audio[i][frame], nominal[i, frame]) for i in range(len(nominal))])
+            self._exchange([(grads[i][frame], audio[i][frame], nominal[i, frame]) for i in range(len(nominal))])
+
+    def _exchange(self, messages: list[tuple[np.ndarray, ...]]) -> None:
+        for pipe, message in zip(self._pipes, messages):
+            pipe.send(message)
+        for pipe in self._pipes:
+            pipe.recv()
 
     def memory_mb(self) -> float:
         return sum(_memory_mb(process.pid) for process in self._processes)
@@ -279,12 +277,6 @@ def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
                 for chain, sign in zip(chains[1:], (1, -1))
             )
             pipe.send(np.sum(grad * (plus - minus)) / (2 * epsilon * direction))
-
-
-def _timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _memory_mb(process: Any = "self") -> float:

@@ -81,11 +81,7 @@ class ControlVariate:
         change = self._band_products(y[:, None], d)
         level = np.digitize(10 * np.log10(power.sum(axis=-1) / (FFT_SAMPLES / 2) + 1e-12), LEVELS_DBFS)
         at_level = (level[..., None] == np.arange(len(LEVELS_DBFS) + 1)).astype(power.dtype)
-        return Cells(
-            _sum_by_level("bfwn,bfwl->bfnl", power, at_level),
-            _sum_by_level("bfwn,bfwl->bfnl", gradient, at_level),
-            _sum_by_level("bdfwn,bfwl->bdfnl", change, at_level),
-        )
+        return Cells(*(_sum_by_level(products, at_level) for products in (power, gradient, change)))
 
     def predict(self, cells: Cells) -> np.ndarray:
         """Return the predicted gradient of the parameters, ``(batch, frames, P)``."""
@@ -151,6 +147,7 @@ def _window(samples: int) -> np.ndarray:
     return (window / np.sqrt(np.square(window).mean())).astype(np.float32)
 
 
-def _sum_by_level(equation: str, windows: np.ndarray, at_level: np.ndarray) -> np.ndarray:
-    by_level = np.einsum(equation, windows, at_level, optimize=True)
+def _sum_by_level(products: np.ndarray, at_level: np.ndarray) -> np.ndarray:
+    """Sum ``(batch, [directions,] frames, windows, bands)`` to ``(batch, [directions,] frames, cells)``."""
+    by_level = np.einsum("b...fwn,bfwl->b...fnl", products, at_level, optimize=True)
     return by_level.reshape(*by_level.shape[:-2], -1).astype(np.float64)

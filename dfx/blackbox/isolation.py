@@ -88,7 +88,7 @@ class IsolatedLanes(Lanes):
             buffers = self._buffers_for(audio, values)
             buffers.audio[:] = audio
             buffers.values[:] = values
-            jobs: dict[int, _Rows] = {}
+            jobs: dict[int, list[tuple[int, int, bool]]] = {}
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
             # Start all workers before the first gets a job.
@@ -162,11 +162,8 @@ def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
 _Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
 
-_Rows = list[tuple[int, int, bool]]
-"""Row of a lane in the buffers, its number, and true if it restarts."""
-
-_Job = tuple[str, _Shape, _Rows]
-"""Name and shape of the buffers, and the rows that a worker has to render."""
+_Job = tuple[str, _Shape, list[tuple[int, int, bool]]]
+"""Name and shape of the buffers; for each lane to render, its row in them, its number, and true if it restarts."""
 
 
 class _Buffers:

@@ -104,11 +104,9 @@ class Lanes:
         keep_history: bool = False,
         restart_chains: bool = True,
     ) -> None:
-        self._spec = spec
-        self._renderings = renderings
         self.workers = Workers(options.workers or available_cores())
-        self._keep_history = keep_history
-        self._restart_chains = restart_chains
+        self._spec, self._renderings = spec, renderings
+        self._keep_history, self._restart_chains = keep_history, restart_chains
         self._history: list[list[_Step]] = []
         self._lanes: list[Lane] = []
         self._output = np.empty(0, dtype=np.float32)
@@ -145,15 +143,11 @@ class Lanes:
         # Imported here: importing torch takes seconds, and worker processes do not need it.
         import torch
 
-        return {
-            "history": [
-                [
-                    (torch.from_numpy(audio[row].copy()), torch.from_numpy(values[row].copy()))
-                    for audio, values, row in steps
-                ]
-                for steps in self._history
-            ]
-        }
+        def copy(rows: np.ndarray, row: int) -> Any:
+            return torch.from_numpy(rows[row].copy())
+
+        history = [[(copy(audio, row), copy(values, row)) for audio, values, row in steps] for steps in self._history]
+        return {"history": history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of every lane by rendering its history again."""

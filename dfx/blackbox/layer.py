@@ -41,10 +41,7 @@ class EffectLayer(nn.Module):
     """
 
     def __init__(
-        self,
-        chain: ChainSpec,
-        gradient: GradientOptions | None = None,
-        rendering: RenderingOptions | None = None,
+        self, chain: ChainSpec, gradient: GradientOptions | None = None, rendering: RenderingOptions | None = None
     ) -> None:
         super().__init__()
         self.chain = chain
@@ -62,13 +59,8 @@ class EffectLayer(nn.Module):
         self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate)
         self._rendering = rendering or RenderingOptions()
         self._workers = Workers(self._rendering.workers or available_cores())
-        self._training_lanes = make_lanes(
-            chain,
-            self.renderings,
-            self._rendering,
-            keep_history=True,
-            restart_chains=self.gradient.restart == "excerpt",
-        )
+        training = {"keep_history": True, "restart_chains": self.gradient.restart == "excerpt"}
+        self._training_lanes = make_lanes(chain, self.renderings, self._rendering, **training)
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
 
     def forward(self, input: Tensor, parameters: Tensor, restart: Tensor) -> Tensor:

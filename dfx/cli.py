@@ -31,7 +31,7 @@ from dfx.callbacks import (
     RunFolder,
     StopOnSignal,
     Stopped,
-    WholeCheckpoints,
+    AtomicCheckpointIO,
     last_checkpoint,
     versions,
 )
@@ -223,7 +223,7 @@ class DfxCLI(LightningCLI):
             default_root_dir=str(self.run_folder),
             logger=loggers + ([self.logger] if self.logger else []),
             callbacks=given,
-            plugins=[*plugins, WholeCheckpoints()],
+            plugins=[*plugins, AtomicCheckpointIO()],
             **options,
         )
 

@@ -1,22 +1,33 @@
-"""One picture of a rendering: what went in, what came out, and how the parameters moved meanwhile."""
+"""All figures that are drawn with matplotlib. Every function returns a figure, to show or to save."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from dfx.effects import Parameter
+from dfx.audio.levels import amplitude_to_db, frame_levels_db, level_frame_samples
+from dfx.audio.spectrogram import magnitude_spectrogram
+from dfx.effects import Parameter, ParameterSpace
 
-_FFT_SAMPLES = 512
 _RANGE_DB = 80.0
-_LEVEL_SECONDS = 0.02
+_LOWEST_HZ = 40.0
+_ROWS, _COLUMNS = 160, 400
+"""Size of an excerpt's spectrogram: about as many rows and columns as its panel has pixels."""
+_MARKERS = "osD^vP*Xh<>dp"
+_LINE_STYLES = ("-", "--", ":", "-.")
+
+# --- a recording -------------------------------------------------------------------------------------
 
 
 def draw_rendering(
@@ -28,63 +39,45 @@ def draw_rendering(
     frame_samples: int,
     marked: Sequence[tuple[float, float]] = (),
 ) -> Figure:
-    """Draws levels, spectrograms and parameters over one axis of time, as the paper shows its automation.
+    """Draw levels, spectrograms and parameters over one time axis, as the paper shows its automation.
 
-    Levels are of 20 ms, in dB below full scale; spectrograms share one scale of 80 dB. Both are of the mean of the
-    channels. Every parameter has a panel of its own, in its unit and on its scale, from its lowest to its highest value
-    in the recording, or a tenth of its range where it hardly moves.
+    Levels are those of every 20 ms, in dBFS; spectrograms, of the mean of the channels, share one scale of 80 dB. Every
+    parameter has its own panel, in its unit and on its scale, which spans its values in the recording, or a tenth of
+    its range if it moves less.
 
     Args:
         input, output: ``(channels, samples)``, aligned with each other.
-        automation: ``(frames, P)``, the values of the parameters in their units.
-        parameters: those of the chain, in the order of ``automation``.
+        automation: ``(frames, P)``, values of the parameters in their units.
+        parameters: parameters of the chain, in the order of ``automation``.
         sample_rate: in Hz.
-        frame_samples: how long one set of parameters holds.
-        marked: spans, ``(start, end)`` in seconds, that are shaded in the panels of lines.
-
-    Returns:
-        The figure, to show or to save.
+        frame_samples: length of a frame, during which the parameters are constant.
+        marked: spans, ``(start, end)`` in seconds, that are shaded in the panels of levels and parameters.
 
     Raises:
-        ValueError: if ``automation`` has not a column for each parameter.
+        ValueError: if ``automation`` does not have one column for each parameter.
     """
     if automation.shape[1] != len(parameters):
         raise ValueError(f"automation has {automation.shape[1]} columns for {len(parameters)} parameters")
-    seconds = input.shape[1] / sample_rate
     heights = [1.1, 1.2, 1.2, *[0.8] * len(parameters)]
     figure = Figure(figsize=(7.2, sum(heights) + 0.6), dpi=80, layout="constrained")
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-    over_time, spectrograms, lanes = axes[0], axes[1:3], axes[3:]
-
-    for audio, name, style in ((input, "input", {"color": "0.6", "lw": 2}), (output, "output", {"color": "C0"})):
-        levels = _levels_db(audio, sample_rate)
-        over_time.plot((np.arange(len(levels)) + 0.5) * _LEVEL_SECONDS, levels, label=name, **style)
-    over_time.set_ylabel("level [dB]")
-    over_time.grid(alpha=0.3)
-    over_time.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize=8, frameon=False)
-
-    powers = {name: _power_db(audio) for name, audio in {"input": input, "output": output}.items()}
-    # Not the loudest of all: next to it everything is dark.
-    top = max(float(np.quantile(power, 0.999)) for power in powers.values())
-    # Few colours, which keeps the file of the figure small.
-    colors = matplotlib.colormaps["magma"].resampled(8)
-    for axis, (name, power) in zip(spectrograms, powers.items()):
-        image = axis.imshow(
-            power - top, origin="lower", aspect="auto", cmap=colors, vmin=-_RANGE_DB, vmax=0,
-            extent=(0, seconds, 0, sample_rate / 2000), interpolation="nearest",
-        )  # fmt: skip
+    _plot_levels(axes[0], input, output, sample_rate)
+    images = {axis: _levels_db(audio, 512, 256) for axis, audio in zip(axes[1:3], (input, output))}
+    # The maximum would leave most of the picture dark.
+    top = max(float(np.quantile(levels, 0.999)) for levels in images.values())
+    seconds = input.shape[1] / sample_rate
+    # Few colours keep the file of the figure small.
+    colours = matplotlib.colormaps["magma"].resampled(8)
+    for (axis, levels), name in zip(images.items(), ("input", "output")):
+        image = _show_levels(axis, levels - top, seconds, sample_rate / 2000, colours)
         axis.set_ylabel(f"{name} [kHz]")
-    figure.colorbar(image, ax=list(spectrograms), label="dB", pad=0.01)
-
-    # The last frame may reach beyond the end of the recording.
+    figure.colorbar(image, ax=list(images), label="dB", pad=0.01)
+    # The last frame may extend beyond the end of the recording.
     borders = np.arange(len(automation) + 1) * frame_samples / sample_rate
-    for axis, parameter, values in zip(lanes, parameters, automation.T):
-        axis.stairs(values, borders, baseline=None, color="C3", lw=1.2)
-        axis.set_title(parameter.name, loc="left", fontsize=9, pad=2)
-        axis.set_ylabel(parameter.unit)
-        _set_range(axis, parameter, values)
+    for axis, parameter, values in zip(axes[3:], parameters, automation.T):
+        _plot_parameter(axis, parameter, values, borders)
+    for axis in (axes[0], *axes[3:]):
         axis.grid(alpha=0.3)
-    for axis in (over_time, *lanes):
         for start, end in marked:
             axis.axvspan(start, end, color="C2", alpha=0.15, lw=0)
     axes[0].set_xlim(0, seconds)
@@ -93,30 +86,268 @@ def draw_rendering(
     return figure
 
 
-def _levels_db(audio: Tensor, sample_rate: int) -> np.ndarray:
-    """The level of every 20 ms, the last of which may be shorter."""
-    parts = audio.mean(dim=0).split(max(1, round(_LEVEL_SECONDS * sample_rate)))
-    return np.array([20 * math.log10(max(1e-5, float(part.square().mean().sqrt()))) for part in parts])
+def _plot_levels(axis: Axes, input: Tensor, output: Tensor, sample_rate: int) -> None:
+    frame_seconds = level_frame_samples(sample_rate) / sample_rate
+    for audio, name, style in ((input, "input", {"color": "0.6", "lw": 2}), (output, "output", {"color": "C0"})):
+        levels = frame_levels_db(audio, sample_rate)
+        axis.plot((np.arange(len(levels)) + 0.5) * frame_seconds, levels, label=name, **style)
+    axis.set_ylabel("level [dB]")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize=8, frameon=False)
 
 
-def _power_db(audio: Tensor) -> np.ndarray:
-    """The power of every bin and window, ``(bins, windows)``."""
-    mono = torch.nn.functional.pad(audio.mean(dim=0), (0, max(0, _FFT_SAMPLES - audio.shape[1])))
-    window = torch.hann_window(_FFT_SAMPLES)
-    spectrum = torch.stft(mono, _FFT_SAMPLES, _FFT_SAMPLES // 2, window=window, return_complex=True)
-    return (20 * spectrum.abs().clamp(min=1e-5).log10()).numpy()
-
-
-def _set_range(axis: object, parameter: Parameter, values: np.ndarray) -> None:
+def _plot_parameter(axis: Axes, parameter: Parameter, values: np.ndarray, borders: np.ndarray) -> None:
+    axis.stairs(values, borders, baseline=None, color="C3", lw=1.2)
+    axis.set_title(parameter.name, loc="left", fontsize=9, pad=2)
+    axis.set_ylabel(parameter.unit)
     log = parameter.scale == "log"
     warp, unwarp = (np.log, np.exp) if log else (np.asarray, np.asarray)
     low, high, moved_from, moved_to = warp([parameter.low, parameter.high, values.min(), values.max()])
-    shown = max(moved_to - moved_from, 0.1 * (high - low))
+    span = max(moved_to - moved_from, 0.1 * (high - low))
     middle = (moved_from + moved_to) / 2
     axis.set_yscale("log" if log else "linear")
-    axis.set_ylim(*unwarp([middle - 0.6 * shown, middle + 0.6 * shown]))
+    axis.set_ylim(*unwarp([middle - 0.6 * span, middle + 0.6 * span]))
     if log:
-        ticks = unwarp(np.linspace(middle - 0.5 * shown, middle + 0.5 * shown, 3))
-        axis.set_yticks([float(f"{tick:.2g}") for tick in ticks])
-        axis.yaxis.set_major_formatter(ScalarFormatter())
-        axis.minorticks_off()
+        ticks = unwarp(np.linspace(middle - 0.5 * span, middle + 0.5 * span, 3))
+        _set_plain_ticks(axis.yaxis, [float(f"{tick:.2g}") for tick in ticks])
+
+
+# --- excerpts of a validation ------------------------------------------------------------------------
+
+
+def draw_excerpt_spectrograms(excerpts: Mapping[str, Mapping[str, np.ndarray]], sample_rate: int) -> Figure:
+    """Draw the spectrograms of an excerpt's sides (input, output, target) next to each other, a row for each excerpt.
+
+    Levels are in dB below the maximum of the row; frequencies are on a logarithmic scale from 40 Hz to Nyquist.
+
+    Args:
+        excerpts: for each name the sides, ``(channels, samples)`` each.
+        sample_rate: in Hz.
+    """
+    names = list(next(iter(excerpts.values())))
+    figure = Figure(figsize=(9, 0.7 + 1.7 * len(excerpts)), dpi=90)
+    all_axes = figure.subplots(len(excerpts), len(names), squeeze=False, sharex="row", sharey=True)
+    _set_margins(figure, left=0.62, right=0.75, top=0.5, bottom=0.5)
+    figure.subplots_adjust(wspace=0.06, hspace=0.42)
+    edges = np.geomspace(_LOWEST_HZ, sample_rate / 2, _ROWS + 1)
+    ticks = [hertz for hertz in (100, 1000, 10000) if hertz < sample_rate / 2]
+    labels = [f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz:g} Hz" for hertz in ticks]
+    for axes, (name, sides) in zip(all_axes, excerpts.items()):
+        levels = {side: _band_levels_db(audio, sample_rate, edges) for side, audio in sides.items()}
+        maximum = max(float(level.max()) for level in levels.values())
+        for axis, side in zip(axes, names):
+            image = _show_levels(axis, levels[side] - maximum, sides[side].shape[-1] / sample_rate, _ROWS)
+            axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
+            axis.xaxis.set_major_formatter("{x:g}")
+        axes[0].set_yticks(np.interp(np.log(ticks), np.log(edges), np.arange(_ROWS + 1)), labels)
+        axes[0].annotate(name, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color="0.3")
+    for axis, side in zip(all_axes[0], names):
+        axis.set_title(side, fontsize=9, pad=16)
+    for axis in all_axes[-1]:
+        axis.set_xlabel("seconds", fontsize=8)
+    width, height = figure.get_size_inches()
+    bar = figure.add_axes((1 - 0.62 / width, 0.5 / height, 0.12 / width, 1 - 1.0 / height))
+    figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
+    bar.set_title("dB", fontsize=8, pad=5)
+    return figure
+
+
+def draw_excerpt_automation(
+    automation: Mapping[str, np.ndarray], parameters: Sequence[Parameter], frame_seconds: float
+) -> Figure:
+    """Draw values of parameters over time: a lane for each parameter, and in it a line for each excerpt.
+
+    A lane spans the parameter's range, on its scale; the dotted line is the default.
+
+    Args:
+        automation: for each excerpt ``(frames, P)``, in the parameters' units.
+        parameters: in the order of ``automation``.
+        frame_seconds: length of a frame.
+    """
+    space, count = ParameterSpace(parameters), len(parameters)
+    figure = Figure(figsize=(9, 0.95 + 0.42 * count), dpi=90)
+    axis = figure.subplots()
+    _set_margins(figure, left=2.6, right=0.9, top=0.45, bottom=0.5)
+    height, longest = 0.76, max(len(values) for values in automation.values()) * frame_seconds
+    bottoms = count - 1 - np.arange(count) + (1 - height) / 2
+    for bottom, default, parameter in zip(bottoms, space.defaults, parameters):
+        axis.axhspan(bottom, bottom + height, color="0.955", lw=0)
+        axis.hlines(bottom + height * default, 0, longest, color="0.55", lw=0.8, ls=":")
+        for end, y, align in ((parameter.low, bottom, "bottom"), (parameter.high, bottom + height, "top")):
+            text, coordinates = f"{end:g} {parameter.unit}".strip(), ("axes fraction", "data")
+            axis.annotate(text, (1, y), (4, 0), coordinates, "offset points", fontsize=6.5, color="0.35", va=align)
+    for index, (name, values) in enumerate(automation.items()):
+        lanes = bottoms + height * space.normalize(values)
+        times = np.arange(len(lanes) + 1) * frame_seconds
+        # Each line is thinner than the previous one, so that lines on top of each other all remain visible.
+        width = 1.2 + 1.3 * (len(automation) - 1 - index)
+        lines = axis.step(times, np.concatenate([lanes, lanes[-1:]]), where="post", color=f"C{index}", lw=width)
+        lines[0].set_label(name)
+    axis.set(xlim=(0, longest), ylim=(0, count))
+    axis.set_xlabel("seconds", fontsize=8)
+    axis.set_yticks(bottoms + height / 2, [parameter.name for parameter in parameters])
+    axis.tick_params(labelsize=7.5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="upper center", ncols=len(automation), fontsize=7.5, frameon=False)
+    return figure
+
+
+# --- many runs ---------------------------------------------------------------------------------------
+
+
+def draw_curves(
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+    title: str,
+    metrics: Sequence[str],
+    log: bool = False,
+    range: tuple[float | None, float | None] = (None, None),
+) -> Figure | None:
+    """Draw metrics over training steps. One run has a colour for each metric, several runs one colour each.
+
+    Args:
+        histories: for each run the rows of :func:`~dfx.loggers.history.read_history`.
+        title: of the figure.
+        metrics: names of the metrics.
+        log: whether the values are on a logarithmic scale.
+        range: of the values, where it is known.
+
+    Returns:
+        The figure; None if no run has logged any of the metrics.
+    """
+    is_single = len(histories) == 1
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    axis = figure.subplots()
+    for run, history in enumerate(histories):
+        for number, (style, metric) in enumerate(zip(_LINE_STYLES, metrics)):
+            points = [(row["total_step"], row[metric]) for row in history if metric in row]
+            if points:
+                color, style = (f"C{number}", "-") if is_single else (f"C{run % 10}", style)
+                marker = "." if len(points) < 30 else ""
+                axis.plot(*zip(*points), style, marker=marker, color=color, lw=1.1, ms=4)
+    if not axis.lines:
+        return None
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel("step", fontsize=8)
+    axis.locator_params(axis="x", integer=True)
+    axis.tick_params(labelsize=7.5)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    low, high = range
+    if log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        _set_plain_ticks(axis.yaxis)
+    elif low is not None:
+        # Begin slightly below the range, so that a line at its end remains visible.
+        top = high or max(axis.get_ylim()[1], low + 1)
+        axis.set_ylim(low - 0.04 * (top - low), top)
+    if len(metrics) > 1:
+        for number, (style, metric) in enumerate(zip(_LINE_STYLES, metrics)):
+            color, style = (f"C{number}", "-") if is_single else ("0.4", style)
+            axis.plot([], [], style, color=color, label=metric.split("/")[1])
+        axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draw validation loss over renderings: a line for the mean of each arm, in a band of one standard deviation.
+
+    Args:
+        runs: rows of :func:`dfx.sweep.summary.read_runs`.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for index, arm in enumerate(dict.fromkeys(run["arm"] for run in runs)):
+        losses: dict[float, list[float]] = {}
+        for run in runs:
+            for renderings, loss in run["course"] if run["arm"] == arm else ():
+                losses.setdefault(renderings, []).append(loss)
+        x = np.array(sorted(losses))
+        mean = np.array([statistics.fmean(losses[renderings]) for renderings in x])
+        deviation = np.array([statistics.stdev(losses[r]) if len(losses[r]) > 1 else 0.0 for r in x])
+        color, marker = f"C{index % 10}", _MARKERS[index % len(_MARKERS)]
+        axis.plot(x, mean, f"{marker}-", color=color, markersize=4, label=arm)
+        axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+    axis.set(xscale="log", xlabel="renderings in training", ylabel="validation loss", title=title)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the cosine of the encoder's gradient over the renderings it costs, a panel for each chain, time and batch.
+
+    Args:
+        rows: rows of :func:`dfx.benchmark.fidelity.fidelity`.
+    """
+    panels = list(dict.fromkeys((row["chain"], row["when"], row["batch"]) for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lowest = min(0.0, *(row["cosine_encoder"] for row in rows))
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns + 3, 2.8 * lines), dpi=110, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for axis, panel in zip(axes, panels):
+        of_panel = [row for row in rows if (row["chain"], row["when"], row["batch"]) == panel]
+        for row in of_panel:
+            index = names.index(row["name"])
+            axis.plot(row["renderings"], row["cosine_encoder"], _MARKERS[index], color=f"C{index}", label=row["name"])
+        axis.set(xscale="log", ylim=(lowest - 0.05, 1.05), xlabel="renderings per example")
+        _set_plain_ticks(axis.xaxis, sorted({row["renderings"] for row in of_panel}))
+        axis.set_title("{}, {}, batch {}".format(*panel), fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("cosine with the exact gradient")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    return figure
+
+
+# --- shared parts ------------------------------------------------------------------------------------
+
+
+def _levels_db(audio: Tensor, fft_samples: int, hop_samples: int) -> np.ndarray:
+    """Return the levels of the mean of the channels, ``(bins, windows)``."""
+    return amplitude_to_db(magnitude_spectrogram(audio.mean(dim=0), fft_samples, hop_samples)).numpy()
+
+
+def _band_levels_db(audio: np.ndarray, sample_rate: int, edges: np.ndarray) -> np.ndarray:
+    """Return the levels at the middle of the bands between ``edges`` (in Hz), ``(bands, windows)``."""
+    fft_samples = 1024
+    hop = max(fft_samples // 4, -(-audio.shape[1] // _COLUMNS))
+    levels = _levels_db(torch.from_numpy(audio), fft_samples, hop)
+    bins = np.sqrt(edges[1:] * edges[:-1]) * fft_samples / sample_rate
+    # Interpolated, since low bands are narrower than a bin.
+    below = np.minimum(bins.astype(int), len(levels) - 2)
+    share = (bins - below)[:, None]
+    return levels[below] * (1 - share) + levels[below + 1] * share
+
+
+def _show_levels(axis: Axes, levels: np.ndarray, seconds: float, height: float, colours: Any = "magma") -> AxesImage:
+    return axis.imshow(
+        levels,
+        origin="lower",
+        aspect="auto",
+        cmap=colours,
+        vmin=-_RANGE_DB,
+        vmax=0,
+        extent=(0, seconds, 0, height),
+        interpolation="nearest",
+    )
+
+
+def _set_plain_ticks(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Label a logarithmic axis with plain numbers, at the given ticks only."""
+    if ticks is not None:
+        axis.set_ticks(ticks)
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def _set_margins(figure: Figure, left: float, right: float, top: float, bottom: float) -> None:
+    """Set margins in inches, independent of the size of the figure."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)

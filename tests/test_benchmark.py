@@ -4,9 +4,9 @@ import math
 
 from dfx.benchmark.chains import chains, notes
 from dfx.benchmark.fidelity import ESTIMATORS, fidelity
-from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import speed
 from dfx.blackbox.workers import available_cores
+from dfx.figures import draw_fidelity
 
 TUBE_AMP = [chain for chain in chains() if chain.name == "tube_amp"]
 
@@ -26,7 +26,7 @@ def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_pat
         assert all(-1 <= row[f"cosine_{of}"] <= 1 for of in ("encoder", "parameters"))
     differences = [row for row in rows if row["estimator"] == "finite_difference"]
     assert all(row["cosine_parameters"] > 0.99 for row in differences)
-    draw_fidelity(rows, tmp_path / "fidelity.png")
+    draw_fidelity(rows).savefig(tmp_path / "fidelity.png")
     assert (tmp_path / "fidelity.png").stat().st_size > 10000
 
 

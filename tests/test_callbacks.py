@@ -17,7 +17,7 @@ import torch
 
 from dfx.blackbox import EffectLayer
 from dfx.callbacks import Excerpts, Health, LoggingOptions
-from dfx.callbacks.figures import SIDES
+from dfx.callbacks.excerpts import SIDES
 from dfx.callbacks.health import _Step, signal_to_noise
 from dfx.cli import main
 from dfx.effects import ChainSpec, EffectSpec

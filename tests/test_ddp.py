@@ -83,7 +83,7 @@ def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(c
     while not (runs / "run" / "checkpoints" / "pretraining").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert "go on with --run.name run --run.resume true" in said_by(process, 128 + signal.SIGTERM)
+    assert "resume with --run.name run --run.resume true" in said_by(process, 128 + signal.SIGTERM)
     assert sorted(path.name for path in runs.iterdir()) == ["alone", "run"]
     resume = ("--run.resume", "true", "--run.evaluate", "false")
     with pytest.raises(SystemExit, match="error: the run was trained in 2 processes and cannot go on in 1"):

@@ -142,7 +142,7 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_says_how_to_go_on_and_g
     said = capfd.readouterr().err
     name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
     assert f"{name}: the run stops after this step" in said
-    assert f"stopped after step {stopped_after}" in said and "go on with --run.name run --run.resume true" in said
+    assert f"stopped after step {stopped_after}" in said and "resume with --run.name run --run.resume true" in said
     assert checkpoints(config)["last.ckpt"]["global_step"] == stopped_after
     fit(config, *RESUME)
     assert same(best_of(config), best_of(config, "alone"))
@@ -206,7 +206,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoints_as_they_were
     folder = last(stopped).parent
     before = {path: path.read_bytes() for path in folder.rglob("*.ckpt")}
     (folder / file).parent.mkdir(exist_ok=True)
-    (folder / f"{file}.partial").symlink_to("/dev/full")
+    (folder / f"{file}.ckpt.partial").symlink_to("/dev/full")
     message = str(ends(stopped, *RESUME))
     assert message.startswith("error: ") and len(message.splitlines()) == 1
     assert f"{file}.ckpt could not be written (No space left on device)" in message
@@ -226,7 +226,7 @@ def test_a_last_checkpoint_that_is_broken_gives_way_to_the_one_before(stopped, c
     (with_both_broken / "checkpoints" / previous.name).write_bytes(b"")
     assert "cannot be read as a checkpoint" in str(ends(stopped, "--run.name", "broken", *RESUME))
     fit(stopped, *RESUME)
-    assert f"the run goes on from the checkpoint before, {previous}" in capfd.readouterr().out
+    assert f"the run resumes from the previous checkpoint, {previous}" in capfd.readouterr().out
     assert same(checkpoints(stopped), checkpoints(stopped, "alone"))
 
 

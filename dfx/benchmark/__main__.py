@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from dfx.benchmark.chains import BenchmarkChain, chains
 from dfx.benchmark.fidelity import fidelity
-from dfx.benchmark.figure import draw_fidelity
 from dfx.benchmark.speed import MODES, speed
 from dfx.errors import UserError, errors_in_one_line, nearest
+from dfx.figures import draw_fidelity
 
 _WIDTHS = {"chain": 16, "name": 37}
 
@@ -54,7 +54,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(rows, indent=1))
     if given.command == "fidelity" and given.figure:
-        draw_fidelity(rows, given.figure)
+        draw_fidelity(rows).savefig(given.figure)
 
 
 def _choose(names: Sequence[str] | None) -> list[BenchmarkChain]:

@@ -1,8 +1,7 @@
-"""Checkpoints that are there when they are needed, and a run that writes one before it stops."""
+"""Checkpoints that survive crashes, and signals that stop a run with a checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import signal
@@ -20,68 +19,67 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dfx import distributed
 from dfx.tasks import CheckpointError, read_checkpoint
+from dfx.writing import replacing
 
 LAST = "last"
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes every checkpoint beside the one that it replaces, and puts it in its place when it is on the disk.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Replaces a checkpoint only after the new one has been written to the disk completely.
 
-    A run that is killed, and a disk that is full, leave the old one or the new one. The one that ``last.ckpt``
-    replaces is kept as ``last.previous.ckpt``, for disks that break what they had written.
+    A run that is killed, or a full disk, leaves either the old checkpoint or the new one. The checkpoint that
+    ``last.ckpt`` replaces is kept as ``last.previous.ckpt``, in case the disk damages the new one.
+
+    Lightning's own atomic save is not enough: it writes to the system's temporary folder, and moving the file from
+    there to another file system is a copy that can be interrupted. Nor does it wait until the disk has the data.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Raises :class:`~dfx.tasks.CheckpointError` if it cannot be written."""
+        """Save a checkpoint; raises :class:`~dfx.tasks.CheckpointError` if it cannot be written."""
         path = Path(path)
-        partial = path.with_suffix(".partial")
+        # Not directly to the file: torch turns a full disk into a RuntimeError without its cause.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            if path.stem == LAST and path.exists():
-                _keep(path)
-            partial.replace(path)
-            _sync_folder(path.parent)
+            with replacing(path, sync=True) as partial:
+                partial.write_bytes(content.getbuffer())
+                if path.stem == LAST and path.exists():
+                    _keep_previous(path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            whole = "; the one before is whole" if path.exists() else ""
+            intact = "; the previous checkpoint is intact" if path.exists() else ""
             raise CheckpointError(
-                f"{path} could not be written ({error.strerror}){whole}: mend that, and go on with --run.resume true"
+                f"{path} could not be written ({error.strerror}){intact}: fix the cause, then continue with "
+                "--run.resume true"
             ) from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from: the last, or the one before where the last is broken.
+    """Return the checkpoint from which a run resumes: the last one, or the previous one if the last is broken.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: the run's folder of checkpoints.
 
     Returns:
-        Its path; none for a run that was ended before it wrote one.
+        The path; None if the run ended before it wrote a checkpoint.
 
     Raises:
-        CheckpointError: if none of those that are there can be read.
+        CheckpointError: if there are checkpoints but none can be read.
     """
     last = folder / f"{LAST}.ckpt"
-    written = [path for path in (last, _previous(last)) if path.exists()]
-    faults = []
-    for path in written:
+    errors = []
+    for path in filter(Path.exists, (last, _previous(last))):
         try:
             read_checkpoint(str(path))
         except CheckpointError as error:
-            faults.append(str(error))
+            errors.append(str(error))
         else:
-            if path != last and rank_zero_only.rank == 0:
-                print(f"{last} is missing or broken: the run goes on from the checkpoint before, {path}")
+            if path != last:
+                message = f"{last} is missing or broken: the run resumes from the previous checkpoint, {path}"
+                rank_zero_only(print)(message)
             return path
-    if faults:
-        raise CheckpointError("; ".join(faults))
+    if errors:
+        raise CheckpointError("; ".join(errors))
     return None
 
 
@@ -89,33 +87,23 @@ def _previous(last: Path) -> Path:
     return last.with_suffix(".previous.ckpt")
 
 
-def _keep(last: Path) -> None:
+def _keep_previous(last: Path) -> None:
     previous, link = _previous(last), last.with_suffix(".link")
     try:
-        # A second name for it, so that it keeps its own until the new one takes it.
+        # A hard link, so that last.ckpt exists until the new checkpoint replaces it.
         link.unlink(missing_ok=True)
         os.link(last, link)
         link.replace(previous)
     except OSError:
-        # Not every file system has second names.
+        # Not every file system has hard links.
         last.replace(previous)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk as well, where folders can be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 class MidEpochCheckpoint(ModelCheckpoint):
-    """Leaves the last batch of an epoch to the checkpoint at its end.
+    """Saves checkpoints within an epoch, but not after its last batch.
 
-    From one between that batch and the epoch's validation Lightning resumes with the next epoch: the validation
-    would be missing from what decides on the best weights and on the end of a stage.
+    From a checkpoint between that batch and the epoch's validation, Lightning would resume with the next epoch. The
+    validation, which decides on the best weights and on the end of a stage, would be skipped.
     """
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -124,11 +112,11 @@ class MidEpochCheckpoint(ModelCheckpoint):
 
 
 class Stopped(Exception):
-    """A run has been asked to stop, and has written a checkpoint.
+    """A run was asked to stop, and has saved a checkpoint.
 
     Args:
-        signum: of the signal that asked for it.
-        message: where the checkpoint is, and how to go on.
+        signum: the signal that stopped it.
+        message: where the checkpoint is, and how to resume.
     """
 
     def __init__(self, signum: int, message: str) -> None:
@@ -137,17 +125,17 @@ class Stopped(Exception):
 
 
 class StopOnSignal(Checkpoint):
-    """Ends a run that is asked to, with a checkpoint: after the step that it is in, or after its validation.
+    """Stops a run on a signal, with a checkpoint: after the current step, or after the current validation.
 
-    It listens to SIGTERM, to Ctrl-C (a second one ends the run at once) and, under SLURM, to the signal that announces
-    the end of a job's time (``sbatch --signal=SIGUSR1@90``): the job is then put in the queue again. With several
-    processes, one that is asked is enough. It must come after the callbacks that write checkpoints.
+    The signals are SIGTERM, Ctrl-C (a second one ends the run at once) and, under SLURM, SIGUSR1, which announces the
+    end of a job's time (``sbatch --signal=SIGUSR1@90``) and requeues the job. With several processes, a signal to one
+    of them stops all. This callback must come after those that write checkpoints.
 
     Args:
-        path: of the last checkpoint.
+        path: path of the last checkpoint.
 
     Raises:
-        Stopped: when all is written.
+        Stopped: after everything is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,54 +144,54 @@ class StopOnSignal(Checkpoint):
         self._has_saved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only the main thread may. In place of Lightning's, which do their work in the middle of a step; when
-        # training ends it brings back those from before.
+        # Replaces Lightning's handlers, which act in the middle of a step; Lightning restores the original ones when
+        # training ends. Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT, *_slurm_signals()):
-                signal.signal(signum, self._hear)
+                signal.signal(signum, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not trainer.is_last_batch and self._is_asked(trainer):
+        if not trainer.is_last_batch and self._should_stop(trainer):
             trainer.save_checkpoint(self.path)
             self._has_saved = True
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        # Not at the end of the step before: its metrics had not been logged.
+        # Not at the end of the previous step, whose metrics had not been logged yet.
         if self._has_saved:
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_asked(trainer):
+        if self._should_stop(trainer):
             self._stop(trainer)
 
-    def _hear(self, signum: int, frame: Any) -> None:
+    def _on_signal(self, signum: int, frame: Any) -> None:
         if not self._signum and distributed.is_rank_zero():
-            # print() may have been interrupted by the signal, and would not have itself called again.
-            os.write(2, f"\n{_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
+            # Not print(): it is not reentrant, and the signal may have interrupted one.
+            os.write(2, f"\n{_signal_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
         self._signum = self._signum or signum
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _is_asked(self, trainer: Trainer) -> bool:
+    def _should_stop(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._signum != 0, all=False)
 
     def _stop(self, trainer: Trainer) -> None:
-        # Of a rank that was not asked itself, it is the one that batch systems send.
+        # A rank that received no signal itself reports SIGTERM, the signal of batch systems.
         signum = self._signum or signal.SIGTERM
         if signum in _slurm_signals() and distributed.is_rank_zero():
             _requeue()
         raise Stopped(
             signum,
-            f"{_name(signum)}: stopped after step {trainer.global_step}, and wrote {self.path}; "
-            f"go on with --run.name {self.path.parent.parent.name} --run.resume true",
+            f"{_signal_name(signum)}: stopped after step {trainer.global_step}, and wrote {self.path}; "
+            f"resume with --run.name {self.path.parent.parent.name} --run.resume true",
         )
 
 
-def _name(signum: int) -> str:
+def _signal_name(signum: int) -> str:
     return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
-def _slurm_signals() -> tuple:
+def _slurm_signals() -> tuple[signal.Signals, ...]:
     return (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") and SLURMEnvironment.detect() else ()
 
 

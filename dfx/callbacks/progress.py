@@ -1,4 +1,4 @@
-"""What a run has spent so far."""
+"""The cost of a run so far."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from dfx.tasks import Task
+
 
 class Progress(pl.Callback):
-    """Logs, with every validation, what training has cost until then, over all stages:
+    """Logs with every validation the cost of training so far, summed over all stages:
 
-    - ``progress/renderings``: of one example's step each, those of perturbed parameters included.
-    - ``progress/seconds``: of training and validation. What a resumed run does again is not counted twice.
+    - ``progress/renderings``: renderings of one example in one step, with perturbed parameters included.
+    - ``progress/seconds``: time of training and validation. Work that a resumed run repeats is counted once.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,7 @@ class Progress(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Task)
         if pl_module.stage.renders:
             self._renderings += len(batch["input"]) * pl_module.effect_layer.renderings * trainer.world_size
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk besides its checkpoints."""
+"""Files that a run writes besides its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytorch_lightning as pl
 from dfx.effects import RenderError
 from dfx.writing import write_json
 
-PACKAGES = (
-    "torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard", "auraloss",
-    "pyloudnorm", "soundfile", "numpy", "wandb",
-)  # fmt: skip
+PACKAGES = [
+    *("torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard"),
+    *("auraloss", "pyloudnorm", "soundfile", "numpy", "wandb"),
+]
 
 
 class RunFolder(pl.Callback):
-    """Writes ``versions.json`` when a run begins, and ``metrics.json`` whenever there are new metrics.
+    """Writes ``versions.json`` at the beginning of a run, and ``metrics.json`` after every epoch.
 
-    A run that an effect ends leaves ``failed_values.json``: the effect, its values and what it did.
+    If an effect fails, ``failed_values.json`` holds the effect, its values and the message.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,14 +43,14 @@ class RunFolder(pl.Callback):
             write_json(self.folder / "metrics.json", {**progress, **metrics})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # On whatever rank: the others do not know.
+        # On the rank where the effect failed: no other rank has the exception.
         if isinstance(exception, RenderError):
             failed = {"effect": exception.effect, "values": exception.values, "message": str(exception)}
             write_json(self.folder / "failed_values.json", failed)
 
 
 def versions() -> dict[str, str]:
-    """Python's version, the platform, and the versions of the packages that results depend on."""
+    """Return the versions of Python, the platform, and the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:

@@ -1,1 +1,1 @@
-"""Where the metrics of a run go: its folder, and Weights & Biases."""
+"""Loggers of a run's metrics: its own folder, and Weights & Biases."""

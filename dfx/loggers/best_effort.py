@@ -1,4 +1,4 @@
-"""Work beside the training: it costs little, and its failure costs nothing."""
+"""Logging that cannot end a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 
-class Aside:
-    """A decorator for methods that only log. It sums up the time that is spent so, and an error becomes a warning, once
-    for each object and method.
+class BestEffort:
+    """Decorator for methods that only log: an exception becomes a warning, once for each object and method.
 
     Attributes:
-        seconds: that this process has spent on logging so far.
+        seconds: time that this process has spent in the decorated methods.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class Aside:
         name = method.__qualname__
 
         @functools.wraps(method)
-        def beside(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        def wrapper(owner: Any, *args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             self._depth += 1
             try:
@@ -40,15 +39,16 @@ class Aside:
                     warnings.warn(message, stacklevel=2)
             finally:
                 self._depth -= 1
-                # What one such method spends in another is counted once.
+                # Nested calls are counted once.
                 if not self._depth:
                     self.seconds += time.perf_counter() - start
 
-        return beside
+        return wrapper
+
+
+best_effort = BestEffort()
 
 
 def in_one_line(error: Exception) -> str:
+    """Return the type and the message of an error without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-aside = Aside()

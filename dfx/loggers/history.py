@@ -1,4 +1,4 @@
-"""The metrics of a run over its steps, in its folder."""
+"""The history of a run: all metrics over its steps, in its folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfx.loggers.best_effort import aside
+from dfx.loggers.best_effort import best_effort
 
 HISTORY = "history.jsonl"
 
 
 class History(Logger):
-    """Appends every metric that is logged to ``history.jsonl``, as it is logged: a run that dies leaves all of them.
+    """Appends all metrics to ``history.jsonl`` as soon as they are logged, so that a killed run keeps them.
 
-    A line is a JSON object of ``stage`` (its index), ``step``, ``time`` (in seconds since 1970) and metrics by name.
-    Steps count from 0 in every stage. A run that is resumed appends, and may repeat steps: see :func:`read_history`.
+    Each line is a JSON object of ``stage`` (its index), ``step``, ``time`` (seconds since 1970) and metrics by name.
+    Steps count from 0 in every stage. A resumed run appends, and may repeat steps: see :func:`read_history`.
 
     Args:
-        folder: of the run.
-        stage: the index of the stage that logs.
+        folder: the run's folder.
+        stage: index of the current stage.
     """
 
     def __init__(self, folder: Path, stage: int = 0) -> None:
@@ -40,7 +40,7 @@ class History(Logger):
         return None
 
     @rank_zero_only
-    @aside
+    @best_effort
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         place = {"stage": self._stage, "step": step, "time": time.time()}
         line = {**place, **{name: float(value) for name, value in metrics.items() if name != "stage"}}
@@ -48,27 +48,27 @@ class History(Logger):
             file.write(json.dumps(line) + "\n")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: ``resolved_config.yaml`` holds them."""
+        """Does nothing: ``resolved_config.yaml`` holds the hyperparameters."""
 
 
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """What ``history.jsonl`` of a run's folder tells: one row for every step, in order.
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read ``history.jsonl`` of a run's folder: one row for each step, in order.
 
-    Of a step that was logged twice, since the run was killed and resumed from before, the later values count. Rows
-    have one more number, ``total_step``, which goes on over all stages.
+    If a step was logged twice, because the run was killed and resumed from an earlier step, the later values count.
 
     Returns:
-        Dictionaries of ``stage``, ``step``, ``total_step``, ``time`` and metrics; none where there is no history.
+        Rows of ``stage``, ``step``, ``total_step`` (counted over all stages), ``time`` and metrics; an empty list if
+        there is no history.
     """
     path = folder / HISTORY
     if not path.is_file():
         return []
-    rows: dict[tuple, dict[str, float]] = {}
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
-            # The last line of a run that was killed while it wrote.
+            # An incomplete last line of a run that was killed while writing it.
             continue
         rows.setdefault((row["stage"], row["step"]), {}).update(row)
     ordered = [rows[key] for key in sorted(rows)]
@@ -81,7 +81,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     return ordered
 
 
-def best_row(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    """The row of the lowest validation loss of the last stage, whose weights are in ``best.ckpt``; or none."""
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the row with the lowest validation loss of the last stage, that of ``best.ckpt``, or None."""
     of_stage = [row for row in rows if row["stage"] == rows[-1]["stage"] and "validation/loss" in row]
     return min(of_stage, key=lambda row: row["validation/loss"]) if of_stage else None

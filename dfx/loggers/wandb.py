@@ -1,8 +1,9 @@
-"""A run in Weights & Biases that cannot end the training."""
+"""Weights & Biases (W&B) as a logger that cannot end the training."""
 
 from __future__ import annotations
 
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,78 +12,84 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfx.loggers.best_effort import aside, in_one_line
+from dfx.loggers.best_effort import best_effort, in_one_line
 
 _FINISH_SECONDS = 600.0
-"""How long the end of a run waits for uploads; what is left lies in the record, for `wandb sync`."""
+"""How long the end of a run waits for uploads. The rest stays in the local record, for `wandb sync`."""
 
 
 class WandbRun(WandbLogger):
-    """Lightning's logger for W&B, of which no failure ends a run.
+    """Lightning's logger for W&B, made robust: its failures never end a run.
 
-    A run that cannot go online, for want of a network or a login, is recorded offline instead, in the run's folder.
-    When W&B fails in the midst of a run, the run goes on without it. Both warn once. All that is logged lies in the
-    run's folder as well.
+    A run that cannot go online, without a network or a login, is recorded offline in the run's folder instead. If W&B
+    fails during a run, the run continues without it. Both warn once. Everything that is logged is also written to the
+    run's folder.
 
-    Steps are counted over all stages of a run; Lightning's trainers count those of their own.
+    Steps are counted over all stages of a run, whereas each of Lightning's trainers counts its own.
 
     Args:
-        folder: of the run; its name is the run's, and the record lies in ``wandb/`` in it.
-        offline: record in the folder only.
-        options: of ``wandb.init``: ``project``, ``group``, ``tags``, ``config``, ``job_type``.
+        folder: the run's folder. Its name becomes the run's name, and the record is written to ``wandb/`` in it.
+        offline: whether to record in the folder only.
+        options: options of ``wandb.init``: ``project``, ``group``, ``tags``, ``config``, ``job_type``.
 
     Attributes:
-        first_step: how many steps the stages before have taken.
+        first_step: number of steps taken in the previous stages.
     """
 
     first_step = 0
 
     def __init__(self, folder: Path, offline: bool, **options: Any) -> None:
-        # A run that goes on is one run there too; what was recorded offline is uploaded record by record.
-        begun = sorted((folder / "wandb").glob("run-*"))
+        # A resumed run continues the same W&B run; offline records are uploaded one by one and need no common id.
+        records = sorted((folder / "wandb").glob("run-*"))
         super().__init__(
             name=folder.name,
             save_dir=folder,
             offline=offline,
-            # Lightning says it in the environment only, which W&B reads once.
+            # Lightning sets the mode in the environment only, which W&B reads once.
             mode="offline" if offline else "online",
-            id=begun[-1].name.rsplit("-", 1)[1] if begun and not offline else None,
+            id=records[-1].name.rsplit("-", 1)[1] if records and not offline else None,
             settings={"finish_timeout": _FINISH_SECONDS},
             **options,
         )
-        self._lost = False
+        self._run_name = folder.name
+        self._is_offline = offline
+        self._has_failed = False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._lost:
+        if self._has_failed:
             return DummyExperiment()
-        if self._experiment is not None:
-            return self._experiment
         try:
             return super().experiment
         except Exception as error:
-            if self._offline:
-                return self._lose(error) or DummyExperiment()
+            if self._is_offline:
+                self._give_up(error)
+                return DummyExperiment()
             warnings.warn(
                 f"W&B cannot be reached ({in_one_line(error)}): the run is recorded offline; `wandb sync` uploads it",
                 stacklevel=2,
             )
-            self._offline = True
-            self._wandb_init["mode"] = "offline"
+            self._switch_to_offline()
             return self.experiment
 
+    def _switch_to_offline(self) -> None:
+        self._is_offline = True
+        # Private attributes of Lightning's WandbLogger, which has no public way to change the mode after __init__.
+        self._offline = True
+        self._wandb_init["mode"] = "offline"
+
     @rank_zero_only
-    @aside
+    @best_effort
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, None if step is None else self.first_step + step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         self._try(super().log_hyperparams, params)
 
     @rank_zero_only
-    @aside
+    @best_effort
     def log_media(
         self,
         step: int,
@@ -90,38 +97,38 @@ class WandbRun(WandbLogger):
         images: Mapping[str, Path],
         tables: Mapping[str, list[dict[str, Any]]],
     ) -> None:
-        """Shows what can be heard and seen.
+        """Log audio, images and tables.
 
         Args:
-            step: the step that it belongs to.
-            audio: by name, a list of the arguments of ``wandb.Audio``.
-            images: by name, PNG files.
-            tables: by name, rows as dictionaries with the same keys, at least one.
+            step: step of the current stage.
+            audio: for each name, a list of arguments of ``wandb.Audio``.
+            images: for each name, a PNG file.
+            tables: for each name, at least one row; rows are dictionaries with the same keys.
         """
 
         def log() -> None:
             import wandb
 
-            shown: dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
-            shown.update((name, wandb.Image(str(path))) for name, path in images.items())
+            media: dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
+            media.update((name, wandb.Image(str(path))) for name, path in images.items())
             for name, rows in tables.items():
-                shown[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-            self.experiment.log({**shown, "trainer/global_step": self.first_step + step})
+                media[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
+            self.experiment.log({**media, "trainer/global_step": self.first_step + step})
 
         self._try(log)
 
     @rank_zero_only
-    @aside
+    @best_effort
     def log_best(self, path: Path, metrics: Mapping[str, float]) -> None:
-        """Keeps a checkpoint as an artifact of the type ``model``, called as the run, with its metrics.
+        """Log a checkpoint as an artifact of the type ``model`` that has the run's name and carries its metrics.
 
-        The record points to the file, which is not copied: leave it where it is until it is uploaded.
+        The record refers to the file without a copy: leave the file in place until it is uploaded.
         """
 
         def log() -> None:
             import wandb
 
-            artifact = wandb.Artifact(self._wandb_init["name"], type="model", metadata=dict(metrics))
+            artifact = wandb.Artifact(self._run_name, type="model", metadata=dict(metrics))
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
             self.experiment.log_artifact(artifact, aliases=["best"])
 
@@ -132,16 +139,16 @@ class WandbRun(WandbLogger):
         self._try(super().finalize, status)
 
     def _try(self, function: Callable[..., Any], *args: Any) -> None:
-        if self._lost:
+        if self._has_failed:
             return
         try:
             function(*args)
         except Exception as error:
-            self._lose(error)
+            self._give_up(error)
 
-    def _lose(self, error: Exception) -> None:
-        self._lost = True
+    def _give_up(self, error: Exception) -> None:
+        self._has_failed = True
         warnings.warn(
-            f"W&B has failed ({in_one_line(error)}): the run goes on without it, and its folder holds everything",
+            f"W&B has failed ({in_one_line(error)}): the run continues without it, and its folder holds all metrics",
             stacklevel=3,
         )

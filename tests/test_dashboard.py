@@ -148,7 +148,7 @@ def test_the_command_writes_the_summary_and_says_where(logged_run, tmp_path, cap
     assert capsys.readouterr().out.strip() == str(output) and output.stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name, said", [("nowhere", "no such folder"), ("empty", "is not a run, and has none in it")])
+@pytest.mark.parametrize("name, said", [("nowhere", "no such folder"), ("empty", "is not a run and contains none")])
 def test_folders_without_runs_are_refused(tmp_path, name, said):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=said):

@@ -17,7 +17,7 @@ from dfx.loggers.history import read_history
 from dfx.sweep.__main__ import main
 from dfx.sweep.grid import SweepError, read_sweep
 from dfx.sweep.runner import Budget
-from dfx.sweep.summary import COLUMNS, arms_of, as_markdown, read_runs, summarize
+from dfx.sweep.summary import COLUMNS, summarize_arms, as_markdown, read_runs, summarize
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,12 +129,12 @@ def test_seeds_and_options_of_the_command_line_come_last(sweep):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"method": "bayes"}, "only a grid"),
+        ({"method": "bayes"}, "only `grid` is supported"),
         ({"program": None}, "no `program`"),
         ({"command": ["python", "train.py"]}, "no ${args}"),
         ({"command": ["${interpreter}", "${nothing}", "${args}"]}, "${nothing} is not a macro"),
-        ({"parameters": {"data.batch_size": {"min": 1, "max": 4}}}, "data.batch_size of a grid needs `values`"),
-        ({"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, "are called x"),
+        ({"parameters": {"data.batch_size": {"min": 1, "max": 4}}}, "data.batch_size needs `value`, or a list as `values`"),
+        ({"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, "are named x"),
     ],
 )
 def test_what_is_no_grid_is_refused(sweep, changes, said):
@@ -171,7 +171,7 @@ def test_a_sweep_runs_what_is_missing_once_and_ends_with_a_table_and_a_figure(sw
     assert main([*arguments, "--seeds", "0"]) == 0
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "2 of 4 runs to do" in printed and "| end  |    2 |" in printed
+    assert "2 of 4 runs to do" in printed and "| end   |      2 |" in printed
     for point in ("end_seed0", "end_seed1", "also_seed0", "also_seed1"):
         assert starts(folder, point) == 1
         assert (folder / point / "threads.txt").read_text() == "3 3"
@@ -212,7 +212,7 @@ def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_o
         os.kill(pids[1], signal.SIGKILL)
         assert again.wait(200) == 0
     else:
-        assert "the same command goes on from here" in err and not _pids_of(folder)
+        assert "the same command resumes from here" in err and not _pids_of(folder)
         assert main(arguments) == 0
     assert [starts(folder, f"made_seed{seed}") for seed in (0, 1)] == [2, 2]
 
@@ -251,7 +251,7 @@ def test_list_prints_commands_that_run_anywhere_and_make_the_same_folder(sweep, 
         command += " --model.init_args.rendering.workers=1"
         subprocess.run(command, shell=True, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert main([*arguments, "--list"]) == 0 and capsys.readouterr().out == ""
-    assert main([*arguments, "--summarize"]) == 0 and "| made |    2 |" in capsys.readouterr().out
+    assert main([*arguments, "--summarize"]) == 0 and "| made  |      2 |" in capsys.readouterr().out
 
 
 def test_ray_runs_the_points_on_two_workers(sweep, tmp_path, capsys):
@@ -310,13 +310,13 @@ def test_the_summary_is_means_and_deviations_over_the_seeds_of_an_arm(sweep, tmp
     runs = read_runs(tmp_path / "runs", points)
     # A stage before the last has fewer effects, and pretraining another loss.
     assert runs[0]["course"] == [(32, 0.1), (64, 1.0), (96, 2.0)]
-    a, b = arms_of(runs)
+    a, b = summarize_arms(runs)
     assert [a[column] for column in COLUMNS] == pytest.approx([3, 2, 96, 3, 1, 4])
     assert [a[f"{column} deviation"] for column in COLUMNS] == pytest.approx([1, 1, 0, 1, 0, 0])
     assert (a["runs"], b["runs"]) == (3, 2) and b["test loss deviation"] == pytest.approx(2**0.5)
-    assert arms_of(runs[:1])[0]["test loss deviation"] is None
+    assert summarize_arms(runs[:1])[0]["test loss deviation"] is None
     table = as_markdown([a, b]).splitlines()
-    assert "3.000 ± 1.000" in table[2] and "|         96 |" in table[2] and len({len(line) for line in table}) == 1
+    assert "3.000 ± 1.000" in table[2] and "|           96 |" in table[2] and len({len(line) for line in table}) == 1
     summarize(tmp_path / "runs", "made", points, "disabled")
     written = rows_of(tmp_path / "runs" / "summary.csv")
     assert [row["arm"] for row in written] == ["a", "b"] and float(written[0]["test loss"]) == 3

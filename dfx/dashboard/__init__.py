@@ -1,1 +1,1 @@
-"""Runs at a glance: in Weights & Biases, and as one HTML file; see ``python -m dfx.dashboard --help``."""
+"""Dashboards of runs: in Weights & Biases, and as one HTML file; see ``python -m dfx.dashboard --help``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfx.errors import UserError
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 STEP = "trainer/global_step"
-"""What Lightning's logger for W&B counts steps by."""
+"""The metric that counts steps in Lightning's logger for W&B."""
 
 
 class Curves(NamedTuple):
     """A panel of curves.
 
     Args:
-        title: what it answers.
-        metrics: by the names that they are logged under.
-        log: whether its values are drawn on a logarithmic scale.
-        range: of the values, where it is known.
+        title: title of the panel.
+        metrics: names of the logged metrics.
+        log: whether the values are drawn on a logarithmic scale.
+        range: range of the values, where it is known.
     """
 
     title: str
@@ -30,32 +30,32 @@ class Curves(NamedTuple):
 
 
 CURVES: dict[str, list[Curves]] = {
-    "Does it learn?": [
+    "Loss": [
         Curves("Training loss", ("train/loss",)),
-        Curves("Validation loss, and that of the unprocessed input", ("validation/loss", "validation/loss_of_input")),
+        Curves("Validation loss, of output and unprocessed input", ("validation/loss", "validation/loss_of_input")),
         Curves("Learning rate", ("lr-Adam",)),
     ],
-    "Is the gradient well?": [
+    "Gradient": [
         Curves("Signal-to-noise ratio of the encoder's gradient", ("gradient/signal_to_noise",)),
         Curves("Norm of the gradient", ("gradient/norm",), log=True),
     ],
-    "Are the parameters well?": [
+    "Parameters": [
         Curves("Share of parameters at their bounds", ("parameters/share_at_bounds",), range=(0, 1)),
         Curves("Dead parameters", ("parameters/dead",), range=(0, None)),
     ],
-    "Where does the time go?": [
+    "Speed": [
         Curves(
             "Shares of a training step",
             ("speed/share_effects", "speed/share_encoder", "speed/share_loss", "speed/share_logging"),
             range=(0, 1),
         ),
-        Curves("Renderings a second", ("speed/renderings_per_second",)),
+        Curves("Renderings per second", ("speed/renderings_per_second",)),
     ],
 }
-"""The panels of curves by section, which the summary shows as well."""
+"""The panels of curves by section, for the workspace and the summary."""
 
 TESTED = ("loss", "mrstft", "mrstft_level_matched", "mfcc_cosine", "lufs_difference")
-"""What is measured after training, as ``test/METHOD/METRIC``."""
+"""Metrics of the evaluation after training, logged as ``test/METHOD/METRIC``."""
 
 METHODS = ("input", "output")
 
@@ -64,13 +64,13 @@ TABLES = ("tables/parameters", "tables/automation")
 
 
 def make_workspace(entity: str, project: str, group: str | None = None, by: str | None = None) -> Workspace:
-    """The workspace; nothing is sent before it is saved.
+    """Return the workspace; nothing is sent until it is saved.
 
     Args:
         entity: the user or team.
-        project: where the runs are.
-        group: only runs of this group, an ablation for instance.
-        by: an option of the config, its place in dots; runs with the same value of it become one line, their mean.
+        project: project of the runs.
+        group: only runs of this group, for instance an ablation.
+        by: dotted name of an option; runs with the same value of it are shown as one line, their mean.
 
     Raises:
         UserError: if wandb-workspaces is not installed.
@@ -90,18 +90,18 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
         ws.Section(name=name, panels=[curves(panel) for panel in panels], is_open=True)
         for name, panels in CURVES.items()
     ]
-    tested = [
+    tested: list[Any] = [
         wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/{method}/{metric}" for method in METHODS])
         for metric in TESTED
     ]
-    seen = [wr.MediaBrowser(title=name.split("/")[1], media_keys=[name], num_columns=1) for name in MEDIA]
+    media: list[Any] = [wr.MediaBrowser(title=name.split("/")[1], media_keys=[name], num_columns=1) for name in MEDIA]
     sections[1:1] = [
-        ws.Section(name="What does it reach?", panels=tested, is_open=True),
-        ws.Section(name="What does it sound like?", panels=seen, is_open=True),
+        ws.Section(name="Held-out pairs", panels=tested, is_open=True),
+        ws.Section(name="Excerpts", panels=media, is_open=True),
     ]
     sections += [
         ws.Section(name="Tables", panels=[wr.WeavePanelSummaryTable(table_name=name) for name in TABLES]),
-        ws.Section(name="What differs between the runs?", panels=[wr.RunComparer(diff_only="split")], is_open=True),
+        ws.Section(name="Differences between runs", panels=[wr.RunComparer(diff_only="split")], is_open=True),
     ]
     return ws.Workspace(
         entity=entity,

@@ -1,4 +1,4 @@
-"""Writes the listening page of an evaluation again; see :mod:`dfx.report`."""
+"""Write the listening page of an evaluation again; see :mod:`dfx.report`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from dfx.report import PAGE_MEGABYTES, PAGE_SECONDS, write_report
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dfx.report",
-        description="Writes the listening page of an evaluation again, from what evaluate.py left in its folder.",
+        description="Write the listening page of an evaluation again, from the folder written by evaluate.py.",
     )
     parser.add_argument("evaluation", type=Path, help="the folder, for instance runs/tube_amp/evaluation")
-    parser.add_argument(
-        "--seconds", type=_positive, default=PAGE_SECONDS,
-        help="how much of each file the page holds, from its beginning (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--megabytes", type=_positive, default=PAGE_MEGABYTES,
-        help="the size at which another page is begun (default: %(default)g)",
-    )  # fmt: skip
+    for name, default, text in (
+        ("--seconds", PAGE_SECONDS, "maximum length of each file, from its beginning (default: %(default)g)"),
+        ("--megabytes", PAGE_MEGABYTES, "maximum size of a page; more files go to the next (default: %(default)g)"),
+    ):
+        parser.add_argument(name, type=_positive, default=default, help=text)
     arguments = parser.parse_args()
     for path in write_report(arguments.evaluation, arguments.seconds, arguments.megabytes):
         print(path)

@@ -2,9 +2,9 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { shared, files } = data;
-const FADE = 0.008; // seconds, so that a switch does not click
+const FADE = 0.008; // seconds; avoids clicks when switching
 
-/** All tracks of a file at once, of which one is audible. It knows nothing of the page. */
+/** Plays all tracks of a file in parallel, one of them audible. Independent of the page. */
 class Player {
   constructor() {
     this.context = null;
@@ -20,7 +20,7 @@ class Player {
     this.buffers = null;
     this.offset = 0;
     this.startedAt = 0;
-    this.wanted = 0;
+    this.requests = 0;
   }
 
   /** tracks: functions that return the encoded bytes. */
@@ -35,9 +35,9 @@ class Player {
     return this.loop ? position % this.seconds : Math.min(position, this.seconds);
   }
 
-  /** To be called in answer to a gesture: browsers allow sound only then. */
+  /** Must be called in response to a user gesture: browsers allow sound only then. */
   async play() {
-    const wanted = ++this.wanted;
+    const request = ++this.requests;
     if (!this.context) {
       this.context = new (window.AudioContext || window.webkitAudioContext)();
       this.master = this.context.createGain();
@@ -47,18 +47,18 @@ class Player {
     const resumed = this.context.resume();
     if (!this.buffers) {
       const buffers = await Promise.all(this.tracks.map((bytes) => this.context.decodeAudioData(bytes())));
-      if (wanted !== this.wanted) return;
+      if (request !== this.requests) return;
       this.buffers = buffers;
     }
     await resumed;
-    if (wanted !== this.wanted) return;
+    if (request !== this.requests) return;
     if (this.offset >= this.seconds) this.offset = 0;
     this.#start();
     this.onchange();
   }
 
   pause() {
-    this.wanted++;
+    this.requests++;
     this.offset = this.position;
     this.#stop();
     this.onchange();
@@ -73,7 +73,7 @@ class Player {
     this.onchange();
   }
 
-  /** The others go on unheard, so that the position is the same to the sample. */
+  /** The other tracks keep playing silently, so that a switch keeps the position to the sample. */
   select(track) {
     this.audible = track;
     const now = this.context ? this.context.currentTime : 0;
@@ -136,7 +136,7 @@ class Player {
   }
 }
 
-/** What a listener has said; it outlives the page where the browser allows that. */
+/** The ratings of a listener, kept in local storage if the browser allows it. */
 class Ratings {
   #key = `dfx-ratings-${shared.identity}`;
 
@@ -146,11 +146,11 @@ class Ratings {
     try {
       Object.assign(this, JSON.parse(localStorage.getItem(this.#key)));
     } catch {
-      // Storage is off, or what is there is not ours: one begins anew.
+      // Storage is disabled or holds other data: start empty.
     }
   }
 
-  /** The order of the tracks of a file, drawn when it is first asked for, with what was rated. */
+  /** The order of a file's tracks, shuffled on first use, and its ratings. */
   of(file) {
     this.files[file.name] ??= { order: shuffled([...shared.tracks, shared.anchor]), ratings: {}, revealed: false };
     return this.files[file.name];
@@ -160,11 +160,11 @@ class Ratings {
     try {
       localStorage.setItem(this.#key, JSON.stringify({ listener: this.listener, files: this.files }));
     } catch {
-      // They stay in the page, and go with it.
+      // Storage is disabled: the ratings are lost when the page closes.
     }
   }
 
-  forget() {
+  deleteAll() {
     this.files = {};
     this.save();
   }
@@ -217,7 +217,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const MOST_CURVES = 12; // that are unfolded to begin with
+const MAX_OPEN_CURVES = 12; // unfolded initially
 const RIVALS = 5;
 function colourOf(track) {
   if (["input", "target", "output"].includes(track)) return `var(--${track})`;
@@ -226,7 +226,7 @@ function colourOf(track) {
   return `var(--rival-${rivals.indexOf(track) % RIVALS})`;
 }
 
-const spoken = (name) => name.replaceAll("_", " ");
+const readable = (name) => name.replaceAll("_", " ");
 
 function number(value) {
   if (value === 0) return "0";
@@ -234,7 +234,7 @@ function number(value) {
   return value.toFixed(Math.abs(value) < 0.01 ? 4 : digits).replace("-", "−");
 }
 
-// --- what is shown ---------------------------------------------------------------------------------
+// --- the page --------------------------------------------------------------------------------------
 
 const player = new Player();
 const ratings = new Ratings();
@@ -243,7 +243,7 @@ let mode = "compare";
 let shown = []; // the names of the player's tracks
 
 const isBlind = () => mode === "blind";
-const heard = () => shown[player.audible];
+const audibleTrack = () => shown[player.audible];
 
 function show(keepPosition = false) {
   const position = keepPosition ? player.position : 0;
@@ -264,12 +264,12 @@ function show(keepPosition = false) {
   $("next").disabled = index === files.length - 1;
   $("cut").hidden = file.whole_seconds <= file.seconds + 0.01;
   const [part, whole] = [file.seconds, file.whole_seconds].map(clock);
-  $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the whole.`;
+  $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the complete files.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
   for (const id of ["spectrogram-row", "automation", "legend", "numbers"]) $(id).hidden = isBlind();
   showTracks();
-  // In a blind test time belongs to the reference's picture alone.
+  // In a blind test, only the reference has a waveform.
   $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
   showProgress();
   if (!isBlind()) showNumbers();
@@ -281,20 +281,20 @@ function showTracks() {
   $("tracks").replaceChildren(legend);
   shown.forEach((track, i) => {
     const isStimulus = isBlind() && i > 0;
-    const called = isStimulus ? letter(i - 1) : isBlind() ? "reference" : spoken(track);
+    const label = isStimulus ? letter(i - 1) : isBlind() ? "reference" : readable(track);
     const radio = make("input", { type: "radio", name: "track", checked: i === player.audible });
-    radio.setAttribute("aria-label", isStimulus ? `Hear ${called}` : called);
+    radio.setAttribute("aria-label", isStimulus ? `Listen to ${label}` : label);
     radio.addEventListener("change", () => player.select(i));
     const key = isBlind() ? i : i + 1;
-    const name = make("span", { className: "name" }, make("span", {}, called));
+    const name = make("span", { className: "name" }, make("span", {}, label));
     if (key < 10) name.append(make("kbd", { textContent: key }));
     const row = make(isStimulus ? "div" : "label", { className: "row track" });
-    row.dataset.track = isBlind() ? called : track;
+    row.dataset.track = isBlind() ? label : track;
     row.style.setProperty("--colour", isStimulus ? "var(--ink)" : colourOf(track));
     if (isStimulus) {
       row.classList.add("stimulus");
       row.classList.toggle("revealed", ratings.of(file).revealed);
-      row.append(make("label", { className: "pick" }, radio, name), ratingOf(track, called, name));
+      row.append(make("label", { className: "pick" }, radio, name), ratingOf(track, label, name));
       row.addEventListener("pointerdown", () => radio.checked || radio.click());
     } else {
       const canvas = make("canvas", { className: "area" });
@@ -310,16 +310,16 @@ function showTracks() {
   });
 }
 
-function ratingOf(track, called, name) {
+function ratingOf(track, label, name) {
   const of = ratings.of(file);
   const given = of.ratings[track];
   const slider = make("input", { type: "range", min: 0, max: 100, step: 1, value: given ? given.value : 0 });
   const value = make("output", { textContent: given ? given.value : "–" });
-  slider.setAttribute("aria-label", `Rating of ${called}`);
+  slider.setAttribute("aria-label", `Rating of ${label}`);
   slider.classList.toggle("unrated", !given);
   slider.disabled = of.revealed;
   if (of.revealed) {
-    const truth = track === "target" ? "hidden reference" : spoken(track);
+    const truth = track === "target" ? "hidden reference" : readable(track);
     name.firstElementChild.append(make("span", { className: "truth", textContent: ` ${truth}` }));
   }
   const rate = () => {
@@ -330,7 +330,7 @@ function ratingOf(track, called, name) {
     showProgress();
   };
   slider.addEventListener("input", rate);
-  // Where it stands already, nothing is input; said all the same, it is a rating.
+  // Confirming the slider's current value fires no input event, but is a rating too.
   slider.addEventListener("click", rate);
   slider.addEventListener("keyup", ({ key }) => /^(Arrow|Home|End|Page)/.test(key) && rate());
   return make("div", { className: "rating" }, slider, value);
@@ -355,19 +355,19 @@ function showAutomation() {
     const [of, ...rest] = parameter.name.split(".");
     if (!effects.has(of)) {
       const count = shared.parameters.filter((other) => effectOf(other) === of).length;
-      const open = unfolded + count <= MOST_CURVES;
+      const open = unfolded + count <= MAX_OPEN_CURVES;
       if (open) unfolded += count;
-      effects.set(of, make("details", { open }, make("summary", {}, spoken(of), open ? "" : ` (${count})`)));
+      effects.set(of, make("details", { open }, make("summary", {}, readable(of), open ? "" : ` (${count})`)));
     }
     const suffix = `_${parameter.unit.toLowerCase()}`;
     const bare = rest.join(".");
-    const called = spoken(bare.endsWith(suffix) && parameter.unit ? bare.slice(0, -suffix.length) : bare);
+    const label = readable(bare.endsWith(suffix) && parameter.unit ? bare.slice(0, -suffix.length) : bare);
     const canvas = make("canvas", { className: "area" });
     canvas.dataset.parameter = parameter.name;
     canvas.setAttribute("role", "img");
-    const range = `${atEnd(parameter.low, parameter)} to ${atEnd(parameter.high, parameter)}`;
-    canvas.setAttribute("aria-label", `${spoken(parameter.name)} over time, ${range}`);
-    const name = make("span", { className: "name" }, make("span", { textContent: called }), make("b"));
+    const range = `${formatBound(parameter.low, parameter)} to ${formatBound(parameter.high, parameter)}`;
+    canvas.setAttribute("aria-label", `${readable(parameter.name)} over time, ${range}`);
+    const name = make("span", { className: "name" }, make("span", { textContent: label }), make("b"));
     effects.get(of).append(make("div", { className: "row curve" }, name, canvas));
   }
   $("automation").replaceChildren(...effects.values());
@@ -377,11 +377,12 @@ function withUnit(value, { unit }) {
   return unit ? `${number(value)}\u00a0${unit}` : number(value);
 }
 
-const atEnd = (value, { unit }) => `${Number(value.toPrecision(4))}${unit && "\u00a0"}${unit}`.replace("-", "−");
+const formatBound = (value, { unit }) =>
+  `${Number(value.toPrecision(4))}${unit && "\u00a0"}${unit}`.replace("-", "−");
 
-/** The values of a parameter of the track that is heard: the model's over time, or the one of a baseline. */
+/** The values of a parameter for the audible track: the model's over time, or a baseline's constant. */
 function valuesOf(parameter) {
-  const constant = file.settings[heard()];
+  const constant = file.settings[audibleTrack()];
   if (constant) return { seconds: [0], values: [constant[parameter.name]] };
   return { seconds: file.automation.seconds, values: file.automation[parameter.name] };
 }
@@ -409,21 +410,21 @@ function showNumbers() {
     return mean ? { value: mean.mean, half: mean.low === null ? null : mean.mean - mean.low, files: mean.files } : {};
   });
   $("means-title").textContent = `All ${shared.count} files`;
-  $("means-note").textContent = "Means, ± half of their 95 % intervals. Bold: the least error.";
+  $("means-note").textContent = "Means ± half of their 95 % confidence intervals. Bold: lowest error.";
 }
 
 function table(element, cellOf) {
   const head = make("tr", {}, make("td"), ...shared.methods.map((method) => {
-    const cell = make("th", { scope: "col", textContent: spoken(method) });
+    const cell = make("th", { scope: "col", textContent: readable(method) });
     cell.style.setProperty("--colour", colourOf(method));
     return cell;
   }));
   const body = Object.entries(shared.metrics).map(([name, explained]) => {
     const cells = shared.methods.map((method) => cellOf(method, name));
     const values = cells.map(({ value }) => value).filter((value) => value !== undefined);
-    // What reads the same is not told apart.
+    // Values that are displayed alike count as equal.
     const least = shared.less_is_better.includes(name) && values.length > 1 ? number(Math.min(...values)) : null;
-    const heading = make("th", { scope: "row" }, spoken(name), make("small", { textContent: explained }));
+    const heading = make("th", { scope: "row" }, readable(name), make("small", { textContent: explained }));
     return make("tr", {}, heading, ...cells.map(({ value, half, files: count, reason }) => {
       if (value === undefined) return make("td", { className: "none", textContent: reason || "–" });
       const cell = make("td", { textContent: number(value), className: number(value) === least ? "best" : "" });
@@ -439,7 +440,7 @@ function table(element, cellOf) {
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-/** A canvas at the screen's own resolution, cleared, in the page's units. */
+/** Clear a canvas, and return its context at the screen's resolution, in CSS pixels. */
 function surface(canvas) {
   const { clientWidth: width, clientHeight: height } = canvas;
   const ratio = window.devicePixelRatio || 1;
@@ -476,7 +477,7 @@ function drawWaveform(canvas) {
 
 function drawSpectrogram() {
   const canvas = $("spectrogram");
-  const track = heard();
+  const track = audibleTrack();
   const { columns, levels } = file.spectrograms[track];
   const bytes = bytesOf(levels);
   const colours = bytesOf(shared.colours[dark.matches ? "dark" : "light"]);
@@ -509,15 +510,15 @@ function drawSpectrogram() {
     context.strokeText(tick.name, 8, y);
     context.fillText(tick.name, 8, y);
   }
-  canvas.setAttribute("aria-label", `Spectrogram of ${spoken(track)}`);
-  const name = make("strong", { textContent: spoken(track) });
+  canvas.setAttribute("aria-label", `Spectrogram of ${readable(track)}`);
+  const name = make("strong", { textContent: readable(track) });
   name.style.color = colourOf(track);
   $("spectrogram-name").replaceChildren(make("span", { textContent: "spectrogram" }), name);
 }
 
 function drawCurves() {
-  const isModel = !file.settings[heard()];
-  $("automation").style.setProperty("--colour", isModel ? "var(--output)" : colourOf(heard()));
+  const isModel = !file.settings[audibleTrack()];
+  $("automation").style.setProperty("--colour", isModel ? "var(--output)" : colourOf(audibleTrack()));
   for (const parameter of shared.parameters) {
     const canvas = document.querySelector(`[data-parameter="${CSS.escape(parameter.name)}"]`);
     const { context, width, height } = surface(canvas);
@@ -541,25 +542,25 @@ function drawCurves() {
     context.moveTo(0, y(values[0]));
     values.forEach((value, i) => {
       const end = i + 1 < seconds.length ? seconds[i + 1] : file.seconds;
-      // A frame is short: its value holds for all of it.
+      // A value holds for its whole frame.
       context.lineTo((width * seconds[i]) / file.seconds, y(value));
       context.lineTo((width * end) / file.seconds, y(value));
     });
     context.stroke();
-    // The ends of the range, legible where the curve passes behind them.
+    // The bounds of the range, with an outline that keeps them legible over the curve.
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "right";
     context.lineWidth = 7;
     context.strokeStyle = getComputedStyle(document.body).getPropertyValue("--card");
     for (const [value, baseline, top] of [[parameter.high, "top", 3], [parameter.low, "bottom", height - 3]]) {
       context.textBaseline = baseline;
-      context.strokeText(atEnd(value, parameter), width - 6, top);
-      context.fillText(atEnd(value, parameter), width - 6, top);
+      context.strokeText(formatBound(value, parameter), width - 6, top);
+      context.fillText(formatBound(value, parameter), width - 6, top);
     }
   }
 }
 
-/** What moves while it plays. */
+/** Update the cursor, the clock and the values during playback. */
 function tick() {
   const position = player.position;
   const part = file.seconds ? position / file.seconds : 0;
@@ -579,7 +580,7 @@ function tick() {
   if (player.playing) requestAnimationFrame(tick);
 }
 
-// --- what one does ---------------------------------------------------------------------------------
+// --- controls --------------------------------------------------------------------------------------
 
 let drawn = null;
 player.onchange = () => {
@@ -587,8 +588,8 @@ player.onchange = () => {
   $("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
   const radios = document.querySelectorAll('input[name="track"]');
   if (radios[player.audible]) radios[player.audible].checked = true;
-  if (!isBlind() && drawn !== heard() && radios.length) {
-    drawn = heard();
+  if (!isBlind() && drawn !== audibleTrack() && radios.length) {
+    drawn = audibleTrack();
     drawSpectrogram();
     drawCurves();
   }
@@ -643,9 +644,9 @@ $("reveal").addEventListener("click", () => {
   ratings.save();
   show(true);
 });
-$("forget").addEventListener("click", () => {
-  if (!confirm("Forget the ratings of all files?")) return;
-  ratings.forget();
+$("delete").addEventListener("click", () => {
+  if (!confirm("Delete the ratings of all files?")) return;
+  ratings.deleteAll();
   show();
 });
 for (const radio of document.querySelectorAll('input[name="mode"]')) {
@@ -655,21 +656,21 @@ for (const radio of document.querySelectorAll('input[name="mode"]')) {
   });
 }
 
-// A press on a picture goes there; a drag goes along. A finger may also mean to scroll: it is waited for.
+// Press or drag on a waveform or spectrogram to seek. A touch may also begin a scroll, so it seeks on release.
 let dragged = null;
-let pressedAt = 0;
-const isFinger = ({ pointerType }) => pointerType === "touch";
+let pressX = 0;
+const isTouch = ({ pointerType }) => pointerType === "touch";
 $("timeline").addEventListener("pointerdown", (event) => {
   if (!event.target.classList.contains("area")) return;
   dragged = event.target;
-  pressedAt = event.clientX;
-  if (!isFinger(event)) seekTo(event);
+  pressX = event.clientX;
+  if (!isTouch(event)) seekTo(event);
 });
 window.addEventListener("pointermove", (event) => {
-  if (dragged && (!isFinger(event) || Math.abs(event.clientX - pressedAt) > 8)) seekTo(event);
+  if (dragged && (!isTouch(event) || Math.abs(event.clientX - pressX) > 8)) seekTo(event);
 });
 window.addEventListener("pointerup", (event) => {
-  if (dragged && isFinger(event)) seekTo(event);
+  if (dragged && isTouch(event)) seekTo(event);
   dragged = null;
 });
 window.addEventListener("pointercancel", () => (dragged = null));

@@ -1,17 +1,17 @@
-"""Runs a grid and compares its arms.
+"""Run a grid of training runs and compare its arms.
 
     python -m dfx.sweep configs/sweeps/estimator.yaml
     python -m dfx.sweep configs/sweeps/estimator.yaml --seeds 0 1 --arms released response -- --trainer.max_epochs 2
     python -m dfx.sweep configs/sweeps/estimator.yaml --list
     python -m dfx.sweep configs/sweeps/estimator.yaml --summarize
 
-The same command again runs what is missing, and resumes what was cut off. A point that fails does not keep the
-others from running; it is named at the end, and the exit status is 1. The folder then holds a run for each point,
-their logs, and summary.md, summary.csv, runs.csv and summary.png.
+The same command again runs the missing points, and resumes interrupted ones. If a point fails, the others still run;
+the failed point is listed at the end, and the exit status is 1. The folder then holds a run for each point, their
+logs, and summary.md, summary.csv, runs.csv and summary.png.
 
-The files are Weights & Biases' own: `wandb sweep FILE` and `wandb agent` run the same points from its server.
-`--list` prints a command for each point that is not finished, for any scheduler: in a SLURM array, line
-$SLURM_ARRAY_TASK_ID of it. List anew to go on with what was cut off, and summarize when all have ended.
+The files have the format of Weights & Biases: `wandb sweep FILE` and `wandb agent` run the same points from its server.
+`--list` prints a command for each unfinished point, for any scheduler: in a SLURM array, run line
+$SLURM_ARRAY_TASK_ID of it. List again to resume interrupted points, and summarize when all have finished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dfx.sweep.summary import summarize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status is 1 if a point has failed."""
+    """Run the command line; return 1 if a point has failed, else 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     given = _parser().parse_args(arguments[:cut])
@@ -66,23 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dfx.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m dfx.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s FILE [options] [-- options of train.py for every run]",
-    )  # fmt: skip
-    parser.add_argument("file", metavar="FILE", help="a sweep, as in configs/sweeps/")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the file")
-    parser.add_argument("--arms", nargs="+", help="some of the arms only, by name")
-    parser.add_argument("--jobs", type=int, help="how many runs at once; by default one a core, and 16 at most")
-    parser.add_argument("--threads", type=int, help="of a run; by default the cores that there are for each")
-    parser.add_argument("--folder", help="of the sweep; by default runs/sweeps/NAME")
-    parser.add_argument("--list", action="store_true", help="print the commands of what is not finished, and run none")
-    parser.add_argument("--summarize", action="store_true", help="compare what is finished, and run none")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one here")
-    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of a run, or a share of one")
+    )
+    parser.add_argument("file", metavar="FILE", help="a sweep file, for instance from configs/sweeps/")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the file")
+    parser.add_argument("--arms", nargs="+", help="names of the arms to run; by default all")
+    parser.add_argument("--jobs", type=int, help="number of parallel runs; by default one per core, at most 16")
+    parser.add_argument("--threads", type=int, help="threads of each run; by default the cores divided by the jobs")
+    parser.add_argument("--folder", help="the sweep's folder; by default runs/sweeps/NAME")
+    parser.add_argument("--list", action="store_true", help="print the commands of unfinished points, and run none")
+    parser.add_argument("--summarize", action="store_true", help="compare the finished points, and run none")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one on this machine")
     parser.add_argument(
-        "--wandb-mode", choices=("offline", "online", "disabled"), default="offline",
-        help="of all runs, whatever the file says",
-    )  # fmt: skip
+        "--gpus", type=float, default=0, help="with --ray: number of GPUs of each run, or a fraction of one"
+    )
+    modes = ("offline", "online", "disabled")
+    parser.add_argument("--wandb-mode", choices=modes, default="offline", help="mode of all runs; overrides the file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Sweep files: Weights & Biases' own format, of which a grid is run here as its agent would run it."""
+"""Sweep files in the format of Weights & Biases. Grids are expanded exactly as its agent does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import yaml
 from dfx.errors import UserError
 
 SEED = "run.seed"
-"""The parameter whose values are seeds: points that differ in nothing else are of one arm."""
+"""The parameter whose values are seeds: points that differ only in it belong to one arm."""
 
 
 class SweepError(UserError):
-    """A sweep file, or a folder of a sweep, that cannot be used; the message says why."""
+    """A sweep file or a sweep's folder cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Point:
     """One run of a sweep.
 
     Args:
-        name: of the run, unique in the sweep.
-        arm: what it has in common with the points of other seeds.
-        command: that trains it, without where it is kept and where it is logged.
+        name: name of the run, unique in the sweep.
+        arm: name shared with the points of other seeds.
+        command: command that trains it, without the options of folder and logging.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid.
+    """A grid of values of parameters.
 
     Args:
-        name: of the sweep; the group of its runs in Weights & Biases.
-        program: that is run, from the folder of the repository.
-        parameters: the values of each.
-        command: with macros, of which ``${args}`` stands for the parameters of a point.
+        name: name of the sweep, and group of its runs in Weights & Biases.
+        program: script to run, relative to the root of the repository.
+        parameters: the values of each parameter.
+        command: command with macros; ``${args}`` stands for the parameters of a point.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Sweep:
     command: list[str]
 
     def points(self, seeds: Sequence[int] | None = None, options: Sequence[str] = ()) -> list[Point]:
-        """All points, arm by arm in the order of the file.
+        """Return all points, arm by arm in the order of the file.
 
         Args:
-            seeds: instead of those of the file.
-            options: that every command ends with.
+            seeds: seeds instead of those of the file.
+            options: options appended to every command.
 
         Raises:
-            SweepError: if two arms would have one name.
+            SweepError: if two points have the same name.
         """
         parameters = dict(self.parameters)
         if seeds:
@@ -76,12 +76,14 @@ class Sweep:
         names = [point.name for point in points]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
-            raise SweepError(f"two points of the sweep {self.name} are called {twice}: rename a file, or drop a value")
+            raise SweepError(
+                f"two points of the sweep {self.name} are named {twice}: rename a config, or remove a value"
+            )
         arms = list(dict.fromkeys(point.arm for point in points))
         return sorted(points, key=lambda point: arms.index(point.arm))
 
     def _expand(self, values: dict[str, Any]) -> list[str]:
-        # Weights & Biases' own, so that a command is the same here and there; not above, since it takes a second.
+        # Private functions of wandb, used here only, so that commands equal those of its agent. The import is slow.
         from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
         try:
@@ -94,16 +96,16 @@ class Sweep:
         for part in map(str, command):
             macro = re.fullmatch(r"\$\{(\w+)\}", part)
             if macro and not isinstance(macros.get(macro[1]), list):
-                raise SweepError(f"sweep {self.name}: {part} is not a macro that works here; take ${{args}}")
+                raise SweepError(f"sweep {self.name}: {part} is not a supported macro; use ${{args}}")
             expanded += macros[macro[1]] if macro else [part]
         return expanded
 
 
 def read_sweep(path: str) -> Sweep:
-    """The grid of a sweep file.
+    """Read the grid of a sweep file.
 
     Raises:
-        SweepError: if there is no such file, or if it does not describe a grid.
+        SweepError: if the file does not exist, or does not describe a grid.
     """
     file = Path(path)
     if not file.is_file():
@@ -113,27 +115,27 @@ def read_sweep(path: str) -> Sweep:
     except yaml.YAMLError as error:
         raise SweepError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise SweepError(f"{path} is not a sweep: see configs/sweeps/")
+        raise SweepError(f"{path} is not a sweep; see configs/sweeps/ for examples")
     for key in ("program", "parameters", "command"):
         if not content.get(key):
-            raise SweepError(f"{path} has no `{key}`; see configs/sweeps/")
+            raise SweepError(f"{path} has no `{key}`; see configs/sweeps/ for examples")
     if content.get("method") != "grid":
-        raise SweepError(f"{path} has the method {content.get('method')}: only a grid is run here; take wandb agent")
+        raise SweepError(f"{path} has the method {content.get('method')}: only `grid` is supported; use `wandb agent`")
     parameters = {}
-    for name, how in content["parameters"].items():
-        if isinstance(how, dict) and "value" in how:
-            parameters[name] = [how["value"]]
-        elif isinstance(how, dict) and isinstance(how.get("values"), list) and how["values"]:
-            parameters[name] = how["values"]
+    for name, given in content["parameters"].items():
+        if isinstance(given, dict) and "value" in given:
+            parameters[name] = [given["value"]]
+        elif isinstance(given, dict) and isinstance(given.get("values"), list) and given["values"]:
+            parameters[name] = given["values"]
         else:
-            raise SweepError(f"{path}: the parameter {name} of a grid needs `values`, a list, or `value`")
+            raise SweepError(f"{path}: the parameter {name} needs `value`, or a list as `values`")
     if not any(str(part).startswith("${args") for part in content["command"]):
-        raise SweepError(f"{path}: the command has no ${{args}}, and all points would be the same")
+        raise SweepError(f"{path}: the command has no ${{args}}, so all points would be the same")
     return Sweep(str(content.get("name") or file.stem), content["program"], parameters, content["command"])
 
 
 def _label(parameter: str, value: Any) -> str:
-    """What stands for a value in the name of an arm: of a config file its own name."""
+    """Return the part of an arm's name for a value; for a config file, the name of the file."""
     if parameter == "config":
         return Path(str(value)).stem
     return re.sub(r"[^\w.+-]+", "-", f"{parameter.rsplit('.')[-1]}_{value}")

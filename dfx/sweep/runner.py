@@ -1,7 +1,7 @@
-"""Runs points: each as a process of its own, here or on a Ray cluster, and every one only as far as it is missing.
+"""Runs the points of a sweep in separate processes, here or on a Ray cluster; resumes or skips those that have run.
 
-A sweep's folder is the ``run.folder`` of its points, so ``FOLDER/POINT`` is a run as any other. Beside them lie
-``points.json``, what each point was run with, and ``logs/POINT.log``, what it said.
+A sweep's folder is the ``run.folder`` of its points, so ``FOLDER/POINT`` is an ordinary run. The folder also holds
+``points.json``, the options of each point, and ``logs/POINT.log``, its output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -26,30 +26,32 @@ from dfx.writing import write_json
 
 try:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows has no such module.
 
-MOST_JOBS = 16
-"""By default; a run of configs/tube_amp.yaml takes 1.5 GB of memory."""
+MAX_JOBS = 16
+"""Default limit of parallel runs; a run of configs/tube_amp.yaml takes 1.5 GB of memory."""
+
+WandbMode = Literal["online", "offline", "disabled"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many points run at once, and how many threads each of them has."""
+    """Number of points that run in parallel, and number of threads of each."""
 
     jobs: int
     threads: int
 
     @classmethod
     def of(cls, points: int, jobs: int | None = None) -> Budget:
-        """All cores of this machine: more runs at once use them better than more threads for each."""
-        jobs = max(1, min(jobs or min(available_cores(), MOST_JOBS), points))
+        """Divide the cores of this machine: more parallel runs use them better than more threads per run."""
+        jobs = max(1, min(jobs or min(available_cores(), MAX_JOBS), points))
         return cls(jobs, max(1, available_cores() // jobs))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A point that did not end as it should."""
+    """A point whose run has failed."""
 
     point: str
     message: str
@@ -57,7 +59,7 @@ class Failure:
 
 
 def is_finished(folder: Path, point: Point) -> bool:
-    """Whether a point's run has been trained and evaluated: the metrics are the last that it writes."""
+    """Return whether a point has been trained and evaluated; its last file holds the metrics of the evaluation."""
     try:
         json.loads((folder / point.name / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,8 +67,8 @@ def is_finished(folder: Path, point: Point) -> bool:
     return True
 
 
-def full_command(folder: Path, sweep: str, point: Point, wandb_mode: str) -> list[str]:
-    """What trains a point in its folder, from where it is: ``--run.resume`` where there is something to resume."""
+def full_command(folder: Path, sweep: str, point: Point, wandb_mode: WandbMode) -> list[str]:
+    """Return the command that trains a point in its folder; it resumes the run if the folder exists."""
     return [
         *point.command,
         f"--run.folder={folder}",
@@ -80,19 +82,19 @@ def full_command(folder: Path, sweep: str, point: Point, wandb_mode: str) -> lis
 
 
 def register(folder: Path, points: Sequence[Point]) -> None:
-    """Notes what the points of a folder are run with.
+    """Save the options of the points in the sweep's folder.
 
     Raises:
-        SweepError: if one of them was begun with other options.
+        SweepError: if the folder has a run of one of them with other options.
     """
     path = folder / "points.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for point in points:
-        # Without the interpreter, which may be another on another machine.
+        # Without the interpreter, whose path depends on the machine.
         command = point.command[1:]
         if known.get(point.name, command) != command and (folder / point.name).exists():
             raise SweepError(
-                f"{folder / point.name} was run with other options than the sweep now has: choose another --folder, "
+                f"{folder / point.name} was run with other options than those of the sweep: choose another --folder, "
                 "or delete it"
             )
         known[point.name] = command
@@ -105,19 +107,19 @@ class Runner:
     """Runs a point in a process.
 
     Args:
-        folder: of the sweep.
-        sweep: its name.
-        wandb_mode: of the runs.
-        threads: of a run: torch's, and those that render.
+        folder: the sweep's folder.
+        sweep: name of the sweep.
+        wandb_mode: W&B mode of the runs.
+        threads: number of threads of a run, for torch and for rendering.
     """
 
     folder: Path
     sweep: str
-    wandb_mode: str
+    wandb_mode: WandbMode
     threads: int
 
     def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> Failure | None:
-        """Runs a point to its end, unless it has been; one that another process is running is waited for."""
+        """Run a point to its end unless it is finished; if another process is running it, wait."""
         log = self.folder / "logs" / f"{point.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with _locked(log.with_suffix(".lock")) as inherited, log.open("ab") as file:
@@ -126,18 +128,17 @@ class Runner:
             before = file.tell()
             command = full_command(self.folder, self.sweep, point, self.wandb_mode)
             command += [f"--model.init_args.rendering.workers={self.threads}", "--trainer.enable_progress_bar=false"]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, pass_fds=inherited,
-                env={**os.environ, **dict.fromkeys(_THREADS, str(self.threads))},
-            )  # fmt: skip
+            environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, env=environment, pass_fds=inherited, **streams)
             started(process)
             status = process.wait()
         if is_finished(self.folder, point):
             return None
-        said = [line.strip() for line in log.read_bytes()[before:].decode(errors="replace").splitlines()]
-        # What ends a run on purpose, or else by an exception, or else the last it said.
-        errors = [line for line in said if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
-        last = (errors or [line for line in said if line] or ["it said nothing"])[-1]
+        printed = [line.strip() for line in log.read_bytes()[before:].decode(errors="replace").splitlines()]
+        # The last error message or exception, else the last line.
+        errors = [line for line in printed if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
+        last = (errors or [line for line in printed if line] or ["it printed nothing"])[-1]
         return Failure(point.name, f"exit status {status}: {last[:300]}", log)
 
 
@@ -146,7 +147,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Sequence[int]]:
-    """Holds a lock, also for what inherits it: it is free when the last process that has it ends, however it ends."""
+    """Hold a lock, together with the processes that inherit its descriptors; it is released when the last one ends."""
     if fcntl is None:
         yield ()
         return
@@ -156,7 +157,7 @@ def _locked(path: Path) -> Iterator[Sequence[int]]:
 
 
 def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure]:
-    """Runs points on this machine, several at once. An interrupt or SIGTERM ends them all, and they can be resumed."""
+    """Run points on this machine in parallel. An interrupt or SIGTERM ends all of them; they can be resumed."""
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="points")
     running: list[subprocess.Popen] = []
 
@@ -169,7 +170,7 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure
         return _follow((future.result() for future in as_completed(futures)), len(points))
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
-        # Also those that begin only now.
+        # Including those that are only starting now.
         while running or not all(future.done() for future in futures):
             if running:
                 running.pop().terminate()
@@ -182,14 +183,14 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure
 
 
 def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> list[Failure]:
-    """Runs points on a Ray cluster, whose machines see this folder, and have this Python, under the same paths.
+    """Run points on a Ray cluster, on whose machines this folder and this Python have the same paths.
 
     Args:
-        address: of the cluster; ``local`` starts one on this machine.
-        gpus: that a run takes, or a share of one.
+        address: address of the cluster; ``local`` starts one on this machine.
+        gpus: number of GPUs of a run, or a fraction of one.
 
     Raises:
-        SweepError: without Ray, or if there is no such cluster.
+        SweepError: if Ray is not installed, or the cluster cannot be reached.
     """
     try:
         import ray
@@ -197,12 +198,11 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
         raise SweepError("--ray needs Ray, which is not installed: pip install ray") from None
     here = os.getcwd()
     try:
-        ray.init(
-            address=address, log_to_driver=False, include_dashboard=False if address == "local" else None,
-            runtime_env={"env_vars": {"PYTHONPATH": here}},
-        )  # fmt: skip
+        dashboard = False if address == "local" else None
+        environment = {"env_vars": {"PYTHONPATH": here}}
+        ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SweepError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        raise SweepError(f"the Ray cluster at {address} cannot be reached: {str(error).splitlines()[0]}") from None
 
     def work(point: Point) -> Failure | None:
         os.chdir(here)
@@ -217,7 +217,7 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
             except ray.exceptions.RayError as error:
                 yield Failure(name, str(error).strip().splitlines()[-1], runner.folder / "logs" / f"{name}.log")
 
-    task: Callable[..., Any] = ray.remote(num_cpus=runner.threads, num_gpus=gpus, max_retries=2)(work)
+    task: Any = ray.remote(num_cpus=runner.threads, num_gpus=gpus, max_retries=2)(work)
     try:
         names = {task.remote(point): point.name for point in points}
         return _follow(results(list(names)), len(points))
@@ -226,7 +226,7 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
 
 
 def _follow(results: Iterable[Failure | None], count: int) -> list[Failure]:
-    """The failures among results, with a progress bar."""
+    """Collect the failures among results, with a progress bar."""
     failures: list[Failure] = []
     with tqdm(total=count, desc="Sweep", unit="run") as bar:
         for failure in results:

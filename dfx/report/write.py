@@ -1,0 +1,265 @@
+"""Writes the pages: the data of every file, and the template that holds them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.signal
+import soundfile
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm import tqdm
+
+from dfx.audio.levels import amplitude_to_db
+from dfx.audio.spectrogram import magnitude_spectrogram
+from dfx.errors import UserError
+from dfx.writing import write_text
+
+ANCHOR = "anchor_3.5_khz"
+"""The low-passed target, which attentive listeners rate low."""
+
+PAGE_SECONDS = 60.0
+PAGE_MEGABYTES = 40.0
+
+_HERE = Path(__file__).parent
+_COLUMNS = 480
+_BANDS = 80
+_RANGE_DB = 80.0
+_LOWEST_HZ = 40.0
+_TICKS_HZ = (200, 500, 1000, 2000, 5000, 10000)
+_RAMPS = {
+    "dark": ["#131215", "#2b1b3f", "#6d2a63", "#c04a54", "#f09a58", "#fdf0d0"],
+    "light": ["#ffffff", "#fbe9da", "#efb184", "#cf6457", "#6f2a5c", "#1c0f26"],
+}
+"""Colours from silence to the maximum, with monotonic lightness."""
+
+
+class ReportError(UserError):
+    """A folder holds no complete evaluation."""
+
+
+def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float = PAGE_MEGABYTES) -> list[Path]:
+    """Write the listening page of an evaluation into its folder.
+
+    Args:
+        folder: the folder written by :func:`dfx.evaluation.evaluate`.
+        seconds: maximum length of each file on the page, from its beginning; the folder keeps the complete audio.
+        megabytes: maximum size of the files' data on one page, which holds at least one file.
+
+    Returns:
+        The paths of the pages, ``report.html`` first.
+
+    Raises:
+        ReportError: if the folder holds no evaluation, or a part of it is missing.
+        ValueError: if ``seconds`` or ``megabytes`` is not positive.
+    """
+    if not (seconds > 0 and megabytes > 0):
+        raise ValueError(f"seconds ({seconds:g}) and megabytes ({megabytes:g}) must be above 0")
+    about, rows, settings, means = (_read_json(folder, name) for name in ("evaluation", "files", "settings", "means"))
+    # From the unprocessed input to the target.
+    tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
+
+    pages: list[list[tuple[dict[str, Any], dict[str, str]]]] = [[]]
+    size = 0
+    for file in tqdm(about["files"], desc="Writing the page", unit="file", leave=False):
+        audio, encoded = _read_tracks(folder, file["stem"], tracks, seconds)
+        data = _data_of_file(folder, file, audio, rows, settings)
+        length = len(json.dumps(data)) + sum(map(len, encoded.values()))
+        if pages[-1] and size + length > 1e6 * megabytes:
+            pages.append([])
+            size = 0
+        pages[-1].append((data, encoded))
+        size += length
+
+    paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
+    shared = {
+        **{name: about[name] for name in ("task", "methods", "parameters", "metrics", "less_is_better")},
+        "identity": hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()[:16],
+        "means": means,
+        "tracks": tracks,
+        "anchor": ANCHOR,
+        "count": len(about["files"]),
+        "bands": _BANDS,
+        "ticks": _ticks(about["sample_rate"]),
+        "colours": _colours(),
+        "pages": [path.name for path in paths],
+    }
+    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    template = environment.get_template("page.html")
+    first = 0
+    for number, (path, page) in enumerate(zip(paths, pages)):
+        content = template.render(
+            title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize(),
+            style=(_HERE / "page.css").read_text(encoding="utf-8"),
+            script=(_HERE / "page.js").read_text(encoding="utf-8"),
+            data={"page": number, "first": first, "files": [data for data, _ in page], "shared": shared},
+            audio=[encoded for _, encoded in page],
+        )
+        write_text(path, content)
+        first += len(page)
+    for stale in set(folder.glob("report_*.html")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def low_pass(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the low anchor of ITU-R BS.1534: flat up to 3.5 kHz, -25 dB at 4 kHz, -50 dB at 4.5 kHz, without delay.
+
+    Args:
+        audio: ``(samples, channels)``.
+        sample_rate: in Hz; below 9 kHz the audio is returned unchanged.
+    """
+    if sample_rate <= 9000:
+        return audio
+    taps, beta = scipy.signal.kaiserord(60.0, 500 / (sample_rate / 2))
+    window = scipy.signal.firwin(taps | 1, 3750, window=("kaiser", beta), fs=sample_rate)
+    # Not mode="same", whose result has the length of the longer of the two.
+    reach = len(window) // 2
+    filtered = scipy.signal.fftconvolve(audio, window[:, None], axes=0)
+    return filtered[reach : reach + len(audio)].astype(audio.dtype)
+
+
+def _read_tracks(
+    folder: Path, stem: str, tracks: Sequence[str], seconds: float
+) -> tuple[dict[str, tuple[np.ndarray, int]], dict[str, str]]:
+    """Return the audio and the sample rate of each track, and the same as FLAC in base64 with the anchor added."""
+    audio, encoded = {}, {}
+    for track in tracks:
+        path = folder / "audio" / f"{stem}_{track}.flac"
+        try:
+            whole, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            raise ReportError(f"{path} is missing or broken: run evaluate.py again") from None
+        part = whole[: max(1, round(seconds * sample_rate))]
+        audio[track] = part, sample_rate
+        encoded[track] = _base64(path.read_bytes() if len(part) == len(whole) else _flac(part, sample_rate))
+    encoded[ANCHOR] = _base64(_flac(low_pass(*audio["target"]), sample_rate))
+    return audio, encoded
+
+
+def _data_of_file(
+    folder: Path,
+    file: Mapping[str, Any],
+    audio: Mapping[str, tuple[np.ndarray, int]],
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the data of a file, without its audio, as page.js reads them."""
+    peak = max(float(np.abs(samples).max()) for samples, _ in audio.values()) or 1.0
+    spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, (samples, sample_rate) in audio.items()}
+    maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
+    of_file = [row for row in rows if row["file"] == file["name"]]
+    target, sample_rate = audio["target"]
+    seconds = len(target) / sample_rate
+    return {
+        "name": file["name"],
+        "seconds": seconds,
+        "whole_seconds": file["seconds"],
+        "waveforms": {track: _waveform(samples, peak) for track, (samples, _) in audio.items()},
+        "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
+        "automation": _automation(folder / "automation" / f"{file['stem']}.csv", seconds),
+        "metrics": {
+            row["method"]: {name: value for name, value in row.items() if isinstance(value, (int, float))}
+            for row in of_file
+        },
+        "left_out": {row["method"]: row["left_out"] for row in of_file if row["left_out"]},
+        # One setting for all files, or one for each.
+        "settings": {name: values.get(file["name"], values) for name, values in settings.items()},
+    }
+
+
+def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
+    """Return the columns of the file up to a time."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) < seconds]
+    except FileNotFoundError:
+        raise ReportError(f"{path} is missing: run evaluate.py again") from None
+    return {name: [float(f"{float(row[name]):.6g}") for row in rows] for name in rows[0]}
+
+
+def _waveform(audio: np.ndarray, peak: float) -> dict[str, object]:
+    """Return minimum and maximum over all channels in each column, as int8 with 127 at the peak."""
+    starts = _starts(len(audio))
+    low = np.minimum.reduceat(audio.min(axis=1), starts)
+    high = np.maximum.reduceat(audio.max(axis=1), starts)
+    scaled = np.round(127 * np.stack([low, high]) / peak).astype(np.int8)
+    return {"columns": len(starts), "levels": _base64(scaled.tobytes())}
+
+
+def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the maximum magnitude in each mel band and column, ``(bands, columns)``, the lowest band first."""
+    window = 2 ** round(np.log2(0.046 * sample_rate))
+    hop = max(1, min(window // 4, len(audio) // _COLUMNS))
+    magnitude = magnitude_spectrogram(torch.from_numpy(audio), window, hop).numpy()
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2), _BANDS + 1))[:-1]
+    bins = np.minimum(np.round(edges * window / sample_rate).astype(int), len(magnitude) - 1)
+    return np.maximum.reduceat(np.maximum.reduceat(magnitude, bins, axis=0), _starts(magnitude.shape[1]), axis=1)
+
+
+def _spectrogram(spectrum: np.ndarray, maximum: float) -> dict[str, object]:
+    """Return levels as uint8: 255 at the maximum of all tracks, 0 at 80 dB below."""
+    levels = np.round(255 * np.clip(1 + amplitude_to_db(spectrum / maximum) / _RANGE_DB, 0, 1)).astype(np.uint8)
+    return {"columns": levels.shape[1], "levels": _base64(levels.tobytes())}
+
+
+def _starts(length: int) -> np.ndarray:
+    """Return the first index of each of at most 480 columns."""
+    columns = min(_COLUMNS, length)
+    return np.arange(columns) * length // columns
+
+
+def _ticks(sample_rate: int) -> list[dict[str, object]]:
+    lowest, highest = _hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2)
+    names = {hz: f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in _TICKS_HZ if hz < 0.45 * sample_rate}
+    return [{"name": name, "height": (_hz_to_mel(hz) - lowest) / (highest - lowest)} for hz, name in names.items()]
+
+
+def _hz_to_mel(hz: float) -> float:
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
+def _colours() -> dict[str, str]:
+    """Return 256 RGB triples for dark and for light screens."""
+    ramps = {}
+    for name, colours in _RAMPS.items():
+        corners = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
+        positions = np.linspace(0, 255, len(corners))
+        levels = np.stack([np.interp(np.arange(256), positions, corner) for corner in corners.T], axis=1)
+        ramps[name] = _base64(np.round(levels).astype(np.uint8).tobytes())
+    return ramps
+
+
+def _flac(audio: np.ndarray, sample_rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(audio, -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _read_json(folder: Path, name: str) -> Any:
+    path = folder / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{folder} holds no evaluation: {path.name} is missing; run evaluate.py") from None
+    except ValueError:
+        raise ReportError(f"{path} is broken: run evaluate.py again") from None

@@ -23,6 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from dfx import distributed
 from dfx.callbacks import (
+    AtomicCheckpointIO,
     Excerpts,
     Health,
     LoggingOptions,
@@ -31,7 +32,6 @@ from dfx.callbacks import (
     RunFolder,
     StopOnSignal,
     Stopped,
-    AtomicCheckpointIO,
     last_checkpoint,
     versions,
 )

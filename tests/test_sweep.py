@@ -17,7 +17,7 @@ from dfx.loggers.history import read_history
 from dfx.sweep.__main__ import main
 from dfx.sweep.grid import SweepError, read_sweep
 from dfx.sweep.runner import Budget
-from dfx.sweep.summary import COLUMNS, summarize_arms, as_markdown, read_runs, summarize
+from dfx.sweep.summary import COLUMNS, as_markdown, read_runs, summarize, summarize_arms
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,8 +132,8 @@ def test_seeds_and_options_of_the_command_line_come_last(sweep):
         ({"method": "bayes"}, "only `grid` is supported"),
         ({"program": None}, "no `program`"),
         ({"command": ["python", "train.py"]}, "no ${args}"),
-        ({"command": ["${interpreter}", "${nothing}", "${args}"]}, "${nothing} is not a macro"),
-        ({"parameters": {"data.batch_size": {"min": 1, "max": 4}}}, "data.batch_size needs `value`, or a list as `values`"),
+        ({"command": ["${interpreter}", "${nothing}", "${args}"]}, "${nothing} is not a supported macro"),
+        ({"parameters": {"data.batch_size": {"min": 1, "max": 4}}}, "data.batch_size needs `value`, or a list"),
         ({"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, "are named x"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run logs, on disk and in Weights & Biases, and that logging neither changes nor ends it."""
+"""Logging to the run's folder and to Weights & Biases, which neither changes nor ends a run."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ MEDIA = {
 
 
 def records(run: Path) -> list:
-    """The records of a run's offline log, as W&B itself reads them."""
+    """Return the records of a run's offline log, read by W&B itself."""
     (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     printed = subprocess.run(reader, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
@@ -53,12 +53,12 @@ def record(logged_run) -> list:
 
 
 def merged(record: list) -> dict:
-    """The last value of everything in the history."""
+    """Return the last value of each metric in the history."""
     rows = [line["history"]["item"] for line in record if line["type"] == "history"]
     return {name: value for row in rows for name, value in row.items()}
 
 
-# --- what a run shows --------------------------------------------------------------------------------------
+# --- records and files -------------------------------------------------------------------------------------
 
 
 def test_the_offline_record_holds_every_scalar(record):
@@ -112,7 +112,7 @@ def test_the_run_folder_holds_the_same_scalars_at_the_same_steps(record, logged_
     assert kept == pytest.approx(recorded)
 
 
-def test_the_excerpts_are_what_the_model_makes_of_validation_pairs_at_one_gain(logged_run):
+def test_the_excerpts_are_the_output_for_validation_pairs_at_one_gain(logged_run):
     folder = sorted((logged_run / "media").iterdir())[-1]
     about = json.loads((folder / "about.json").read_text())
     assert about["step"] == 9 and len(about["excerpts"]) == 3
@@ -134,7 +134,7 @@ def test_the_excerpts_are_what_the_model_makes_of_validation_pairs_at_one_gain(l
     np.testing.assert_allclose(shown, rendering.automation.values[: len(shown)], rtol=1e-3)
 
 
-def test_of_the_media_the_first_the_best_and_the_last_stay(make_pairs, tmp_path):
+def test_the_media_of_the_first_the_best_and_the_last_step_are_kept(make_pairs, tmp_path):
     model = task()
     logging = Excerpts(tmp_path, LoggingOptions(excerpts=1, media_every_n_validations=1))
     callbacks = [logging, _Losses([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])]
@@ -144,7 +144,7 @@ def test_of_the_media_the_first_the_best_and_the_last_stay(make_pairs, tmp_path)
 
 
 class _Losses(pl.Callback):
-    """Decides what the validation losses are."""
+    """Replaces the validation losses."""
 
     def __init__(self, losses: list) -> None:
         self._losses = losses
@@ -165,8 +165,8 @@ def test_the_signal_to_noise_ratio_is_that_of_the_sum_of_both_estimates():
         assert signal_to_noise(one, other) == pytest.approx(2 / noise**2, rel=0.1)
 
 
-def looked_at(batch: dict, **options) -> tuple:
-    """What is found in one training step, and the gradient of the encoder after it."""
+def measure_step(batch: dict, **options) -> tuple:
+    """Return the metrics of one training step, the encoder's gradient after it, and the model."""
     model = task(redraw="frame", **options)
     step = _Step(model)
     loss = model.compute_loss(batch)
@@ -182,9 +182,9 @@ def notes(model_samples: int, batch: int) -> dict:
     return {"input": input, "target": torch.tanh(3 * input), "restart": torch.ones(batch, dtype=torch.bool)}
 
 
-def test_looking_at_a_step_does_not_change_its_gradient_and_leaves_no_hook():
+def test_measuring_a_step_does_not_change_its_gradient_and_leaves_no_hook():
     samples = task().window.samples
-    _, gradients, model = looked_at(notes(samples, 5))
+    _, gradients, model = measure_step(notes(samples, 5))
     untouched = task(redraw="frame")
     untouched.compute_loss(notes(samples, 5)).backward()
     assert all(map(torch.equal, gradients, [weight.grad for weight in untouched.encoder.parameters()]))
@@ -192,8 +192,8 @@ def test_looking_at_a_step_does_not_change_its_gradient_and_leaves_no_hook():
         assert not part._forward_hooks and not part._forward_pre_hooks
 
 
-def test_the_shares_of_a_step_are_of_one_whole_and_its_renderings_are_counted():
-    metrics, _, model = looked_at(notes(task(frames_per_step=2).window.samples, 4), frames_per_step=2)
+def test_the_shares_of_a_step_sum_to_at_most_one_and_its_renderings_are_counted():
+    metrics, _, model = measure_step(notes(task(frames_per_step=2).window.samples, 4), frames_per_step=2)
     shares = [metrics[f"speed/share_{part}"] for part in ("effects", "encoder", "loss")]
     assert min(shares) > 0 and sum(shares) <= 1
     assert metrics["speed/renderings_per_second"] > 0 and math.isfinite(metrics["gradient/signal_to_noise"])
@@ -224,7 +224,7 @@ def test_parameters_at_their_bounds_are_counted(make_pairs, tmp_path):
     assert float(threshold["value"]) == pytest.approx(float(threshold["high"]))
 
 
-def test_sensitivity_is_the_level_of_what_a_step_changes_and_none_of_what_is_dead():
+def test_sensitivity_is_the_level_of_the_change_by_a_step_and_minus_infinity_for_dead_parameters():
     chain = ChainSpec(
         [EffectSpec("pedalboard:Gain", train={"gain_db": (-24, 24)}),
          EffectSpec("pedalboard:Chorus", train={"rate_hz": None}, fixed={"mix": 0})], SAMPLE_RATE,
@@ -238,11 +238,11 @@ def test_sensitivity_is_the_level_of_what_a_step_changes_and_none_of_what_is_dea
     assert levels[0] == pytest.approx(10 * math.log10(power), abs=0.1) and levels[1] == -math.inf
 
 
-# --- what cannot end a run -----------------------------------------------------------------------------------
+# --- failures of logging -------------------------------------------------------------------------------------
 
 
 def fit(*arguments: object, **environment: str) -> str:
-    """The standard error of a short run that ends well."""
+    """Return the standard error of a short run that succeeds."""
     command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.evaluate", "false",
                "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
                *map(str, arguments)]  # fmt: skip
@@ -261,16 +261,16 @@ def check_folder(run: Path) -> None:
 
 
 def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path):
-    # A home without a login, and a server that is not there.
-    said = fit("--run.folder", tmp_path, "--wandb.mode", "online", "--trainer.log_every_n_steps", 1,
+    # A home without a login, and a server that does not exist.
+    stderr = fit("--run.folder", tmp_path, "--wandb.mode", "online", "--trainer.log_every_n_steps", 1,
                HOME=str(tmp_path), WANDB_BASE_URL="http://127.0.0.1:1")  # fmt: skip
-    assert said.count("W&B cannot be reached") == 1 and "No API key" in said
+    assert stderr.count("W&B cannot be reached") == 1 and "No API key" in stderr
     check_folder(tmp_path / "smoke")
     assert "validation/loss" in merged(records(tmp_path / "smoke"))
 
 
 class KillsWandb(pl.Callback):
-    """Kills W&B's service in the midst of the run."""
+    """Kills W&B's service during the run."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == 1:
@@ -279,10 +279,10 @@ class KillsWandb(pl.Callback):
                 os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_run_goes_on_when_wandb_dies(tmp_path):
-    said = fit("--run.folder", tmp_path, "--wandb.mode", "offline", "--trainer.log_every_n_steps", 1,
+def test_a_run_continues_when_wandb_dies(tmp_path):
+    stderr = fit("--run.folder", tmp_path, "--wandb.mode", "offline", "--trainer.log_every_n_steps", 1,
                "--trainer.callbacks", "tests.test_callbacks.KillsWandb")  # fmt: skip
-    assert said.count("W&B has failed") == 1
+    assert stderr.count("W&B has failed") == 1
     check_folder(tmp_path / "smoke")
 
 
@@ -295,12 +295,12 @@ def test_a_run_without_wandb_keeps_everything_in_its_folder(tmp_path, monkeypatc
     assert not (tmp_path / "smoke" / "wandb").exists()
 
 
-def test_media_that_cannot_be_written_are_warned_of_once(make_pairs, tmp_path):
-    (tmp_path / "media").write_text("in the way")
+def test_media_that_cannot_be_written_cause_one_warning(make_pairs, tmp_path):
+    (tmp_path / "media").write_text("a file in place of the folder")
     model = task()
     logging = Excerpts(tmp_path, LoggingOptions(media_every_n_validations=1))
     fit = trainer(epochs=3, callbacks=[logging])
-    with pytest.warns(UserWarning, match="logging has failed, and the run goes on") as warned:
+    with pytest.warns(UserWarning, match="logging has failed, and the run continues") as warned:
         fit.fit(model, datamodule=data(make_pairs(12), model))
     assert fit.current_epoch == 3
     assert sum("logging has failed" in str(warning.message) for warning in warned) == 1
@@ -309,7 +309,7 @@ def test_media_that_cannot_be_written_are_warned_of_once(make_pairs, tmp_path):
 # --- the history ------------------------------------------------------------------------------------------------
 
 
-def test_of_a_step_that_was_logged_twice_the_later_values_count_and_steps_go_on_over_stages(tmp_path):
+def test_later_values_of_a_step_logged_twice_count_and_steps_continue_over_stages(tmp_path):
     for stage, rows in [(0, [(0, 5.0), (9, 4.0), (19, 3.0)]), (0, [(9, 4.5), (19, 3.5)]), (1, [(4, 2.0), (9, 2.5)])]:
         for step, loss in rows:
             History(tmp_path, stage).log_metrics({"validation/loss": loss}, step)

@@ -1,4 +1,4 @@
-"""Runs at a glance: that the dashboard shows what runs log, and that a summary holds all of it."""
+"""The dashboards: the workspace shows the metrics that runs log, and the summary contains all of them."""
 
 import json
 import re
@@ -24,7 +24,7 @@ PREFIXES = ("train", "validation", "gradient", "parameters", "speed", "test", "m
 
 @pytest.fixture(scope="module")
 def ablation(logged_run, tmp_path_factory) -> Path:
-    """Two runs that differ in one option, one of which has not been evaluated."""
+    """Two runs that differ in one option; one of them is not evaluated."""
     folder = tmp_path_factory.mktemp("ablation")
     for name, sides in (("one_side", 1), ("two_sides", 2)):
         shutil.copytree(logged_run, folder / name, ignore=shutil.ignore_patterns("wandb"))
@@ -38,7 +38,7 @@ def ablation(logged_run, tmp_path_factory) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page loads, its text, and the rows of its tables."""
+    """The sources that a page loads, its text, and the rows of its tables."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_every_metric_that_the_workspace_names_is_logged_by_a_run(logged_run):
         assert name in logged or any(key.startswith(f"{name}.") for key in logged), name
 
 
-def test_the_workspace_has_a_section_for_every_question_with_its_panels():
+def test_the_workspace_has_all_sections_of_curves_with_their_panels():
     bank = spec()["spec"]["section"]["panelBankConfig"]
     sections = {section["name"]: section["panels"] for section in bank["sections"]}
     for name, panels in CURVES.items():
@@ -93,7 +93,7 @@ def test_the_workspace_shows_an_ablation_as_its_group_with_a_line_for_each_arm()
     assert runs["grouping"] == [{"section": "config", "name": "model.value.init_args.gradient.directions"}]
 
 
-def test_without_its_library_the_workspace_says_what_to_install():
+def test_without_its_library_the_workspace_names_the_package_to_install():
     code = (
         "import sys; sys.modules['wandb_workspaces'] = None\n"
         "from dfx.dashboard.workspace import make_workspace; make_workspace('entity', 'project')"
@@ -102,7 +102,7 @@ def test_without_its_library_the_workspace_says_what_to_install():
     assert ended.returncode == 1 and "UserError: the workspace needs wandb-workspaces: pip install" in ended.stderr
 
 
-def test_a_summary_holds_all_that_it_shows(logged_run, tmp_path):
+def test_a_summary_is_self_contained(logged_run, tmp_path):
     page = Page(write_summary([logged_run], tmp_path / "summary.html"))
     assert all(source.startswith("data:") for source in page.sources)
     media = list((logged_run / "media").glob("*/*.flac"))
@@ -122,16 +122,16 @@ def test_a_summary_shows_losses_parameters_and_versions_as_the_run_has_them(logg
     assert rows["torch"][1] == json.loads((logged_run / "versions.json").read_text())["torch"]
 
 
-def test_a_summary_of_an_ablation_shows_what_differs_and_nothing_else(ablation):
+def test_a_summary_of_an_ablation_shows_differing_options_only(ablation):
     page = Page(write_summary([ablation]))
     at = page.rows.index(["run", "model.init_args.gradient.sides"])
     assert page.rows[at + 1 : at + 3] == [["one_side", "1"], ["two_sides", "2"]]
     assert page.rows[2][:4] == ["two_sides", "10", page.rows[1][2], page.rows[1][3]] and page.rows[2][4] == "-"
-    # Of each, what it has come to.
+    # The last media of each run.
     assert page.players == 2 * 9
 
 
-def test_runs_are_found_by_their_folders_or_the_one_that_holds_them(ablation, logged_run):
+def test_runs_are_found_by_their_folders_or_the_parent_folder(ablation, logged_run):
     assert [run.name for run in find_runs([ablation])] == ["one_side", "two_sides"]
     assert [run.name for run in find_runs([ablation / "two_sides", logged_run])] == ["two_sides", "smoke"]
 
@@ -142,14 +142,14 @@ def test_a_run_that_has_only_begun_has_a_summary(tmp_path):
     assert "Nothing has been logged yet." in page.text and "There are no media." in page.text
 
 
-def test_the_command_writes_the_summary_and_says_where(logged_run, tmp_path, capsys):
+def test_the_command_writes_the_summary_and_prints_its_path(logged_run, tmp_path, capsys):
     output = tmp_path / "page.html"
     main(["summary", str(logged_run), "--output", str(output)])
     assert capsys.readouterr().out.strip() == str(output) and output.stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name, said", [("nowhere", "no such folder"), ("empty", "is not a run and contains none")])
-def test_folders_without_runs_are_refused(tmp_path, name, said):
+@pytest.mark.parametrize("name, message", [("nowhere", "no such folder"), ("empty", "is not a run and contains none")])
+def test_folders_without_runs_are_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         write_summary([tmp_path / name])

@@ -1,4 +1,4 @@
-"""The picture of a rendering."""
+"""The figure of a rendering."""
 
 import numpy as np
 import pytest
@@ -30,12 +30,12 @@ def test_every_parameter_has_a_panel_with_its_name_unit_scale_and_values():
         assert values[0] == pytest.approx(low) and values[-1] == pytest.approx(high)
 
 
-def test_a_frame_is_drawn_where_it_was_heard():
+def test_a_frame_is_drawn_at_its_time():
     edges = draw().axes[3].patches[0].get_data().edges
     assert edges[1] == pytest.approx(1024 / 22050) and len(edges) == 23
 
 
-def test_levels_are_in_db_and_the_output_lies_below_the_input_by_what_it_was_lowered():
+def test_levels_are_in_db_and_an_attenuated_output_is_below_the_input_by_its_attenuation():
     input, output = (line.get_ydata() for line in draw().axes[0].lines)
     assert np.median(input) == pytest.approx(-20, abs=0.5)
     np.testing.assert_allclose(input - output, 20 * np.log10(2), atol=1e-3)
@@ -54,7 +54,7 @@ def test_it_can_be_saved_whatever_the_length_and_the_channels(tmp_path, samples,
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_parameters_that_stand_still_and_silence_are_drawn():
+def test_constant_parameters_and_silence_are_drawn():
     silence = torch.zeros(1, 22050)
     figure = draw_rendering(silence, silence, np.full((22, 2), [-50.0, 50.0]), PARAMETERS, 22050, 1024)
     bottom, top = figure.axes[3].get_ylim()

@@ -1,4 +1,4 @@
-"""The notebooks: what is committed of them, and that each runs from top to bottom."""
+"""The notebooks: their committed outputs, and that each runs from top to bottom."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 
 
 def execute(name: str) -> str:
-    """Runs a notebook as Jupyter does, in its folder; what it printed."""
+    """Run a notebook as Jupyter does, in its folder, and return the printed text."""
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
@@ -26,7 +26,7 @@ def execute(name: str) -> str:
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
-    """A folder for runs, which the notebooks read."""
+    """A folder of runs, read by the notebooks."""
     monkeypatch.setenv("DFX_RUNS", str(tmp_path))
     return tmp_path
 
@@ -47,7 +47,7 @@ def test_it_is_committed_as_it_ran_from_top_to_bottom(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_what_is_committed_is_small_and_knows_no_machine(name):
+def test_the_committed_file_is_small_and_has_no_path_of_a_machine(name):
     text = NOTEBOOKS[name].read_text(encoding="utf-8")
     assert len(text) < 400_000
     assert not re.search(r"/(?:home|Users|work|tmp)/|C:\\\\", text)
@@ -76,7 +76,7 @@ def test_train_render_listen():
     assert error["target"] == 0 < error["output"] < error["input"]
 
 
-def test_results_say_how_to_make_what_is_not_there(runs):
+def test_results_print_the_commands_for_missing_runs(runs):
     printed = execute("3_results")
     for task in ("tube_amp", "nonspeech", "mastering"):
         assert f"python train.py fit --config configs/{task}.yaml" in printed

@@ -1,4 +1,4 @@
-"""The listening page, in a browser without a window."""
+"""The listening page, in headless Chromium."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.test_task import task
 SAMPLE_RATE = 22050
 SECONDS = 1.5
 TONES_HZ = {"input": [400], "defaults": [800], "output": [1600], "target": [2400, 6000], ANCHOR: [2400]}
-"""What each track is made of, to be told apart by."""
+"""The frequencies of each track, which identify it."""
 ALL_TONES_HZ = sorted({hz for tones in TONES_HZ.values() for hz in tones})
 TRACKS = ["input", "defaults", "output", "target"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """An evaluation of two files, whose audio has been replaced by tones."""
+    """An evaluation of two files, whose audio is replaced by tones."""
     folder = tmp_path_factory.mktemp("evaluation")
     evaluate(task([known("Gain")]), pairs(names=("one", "two, <again>")), folder)
     time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory) -> Iterator[Callable]:
-    """Opens a page in a new Chromium, which allows sound after a gesture only, and keeps a log of what it asks for."""
+    """Return a function that opens a page in a new Chromium, which requires a gesture for sound and logs requests."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not (chromium and shutil.which("chromedriver")):
         pytest.skip("the page is tested in Chromium: apt-get install chromium chromium-driver")
@@ -91,7 +91,7 @@ def browser(browse, folder):
 
 @pytest.fixture
 def page(browser, folder):
-    """The page as it is when it is opened first."""
+    """The page as it is when first opened."""
     browser.get((folder / "report.html").as_uri())
     browser.execute_script("localStorage.clear()")
     browser.refresh()
@@ -125,7 +125,7 @@ def press(page, keys: str) -> None:
 
 
 def tap(page, element) -> None:
-    """With a finger, on its middle."""
+    """Touch the middle of an element."""
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
@@ -139,8 +139,8 @@ def play(page) -> None:
     wait(page, lambda: state(page)["position"] > 0)
 
 
-def heard(page) -> str:
-    """The track that comes out of the player, by its tones; nothing else may."""
+def audible_track(page) -> str:
+    """Return the track that the player plays, found by its tones; no other track may sound."""
     levels_db = page.execute_async_script(
         """
         const [tones, done] = arguments;
@@ -156,15 +156,15 @@ def heard(page) -> str:
         """,
         ALL_TONES_HZ,
     )
-    there = [hz for hz, level in zip(ALL_TONES_HZ, levels_db) if level > -60]
-    return next((track for track, tones in TONES_HZ.items() if tones == there), f"nothing known: {there}")
+    present = [hz for hz, level in zip(ALL_TONES_HZ, levels_db) if level > -60]
+    return next((track for track, tones in TONES_HZ.items() if tones == present), f"unknown tones: {present}")
 
 
 def test_it_plays_after_a_click_and_pauses(page):
     assert state(page) == {"position": 0, "playing": False, "now": None}
     play(page)
     assert css(page, "#play").get_attribute("aria-label") == "Pause"
-    assert heard(page) == "output"
+    assert audible_track(page) == "output"
     css(page, "#play").click()
     paused = state(page)
     assert not paused["playing"] and state(page)["position"] == paused["position"]
@@ -175,7 +175,7 @@ def test_a_switch_keeps_the_position_and_one_track_is_audible(page):
     before = state(page)
     for track in TRACKS:
         css(page, f'[data-track="{track}"] .name').click()
-        assert heard(page) == track
+        assert audible_track(page) == track
     after = state(page)
     went = (after["position"] - before["position"] - (after["now"] - before["now"])) % SECONDS
     assert min(went, SECONDS - went) < 1e-6
@@ -190,7 +190,7 @@ def test_a_press_on_a_waveform_seeks_and_the_cursor_follows(page):
             wait(page, lambda: state(page)["playing"])
         canvas = css(page, '[data-waveform="target"]')
         ActionChains(page).move_to_element(canvas).click().perform()
-        # Where it was put: while it plays, it has gone on since.
+        # The offset, since the position moves during playback.
         assert page.execute_script("return dfx.player.offset") == pytest.approx(SECONDS / 2, abs=0.01)
         assert state(page)["playing"] == is_playing
         if not is_playing:
@@ -212,7 +212,7 @@ def test_the_keyboard_plays_switches_and_seeks(page):
     assert position > 0
     press(page, " ")
     wait(page, lambda: state(page)["playing"])
-    assert heard(page) == "input"
+    assert audible_track(page) == "input"
     press(page, " ")
     assert not state(page)["playing"]
     press(page, "4")
@@ -255,18 +255,18 @@ def rate(page, row, rating: int) -> None:
     row.find_element("css selector", "input[type=range]").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * rating)
 
 
-def test_a_blind_test_hides_what_is_heard_and_its_csv_holds_the_ratings(page):
+def test_a_blind_test_hides_the_tracks_and_its_csv_holds_the_ratings(page):
     enter(page, "blind")
     shown = css(page, "main").text.lower()
     assert not any(name in shown for name in ("output", "defaults", "anchor", "automation", "spectrogram", "esr"))
     css(page, "#listener").send_keys('Anna, "the ear"')
     play(page)
-    assert heard(page) == "target"
+    assert audible_track(page) == "target"
     rows = page.find_elements("css selector", ".stimulus")
     truth, given = {}, {}
     for place, row in enumerate(rows):
         row.find_element("css selector", ".name").click()
-        truth[row.get_attribute("data-track")] = heard(page)
+        truth[row.get_attribute("data-track")] = audible_track(page)
         if place < 4:
             rate(page, row, 2 * place)
             given[row.get_attribute("data-track")] = 2 * place
@@ -285,7 +285,7 @@ def test_a_blind_test_hides_what_is_heard_and_its_csv_holds_the_ratings(page):
     assert {(row["listener"], row["file"], row["task"]) for row in ratings} == {('Anna, "the ear"', "one", "TubeAmp")}
 
 
-def test_the_order_of_a_blind_test_is_drawn_among_all(page):
+def test_all_orders_of_a_blind_test_occur(page):
     orders = page.execute_script("return Array.from({ length: 200 }, () => shuffled(['a', 'b', 'c']).join(''))")
     assert sorted(set(orders)) == ["abc", "acb", "bac", "bca", "cab", "cba"]
 
@@ -307,7 +307,7 @@ def test_ratings_outlive_the_page_and_are_revealed_when_asked(page):
     assert not page.find_elements("css selector", ".stimulus input[type=range]:enabled")
 
 
-def test_it_asks_for_nothing_outside_and_says_no_error(browse, folder):
+def test_it_requests_nothing_external_and_logs_no_error(browse, folder):
     page = browse(folder / "report.html")
     play(page)
     enter(page, "blind")
@@ -329,22 +329,22 @@ def test_it_fits_a_phone_and_follows_its_colours(browse, folder, dark):
         buttons = page.find_elements("css selector", ".deck button, .files button, .modes label")
         assert all(min(button.size.values()) >= 36 for button in buttons)
     play(page)
-    assert heard(page) == "target"
+    assert audible_track(page) == "target"
     tap(page, css(page, "[data-waveform=target]"))
     assert page.execute_script("return dfx.player.offset") == pytest.approx(SECONDS / 2, abs=0.02)
     colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 64) == dark
 
 
-def test_everything_that_one_can_do_has_a_name(page):
+def test_all_controls_have_a_name(page):
     for mode in ("compare", "blind"):
         enter(page, mode)
-        there = "return [...document.querySelectorAll('button, input, select')].filter((e) => e.checkVisibility())"
-        controls = page.execute_script(there)
+        script = "return [...document.querySelectorAll('button, input, select')].filter((e) => e.checkVisibility())"
+        controls = page.execute_script(script)
         assert len(controls) > 10 and all(control.accessible_name for control in controls)
 
 
-def test_what_is_too_much_for_one_page_goes_to_others_that_are_linked(browse, folder, tmp_path):
+def test_files_beyond_the_size_of_one_page_go_to_linked_pages(browse, folder, tmp_path):
     copy = tmp_path / "evaluation"
     shutil.copytree(folder, copy)
     assert [path.name for path in write_report(copy, megabytes=1e-3)] == ["report.html", "report_2.html"]
@@ -375,7 +375,7 @@ def test_a_file_of_one_sample_has_a_page(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["evaluation.json", "audio/one_target.flac", "automation/one.csv"])
-def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, missing):
+def test_an_incomplete_folder_is_refused(folder, tmp_path, missing):
     copy = tmp_path / "evaluation"
     shutil.copytree(folder, copy)
     (copy / missing).unlink()
@@ -395,7 +395,7 @@ def test_the_anchor_is_that_of_the_recommendation(sample_rate):
     assert level_db[hz >= 4000].max() < -25 and level_db[hz >= 4500].max() < -50
 
 
-def test_the_command_writes_the_page_again_or_says_in_one_line_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page_again_or_prints_a_one_line_error(folder, tmp_path, monkeypatch, capsys):
     def run(path: Path) -> None:
         monkeypatch.setattr(sys, "argv", ["dfx.report", str(path)])
         runpy.run_module("dfx.report", run_name="__main__")

@@ -1,4 +1,4 @@
-"""Sweeps: what their points are, that they are run to their end, and what is made of them."""
+"""Sweeps: their points, how they are run to their end, and their summary."""
 
 import csv
 import json
@@ -21,8 +21,8 @@ from dfx.sweep.summary import COLUMNS, as_markdown, read_runs, summarize, summar
 
 ROOT = Path(__file__).parent.parent
 
-# Keeps the promises of train.py that a sweep relies on, in a moment: a folder of the run's name, a history, a
-# checkpoint to resume from, and metrics at the very end. The name of its config says how it ends.
+# A fast substitute for train.py with the files that a sweep relies on: a folder of the run's name, a history, a
+# checkpoint to resume from, and metrics at the very end. The name of its config selects how it ends.
 PROGRAM = """
 import json, os, pathlib, sys, time
 options = dict(argument[2:].split("=", 1) for argument in sys.argv[2:])
@@ -56,7 +56,7 @@ with (run / "history.jsonl").open("w") as file:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """Writes a sweep of a quick program; ``arms`` say how they end."""
+    """Return a function that writes a sweep of a fast program, with the ends of its ``arms``."""
     monkeypatch.chdir(ROOT)
     (tmp_path / "program.py").write_text(PROGRAM)
 
@@ -105,7 +105,7 @@ def test_a_grid_is_every_combination_arm_by_arm(sweep):
 
 
 def test_a_point_is_run_as_an_agent_of_weights_and_biases_would(sweep):
-    # What its agent does with the values that its server gives it.
+    # As its agent expands the values that it receives from its server.
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
     path = str(ROOT / "configs" / "sweeps" / "estimator.yaml")
@@ -127,7 +127,7 @@ def test_seeds_and_options_of_the_command_line_come_last(sweep):
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"method": "bayes"}, "only `grid` is supported"),
         ({"program": None}, "no `program`"),
@@ -137,24 +137,24 @@ def test_seeds_and_options_of_the_command_line_come_last(sweep):
         ({"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, "are named x"),
     ],
 )
-def test_what_is_no_grid_is_refused(sweep, changes, said):
+def test_sweeps_that_are_no_grid_are_refused(sweep, changes, message):
     with pytest.raises(SweepError) as error:
         read_sweep(sweep(["end"], **changes)).points()
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "arguments, said", [(["nowhere.yaml"], "no such file"), (["--arms", "ends"], "did you mean 'end'")]
+    "arguments, message", [(["nowhere.yaml"], "no such file"), (["--arms", "ends"], "did you mean 'end'")]
 )
-def test_what_is_wrong_is_said_in_one_line(sweep, tmp_path, arguments, said):
+def test_errors_are_one_line(sweep, tmp_path, arguments, message):
     path = sweep(["end", "fail"])
     command = [sys.executable, "-m", "dfx.sweep", *(arguments if arguments[0].endswith("yaml") else [path, *arguments])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_cores_are_shared_out_to_the_runs(monkeypatch):
+def test_cores_are_divided_among_the_runs(monkeypatch):
     for cores, points, jobs, expected in [
         (2, 18, None, (2, 1)), (64, 18, None, (16, 4)), (64, 4, None, (4, 16)), (2, 18, 1, (1, 2)), (2, 18, 8, (8, 1)),
     ]:  # fmt: skip
@@ -165,7 +165,7 @@ def test_cores_are_shared_out_to_the_runs(monkeypatch):
 # --- running -----------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_what_is_missing_once_and_ends_with_a_table_and_a_figure(sweep, tmp_path, capsys):
+def test_a_sweep_runs_missing_points_once_and_ends_with_a_table_and_a_figure(sweep, tmp_path, capsys):
     path, folder = sweep(["end", "also"]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--jobs", "2", "--threads", "3"]
     assert main([*arguments, "--seeds", "0"]) == 0
@@ -192,7 +192,7 @@ def test_points_that_fail_are_named_at_the_end_with_their_logs_and_the_others_fi
 
 
 @pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_once(sweep, tmp_path, killed):
+def test_after_its_runner_is_killed_a_sweep_resumes_and_no_point_runs_twice_at_once(sweep, tmp_path, killed):
     path, folder = sweep(["wait"]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--jobs", "2"]
     command = [sys.executable, "-m", "dfx.sweep", *arguments]
@@ -202,7 +202,7 @@ def test_after_its_runner_is_killed_a_sweep_goes_on_and_no_point_runs_twice_at_o
     runner.send_signal(killed)
     _, err = runner.communicate(timeout=200)
     if killed == signal.SIGKILL:
-        # The points live on; one ends now, and the other is waited for.
+        # The points keep running; one ends now, and the new runner waits for the other.
         pids = _pids_of(folder)
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGKILL)
@@ -228,7 +228,7 @@ def test_a_point_that_is_killed_is_a_failure_and_resumed_by_the_next_command(swe
     assert main(arguments) == 0 and starts(folder, "wait_seed0") == 2 and starts(folder, "end_seed0") == 1
 
 
-def test_a_folder_of_other_options_is_refused(sweep, tmp_path):
+def test_a_folder_with_other_options_is_refused(sweep, tmp_path):
     folder = tmp_path / "runs"
     arguments = ["--folder", str(folder), "--wandb-mode", "disabled", "--arms", "end"]
     assert main([sweep(["end", "fail"], seeds=[0]), *arguments]) == 0
@@ -237,7 +237,7 @@ def test_a_folder_of_other_options_is_refused(sweep, tmp_path):
         main([changed, *arguments])
 
 
-def test_list_prints_commands_that_run_anywhere_and_make_the_same_folder(sweep, tmp_path, capsys):
+def test_list_prints_commands_that_run_anywhere_and_create_the_same_folder(sweep, tmp_path, capsys):
     path, folder = sweep(["end"]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled"]
     assert main([*arguments, "--list"]) == 0
@@ -263,7 +263,7 @@ def test_ray_runs_the_points_on_two_workers(sweep, tmp_path, capsys):
     assert starts(folder, "end_seed0") == 1 and "| end " in printed.out
 
 
-def test_without_ray_it_is_said_how_to_get_it(sweep, tmp_path, monkeypatch):
+def test_without_ray_the_error_says_how_to_install_it(sweep, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SweepError, match="pip install ray"):
         main([sweep(["end"]), "--folder", str(tmp_path / "runs"), "--ray", "local"])
@@ -330,12 +330,12 @@ def test_without_a_finished_run_there_is_nothing_to_summarize(sweep, tmp_path, c
 def _until(condition, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.05)
 
 
 def _pids_of(folder: Path, point: str = "") -> list[int]:
-    """The processes of a sweep's points, by the folder on their command lines."""
+    """Return the processes of a sweep's points, found by the folder on their command lines."""
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
     processes = [line.split(None, 2) for line in listed.stdout.splitlines()]
     return [

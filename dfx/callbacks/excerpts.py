@@ -40,7 +40,7 @@ _PROBED_SECONDS = 2.0
 
 @dataclass
 class LoggingOptions:
-    """What is logged besides losses and metrics, and how often.
+    """Options of the logging besides losses and metrics.
 
     Args:
         excerpts: number of validation excerpts that are logged as audio and figures, always the same; 0 for none.
@@ -143,16 +143,16 @@ class Excerpts(pl.Callback):
         """Return the names of the excerpts by the batch and the lane in which they begin."""
         loader: Any = trainer.val_dataloaders
         batches = itertools.islice(loader.batch_sampler, int(min(trainer.num_val_batches[0], len(loader))))
-        begun = {
+        first_steps = {
             (index, lane): step.excerpt
             for index, steps in enumerate(batches)
             for lane, step in enumerate(steps)
             if step.number == 0
         }
-        chosen = np.linspace(0, len(begun) - 1, min(self._options.excerpts, len(begun))).round().astype(int)
+        chosen = np.linspace(0, len(first_steps) - 1, min(self._options.excerpts, len(first_steps))).round().astype(int)
         names = {}
-        for place in (list(begun)[index] for index in chosen):
-            excerpt = begun[place]
+        for place in (list(first_steps)[index] for index in chosen):
+            excerpt = first_steps[place]
             start = f"_{excerpt.start / sample_rate:.1f}s" if excerpt.start else ""
             names[place] = loader.dataset.pairs.pairs[excerpt.pair].name.replace("/", "_") + start
         return names

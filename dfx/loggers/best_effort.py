@@ -35,7 +35,7 @@ class BestEffort:
                 warned = self._warned.setdefault(owner, set())
                 if name not in warned:
                     warned.add(name)
-                    message = f"logging has failed, and the run goes on: {name}: {in_one_line(error)}"
+                    message = f"logging has failed, and the run continues: {name}: {in_one_line(error)}"
                     warnings.warn(message, stacklevel=2)
             finally:
                 self._depth -= 1

@@ -43,6 +43,9 @@ _RAMPS = {
 }
 """Colours from silence to the maximum, with monotonic lightness."""
 
+_File = tuple[dict[str, Any], dict[str, str]]
+"""The data of a file, and its tracks as FLAC in base64."""
+
 
 class ReportError(UserError):
     """A folder holds no complete evaluation."""
@@ -69,18 +72,11 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     # From the unprocessed input to the target.
     tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
 
-    pages: list[list[tuple[dict[str, Any], dict[str, str]]]] = [[]]
-    size = 0
+    files = []
     for file in tqdm(about["files"], desc="Writing the page", unit="file", leave=False):
         audio, encoded = _read_tracks(folder, file["stem"], tracks, seconds)
-        data = _data_of_file(folder, file, audio, rows, settings)
-        length = len(json.dumps(data)) + sum(map(len, encoded.values()))
-        if pages[-1] and size + length > 1e6 * megabytes:
-            pages.append([])
-            size = 0
-        pages[-1].append((data, encoded))
-        size += length
-
+        files.append((_data_of_file(folder, file, audio, rows, settings), encoded))
+    pages = _paginate(files, 1e6 * megabytes)
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
     shared = {
         **{name: about[name] for name in ("task", "methods", "parameters", "metrics", "less_is_better")},
@@ -111,6 +107,19 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     for stale in set(folder.glob("report_*.html")) - set(paths):
         stale.unlink()
     return paths
+
+
+def _paginate(files: Sequence[_File], max_bytes: float) -> list[list[_File]]:
+    pages: list[list[_File]] = [[]]
+    size = 0
+    for data, encoded in files:
+        length = len(json.dumps(data)) + sum(map(len, encoded.values()))
+        if pages[-1] and size + length > max_bytes:
+            pages.append([])
+            size = 0
+        pages[-1].append((data, encoded))
+        size += length
+    return pages
 
 
 def low_pass(audio: np.ndarray, sample_rate: int) -> np.ndarray:

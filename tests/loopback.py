@@ -1,4 +1,4 @@
-"""A server on loopback that gives files as Zenodo does, and misbehaves on demand."""
+"""A server on the loopback interface that serves files as Zenodo does, with faults on request."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Loopback:
     """Serves ``files`` by name, and ``/api/records/1``, which describes them.
 
-    ``breaks_after`` ends every answer after so many bytes; ``ranges`` says whether parts can be asked for, and
-    ``misplaced`` how far from there they begin; ``published`` replaces what the record says of a file;
-    ``status`` refuses one; ``requests`` lists the name and the ``Range`` of every file that was asked for.
+    ``breaks_after`` ends every response after that number of bytes; ``ranges`` permits requests of parts, which start
+    ``misplaced`` bytes too late; ``published`` replaces fields of the record of a file; ``status`` lists the next
+    status codes of a file; ``requests`` lists the name and ``Range`` of every file that was requested.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Notes, speech and music, in excerpts: what ships, what is made here, and a corpus where there is one."""
+"""Excerpts of notes, speech and music: shipped, synthesized, and from a corpus if one is installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("DFX_CORPUS", Path(__file__).parents[2] / "shared" / "corpus"))
-"""Speech in ``nonspeech/audio/*_x.flac``, music in ``mastering/audio/*_x.flac``; not shipped."""
+"""Contains speech in ``nonspeech/audio/*_x.flac`` and music in ``mastering/audio/*_x.flac``; not shipped."""
 
 KINDS = ("notes", "made_speech", "made_music", "speech", "music")
 _RATE = 22050
 
 
 class Planted(NamedTuple):
-    """Copies that come ``delay`` samples late, some inverted: both ``(count, 1, samples)``."""
+    """Targets, and outputs with a delay in samples and a polarity, each ``(count, 1, samples)``."""
 
     output: Tensor
     target: Tensor
@@ -30,7 +30,7 @@ class Planted(NamedTuple):
 
 
 def planted(kind: str, samples: int, count: int = 100, reach: int = 300) -> Planted:
-    """Windows of recordings of one kind, and as much later or earlier ones of the same recordings."""
+    """Return windows of recordings of one kind, and windows of the same recordings with a random delay and polarity."""
     random = np.random.default_rng(0)
     recordings = _recordings(kind, random)
     outputs, targets, delays, signs = [], [], [], []
@@ -67,7 +67,7 @@ def _recordings(kind: str, random: np.random.Generator) -> list[np.ndarray]:
 
 
 def _speech(random: np.random.Generator) -> np.ndarray:
-    """Pulses at a wandering pitch through three formants, in syllables, over a little breath."""
+    """Return pulses of varying pitch through three formants, in syllables, over quiet noise."""
     seconds = np.arange(3 * _RATE) / _RATE
     pitch = random.uniform(90, 220) * (1 + 0.1 * np.sin(2 * np.pi * 2.3 * seconds))
     phase = np.cumsum(pitch) / _RATE
@@ -83,7 +83,7 @@ def _speech(random: np.random.Generator) -> np.ndarray:
 
 
 def _music(random: np.random.Generator) -> np.ndarray:
-    """Chords of decaying partials over a bass, with a noise burst on every beat."""
+    """Return chords of decaying partials over a bass, with a noise burst on every beat."""
     seconds = np.arange(3 * _RATE) / _RATE
     since_beat = seconds % 0.5
     mix = np.exp(-60 * since_beat) * random.standard_normal(len(seconds)) * 0.2

@@ -64,8 +64,12 @@ def test_one_sample_is_audio(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "text.wav").write_text("this is no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 44100)
-    for name, said in [("missing.wav", "no such file"), ("text.wav", "not an audio file"), ("empty.wav", "no audio")]:
-        with pytest.raises(DataError, match=said) as error:
+    for name, fault in [
+        ("missing.wav", "no such file"),
+        ("text.wav", "not an audio file"),
+        ("empty.wav", "no audio"),
+    ]:
+        with pytest.raises(DataError, match=fault) as error:
             AudioFile.open(str(tmp_path / name))
         assert name in str(error.value)
 

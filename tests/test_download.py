@@ -93,16 +93,16 @@ def test_a_partial_file_that_is_too_long_is_downloaded_again(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "published, said",
+    "published, message",
     [
         ({"checksum": "md5:" + "0" * 32}, "md5 .* where 0+ was published"),
         ({"size": len(CONTENT) + 1}, "10240 bytes where 10241 were published"),
         ({"size": 100}, "10240 bytes where 100 were published"),
     ],
 )
-def test_a_file_that_is_not_what_was_published_is_removed(server, tmp_path, published, said):
+def test_a_file_that_is_not_what_was_published_is_removed(server, tmp_path, published, message):
     server.published["a.zip"] = published
-    with pytest.raises(DownloadError, match=f"a.zip/content came damaged .*{said}.*run this again"):
+    with pytest.raises(DownloadError, match=f"a.zip/content came damaged .*{message}.*run this again"):
         download(zenodo_file(server.record, "a.zip"), tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
 

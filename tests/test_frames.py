@@ -16,9 +16,9 @@ def test_the_window_contains_the_context_around_the_frame_and_the_delayed_target
     for context, frame, latency in [(4096, 1024, 0), (1024, 4096, 0), (4096, 1023, 110), (512, 1024, 110), (1, 1, 0)]:
         window = Window(context, frame, latency)
         n = torch.arange(window.samples)
-        heard, rendered, target = window.context(n), window.step(n), window.delayed_step(n)
-        assert len(heard) == context and len(rendered) == len(target) == frame
-        assert abs((heard[0] + heard[-1]) - (rendered[0] + rendered[-1])) <= 1
+        context_part, rendered, target = window.context(n), window.step(n), window.delayed_step(n)
+        assert len(context_part) == context and len(rendered) == len(target) == frame
+        assert abs((context_part[0] + context_part[-1]) - (rendered[0] + rendered[-1])) <= 1
         assert rendered[0] - target[0] == latency
 
 

@@ -34,7 +34,7 @@ def test_mfcc_cosine_agrees_with_librosa_and_scikit_learn(signals, name, turned)
         return coefficients.T if turned else coefficients
 
     expected = paired_distances(mfcc(output), mfcc(target), metric="cosine").mean()
-    # Of frames the distance is small: 1e-4 would say little.
+    # The distance per frame is too small for an absolute tolerance of 1e-4.
     assert METRICS[name](*signals) == pytest.approx(expected, rel=1e-3)
 
 
@@ -169,7 +169,7 @@ def test_level_change_of_silence_short_spans_and_none_is_a_number():
 def test_damage_is_the_mean_distance_of_levels_in_audible_frames():
     input = torch.cat([0.1 * torch.ones(1, 400), torch.zeros(1, 100)], dim=1)
     output = input.clone()
-    # Of 20 frames that are heard, five are 20 dB lower and five 6 dB louder; what sounds in silence is no damage.
+    # Of 20 audible frames, five are 20 dB lower and five 6 dB louder; sound in place of silence is no damage.
     output[:, :100] *= 0.1
     output[:, 100:200] *= 1.9953
     output[:, 400:] = 0.1

@@ -61,7 +61,7 @@ def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_valida
 
 
 @pytest.mark.parametrize(
-    "rows, said",
+    "rows, message",
     [
         (["a,training,input/note_00.wav,target/note_00.wav"], "line 2: split 'training'"),
         (["a,train,input/nothing.wav,target/note_00.wav"], "nothing.wav: no such file"),
@@ -69,12 +69,12 @@ def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_valida
         ([], "0 pairs, and none for train"),
     ],
 )
-def test_a_manifest_with_a_fault_is_refused(make_pairs, rows, said):
+def test_a_manifest_with_a_fault_is_refused(make_pairs, rows, message):
     root = make_pairs(3)
     manifest(root, *rows)
     with pytest.raises(DataError) as error:
         find_pairs(str(root))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_manifest_without_its_columns_is_refused(make_pairs):
@@ -105,14 +105,15 @@ def test_a_file_without_a_partner_is_named(make_pairs):
 
 
 @pytest.mark.parametrize(
-    "samples, sample_rate, said", [(100, 22050, "lengths, 11025 and 100"), (11025, 44100, "rates, 22050 and 44100 Hz")]
+    "samples, sample_rate, message",
+    [(100, 22050, "lengths, 11025 and 100"), (11025, 44100, "rates, 22050 and 44100 Hz")],
 )
-def test_a_pair_that_does_not_match_is_named(make_pairs, samples, sample_rate, said):
+def test_a_pair_that_does_not_match_is_named(make_pairs, samples, sample_rate, fault):
     root = make_pairs(5)
     soundfile.write(root / "target" / "note_03.wav", np.full(samples, 0.1), sample_rate)
     with pytest.raises(DataError, match="note_03") as error:
         find_pairs(str(root))
-    assert said in str(error.value)
+    assert fault in str(error.value)
 
 
 def test_a_file_that_is_not_audio_is_named(make_pairs):

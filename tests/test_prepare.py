@@ -173,7 +173,7 @@ def test_files_are_resampled_to_the_rate_of_the_model(prepare):
     files = {}
     n = np.arange(RATE)
     for i in range(3):
-        # 1 kHz is kept, 15 kHz has no place under 11 025 Hz, and must not come back as an alias.
+        # 1 kHz is kept; 15 kHz is above Nyquist (11 025 Hz) and must not alias.
         input = 0.4 * np.sin(2 * np.pi * 1000 * n / RATE) + 0.4 * np.sin(2 * np.pi * 15_000 * n / RATE)
         for side in ("dry", "preamp"):
             files[f"AudioMDPI/6176ChannelStrip/{side}/{i}.wav"] = wav(input)
@@ -292,8 +292,8 @@ def test_files_without_a_partner_broken_and_silent_ones_are_left_out_and_listed(
     assert found["G61-40101-1111-20594"].startswith(f"{strip}/dry/G61-40101-1111-20594.wav is not an audio file")
     assert found["G61-40102-1111-20595"] == "G61-40102-1111-20595 is silent"
     assert found["G61-40103-1111-20596"] == "input and target have different lengths, 0.10 s and 3.00 s"
-    said = capsys.readouterr().out
-    assert all(name in said for name in found) and "4 pairs were left out" in said
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in found) and "4 pairs were left out" in printed
 
 
 def test_a_partner_that_is_a_little_longer_is_cut(prepare):
@@ -332,7 +332,7 @@ def test_a_disk_that_is_too_small_is_reported_before_it_is_full(prepare, monkeyp
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-# Their parts
+# Parts of the preparation
 
 
 @pytest.mark.parametrize("count", [10, 103, 1188])
@@ -370,18 +370,18 @@ def test_names_are_safe(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "error, said",
+    "error, message",
     [
         (UserError("a: no"), "error: a: no"),
         (PermissionError(13, "Permission denied", "a"), r"error: \[Errno 13\] Permission denied: 'a'"),
         (KeyboardInterrupt(), "error: interrupted: run this again to continue"),
     ],
 )
-def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, said):
+def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, message):
     def main():
         raise error
 
-    with pytest.raises(SystemExit, match=f"^{said}$"):
+    with pytest.raises(SystemExit, match=f"^{message}$"):
         run(main)
 
 
@@ -446,7 +446,7 @@ def test_the_page_may_contain_javascript_syntax():
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("", "no list `var projects = \\[`"),
         ("<html>Just a moment...</html>", "no list `var projects = \\[`"),
@@ -456,8 +456,8 @@ def test_the_page_may_contain_javascript_syntax():
         ('var projects = [{"name":"b","url":"c"}];', "its fields are: name, url"),
     ],
 )
-def test_a_page_of_another_layout_is_named(text, said):
-    with pytest.raises(UserError, match=said):
+def test_a_page_of_another_layout_is_named(text, message):
+    with pytest.raises(UserError, match=message):
         cambridge.parse_page(text)
 
 
@@ -469,7 +469,7 @@ def mix(seed: int, seconds: float = 9.0) -> np.ndarray:
 
 @pytest.fixture
 def library(tmp_path):
-    """Writes previews as MP3 into ``tmp_path/copy`` and a page that lists them; prepares them."""
+    """Writes previews as MP3 to ``tmp_path/copy`` and a page that lists them, and prepares them."""
     entries = []
     (tmp_path / "copy").mkdir()
 
@@ -524,8 +524,8 @@ def test_songs_are_aligned_and_doubtful_ones_left_out_with_the_reason(library, t
     assert found["G - excerpt"].startswith("the lengths are too different: 9.0 s, and 6.0 s of target")
     assert found["H - absent"].startswith("absent_Full_Preview.mp3 not in ")
     assert "page_Full_Preview.mp3 is not an audio file" in found["I - page"]
-    said = capsys.readouterr().out
-    assert "9 songs of the page" in said and all(name in said for name in found)
+    printed = capsys.readouterr().out
+    assert "9 songs of the page" in printed and all(name in printed for name in found)
 
 
 def test_a_copy_that_grows_is_added_to_and_no_artist_is_in_two_splits(library, tmp_path):

@@ -71,7 +71,7 @@ def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence
     assert lufs(treated, SAMPLE_RATE) == pytest.approx(-25, abs=0.01) or torch.equal(treated, tone)
 
 
-@pytest.mark.parametrize("make, said", [
+@pytest.mark.parametrize("make, message", [
     (lambda: Treatment(highpass_hz=0), "above 0"),
     (lambda: Treatment(highpass_hz=20000)(torch.zeros(1, 100), SAMPLE_RATE), "below half"),
     (lambda: Augmentation(noise_db=(50, 30)), "the lower first"),
@@ -79,8 +79,8 @@ def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence
     (lambda: Augmentation(deeper_db=-1), "at least 0"),
     (lambda: Augmentation(deeper_db=float("inf")), "finite"),
 ])  # fmt: skip
-def test_impossible_options_are_refused(make, said):
-    with pytest.raises(UserError, match=said):
+def test_impossible_options_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 

@@ -122,8 +122,7 @@ class AudioFile(AudioSource):
     def _read_inside(self, first: int, last: int) -> np.ndarray:
         stream = stream_file(self.path)
         try:
-            stream.seek(first)
-            return stream.read(last - first)
+            return stream.read(last - first, first)
         finally:
             stream.close()
 
@@ -135,7 +134,7 @@ class Stream:
     Args:
         name: names it in errors.
         sample_rate, channels, samples: rate in Hz, and length in samples.
-        decode: returns the next samples, at most as many as it is asked for, float32 ``(channels, samples)``.
+        decode: returns the next samples, at most as many as requested, float32 ``(channels, samples)``.
         close: releases the file.
         seek: moves to a sample.
         format, subtype: of the file, in soundfile's terms.
@@ -156,13 +155,15 @@ class Stream:
         """True if samples may be NaN, infinite or beyond full scale."""
         return self.subtype in FLOAT_SUBTYPES
 
-    def read(self, samples: int) -> np.ndarray:
-        """Return the next samples, float32 ``(channels, samples)``.
+    def read(self, samples: int, start: int | None = None) -> np.ndarray:
+        """Return the next samples, or those from ``start``, float32 ``(channels, samples)``.
 
         Raises:
             DataError: if they cannot be decoded, or end too early.
         """
         try:
+            if start:
+                self.seek(start)
             audio = self.decode(samples)
         except soundfile.LibsndfileError as error:
             raise DataError(f"{self.name} cannot be decoded: {error.error_string}") from None

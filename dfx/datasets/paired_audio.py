@@ -71,25 +71,21 @@ class PairedAudio(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Find and check the pairs, once."""
-        if self.batch_size % distributed.world_size():
-            raise DataError(
-                f"batch_size is {self.batch_size}, which {distributed.world_size()} processes cannot share out evenly: "
-                f"make it a multiple of {distributed.world_size()}"
-            )
+        ranks = distributed.world_size()
+        if self.batch_size % ranks:
+            fault = f"batch_size is {self.batch_size}, which {ranks} processes cannot share out evenly"
+            raise DataError(f"{fault}: make it a multiple of {ranks}")
         if self.splits:
             return
         splits = find_pairs(self.root, self.seed, self.rows)
         if self.check_audio:
             check_audio([pair for split in SPLITS for pair in splits[split]])
-        self.splits = splits
+        self.splits = splits  # only if all checks pass
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
             if shorter and distributed.is_rank_zero():
-                seconds = self.window.context_samples / self.sample_rate
-                print(
-                    f"{shorter} of {len(pairs)} {split} pairs are shorter than the encoder's context "
-                    f"({seconds:.2f} s) and are padded with silence"
-                )
+                context = f"the encoder's context ({self.window.context_samples / self.sample_rate:.2f} s)"
+                print(f"{shorter} of {len(pairs)} {split} pairs are shorter than {context} and are padded with silence")
 
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)

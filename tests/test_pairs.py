@@ -105,7 +105,7 @@ def test_a_file_without_a_partner_is_named(make_pairs):
 
 
 @pytest.mark.parametrize(
-    "samples, sample_rate, message",
+    "samples, sample_rate, fault",
     [(100, 22050, "lengths, 11025 and 100"), (11025, 44100, "rates, 22050 and 44100 Hz")],
 )
 def test_a_pair_that_does_not_match_is_named(make_pairs, samples, sample_rate, fault):

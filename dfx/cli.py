@@ -1,4 +1,4 @@
-"""The command line of training: Lightning's, with a folder for every run and Weights & Biases."""
+"""The command line of training: LightningCLI with stages, a folder for every run, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import contextlib
 import copy
 import errno
 import glob
+import itertools
 import os
 import re
 import sys
 import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from dfx import distributed
@@ -36,7 +39,7 @@ from dfx.callbacks import (
     versions,
 )
 from dfx.datasets import PairedAudio
-from dfx.errors import DataError, UserError, refuse_renamed
+from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import Results, as_table, where_it_lies
 from dfx.loggers.history import History, best_row, read_history
@@ -50,14 +53,14 @@ SLURM_JOB = "slurm_job"
 
 @dataclass
 class WandbOptions:
-    """Where a run is logged.
+    """Logging to Weights & Biases.
 
     Args:
-        mode: ``offline`` keeps everything in the run's folder (``wandb sync`` uploads it), ``online`` needs a
-            login and is recorded as ``offline`` without, ``disabled`` logs nothing.
+        mode: ``offline`` keeps everything in the run's folder (``wandb sync`` uploads it); ``online`` needs a login,
+            and falls back to ``offline`` without one; ``disabled`` logs nothing.
         project: in Weights & Biases.
-        group: runs that belong together.
-        tags: to find runs by.
+        group: of related runs.
+        tags: of the run.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -68,17 +71,17 @@ class WandbOptions:
 
 @dataclass
 class RunOptions:
-    """What a run is called, and whether it goes on.
+    """Name, folder and resumption of a run.
 
     Args:
-        name: of the folder in ``folder``, and in Weights & Biases. A name that is taken gets a number.
-        folder: where runs are kept.
-        resume: continue the run of this name from its last checkpoint, in the stage that it was in. A job that
-            SLURM has put in the queue again continues its run in any case.
+        name: of the run's folder, and in Weights & Biases; a number is appended if the folder exists.
+        folder: of all runs.
+        resume: continue the run of this name from its last checkpoint, in its stage. A job that SLURM has requeued
+            always continues its run.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
-        checkpoint_minutes: how often ``last.ckpt`` is written, besides after every epoch.
-        seed: of all that is random, in place of ``seed_everything`` (weights), ``data.seed`` (order, and split
-            where the data have none) and ``gradient.seed`` (directions).
+        checkpoint_minutes: interval at which ``last.ckpt`` is written, in addition to the end of every epoch.
+        seed: sets ``seed_everything`` (weights), ``data.seed`` (order, and split where the data have none) and
+            ``gradient.seed`` (directions).
     """
 
     name: str = "run"
@@ -102,7 +105,7 @@ class DfxCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={
                 "default_root_dir": "runs",
-                # A batch is a row of lanes, in an order of its own: Lightning must not replace its sampler.
+                # The order of a batch is that of its lanes: Lightning must not replace the sampler.
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,
@@ -123,29 +126,22 @@ class DfxCLI(LightningCLI):
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_class_arguments(LoggingOptions, "logging")
-        for argument, of in {
-            "sample_rate": lambda model: model.chain.sample_rate,
-            "channels": lambda model: model.chain.channels,
-            "window": lambda model: model.window,
-            "treatment": lambda model: model.treatment,
-            "augmentation": lambda model: model.augmentation,
-        }.items():
-            parser.link_arguments("model", f"data.{argument}", compute_fn=of, apply_on="instantiate")
+        for source in ("chain.sample_rate", "chain.channels", "window", "treatment", "augmentation"):
+            target = f"data.{source.split('.')[-1]}"
+            parser.link_arguments("model", target, compute_fn=attrgetter(source), apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             return
-        config = self.config.fit
-        if config.run.seed is not None:
-            config.seed_everything = config.data.seed = config.model.init_args.gradient.seed = config.run.seed
-            config.run.seed = None
-            self._set_seed()
-        requeued = _run_of_slurm_job(Path(config.run.folder), config.run.name)
-        resumes = config.run.resume or requeued is not None
-        self.run_folder = requeued or _run_folder(RunOptions(**vars(config.run)))
-        # One for all stages.
-        self.progress = Progress()
-        if resumes and config.ckpt_path is None:
+        config, run = self.config.fit, self.config.fit.run
+        if run.seed is not None:
+            config.seed_everything = config.data.seed = config.model.init_args.gradient.seed = run.seed
+            seed_everything(run.seed, workers=True)
+            run.seed = None
+        requeued = _find_requeued(Path(run.folder), run.name)
+        self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
+        self.progress = Progress()  # of all stages
+        if (run.resume or requeued) and config.ckpt_path is None:
             last = last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
 
@@ -153,82 +149,80 @@ class DfxCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            # jsonargparse lists what a constructor raised among the types that did not fit, the last of them.
+            # The error of a constructor is the last in jsonargparse's list of types that did not fit.
             raised = re.findall(r"^  - (.*)$", str(error), flags=re.MULTILINE)
             raise UserError(raised[-1] if raised else error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, **kwargs)
-        self.logger = self._logger()
-        # Checks the options of the trainer before anything runs; every stage then makes its own.
-        trainer = self._trainer_of_stage()
+        self.logger = self._make_logger()
+        # Validates the trainer's options before anything runs; every stage has a trainer of its own.
+        trainer = self._make_trainer()
         if trainer.is_global_zero:
-            self._begin_folder()
+            (self.run_folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            # Private, since Lightning has no public access to the parser of a subcommand.
+            config = self._parser("fit").dump(self.config.fit, skip_none=False)
+            write_text(self.run_folder / RESOLVED_CONFIG, config)
+            if "SLURM_JOB_ID" in os.environ:
+                write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
         return trainer
 
-    def _begin_folder(self) -> None:
-        (self.run_folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        config = self._parser("fit").dump(self.config.fit, skip_none=False)
-        write_text(self.run_folder / RESOLVED_CONFIG, config)
-        if "SLURM_JOB_ID" in os.environ:
-            write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
-
     def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None = None, **options: Any) -> None:
-        """Every stage of the task, from the first or that of a checkpoint, each with a trainer of its own."""
+        """Train every stage of the task, from the first or from that of a checkpoint, with one trainer each."""
         first = 0
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
             first, model.first_step = saved["stage"], saved.get("first_step", 0)
         for stage in range(first, len(model.stages)):
             model.enter_stage(stage, datamodule)
-            self.trainer = self._trainer_of_stage()
+            self.trainer = self._make_trainer()
             if self.logger:
                 self.logger.first_step = model.first_step
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
-            # Processes that were started side by side may each have found another name free.
+            # Processes that were started at the same time may have chosen different names.
             self.run_folder = self.trainer.strategy.broadcast(self.run_folder)
             model.first_step += self.trainer.global_step
             ckpt_path = None
-            best = self._best_of_stage()
-            # Without validation there is none, and the last weights go on.
+            best = self._best_checkpoint()
+            # Without validation there is none: the next stage then starts from the last weights.
             if stage + 1 < len(model.stages) and best.exists():
                 model.load_state_dict(read_checkpoint(str(best))["state_dict"])
 
-    def _trainer_of_stage(self) -> Trainer:
-        minutes = timedelta(minutes=self.config.fit.run.checkpoint_minutes)
-        checkpoints = self.run_folder / "checkpoints"
-        best = self._best_of_stage()
-        logging = LoggingOptions(**vars(self.config.fit.logging))
-        self.trainer_defaults["callbacks"] = [
-            ModelCheckpoint(best.parent, best.stem, monitor="validation/loss", enable_version_counter=False),
-            ModelCheckpoint(
-                checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-            ),
+    def _make_trainer(self) -> Trainer:
+        """Build the trainer of the current stage."""
+        given, stage = self.config_init.fit.trainer, self.model.stage
+        loggers = [History(self.run_folder, self.model.stages.index(stage)), *_as_list(self.logger)]
+        options = {
+            **vars(given),
+            "default_root_dir": str(self.run_folder),
+            "logger": loggers,
+            # Copies, since callbacks have state.
+            "callbacks": [*copy.deepcopy(_as_list(given.callbacks)), *self._make_callbacks()],
+            "plugins": [*_as_list(given.plugins), AtomicCheckpointIO()],
+        }
+        if not stage.renders:
+            options["max_epochs"] = self.model.stage_options.pretraining_epochs
+        return Trainer(**options)
+
+    def _make_callbacks(self) -> list[Callback]:
+        config, checkpoints, best = self.config_init.fit, self.run_folder / "checkpoints", self._best_checkpoint()
+        minutes = timedelta(minutes=config.run.checkpoint_minutes)
+        save = partial(ModelCheckpoint, enable_version_counter=False)
+        return [
+            save(best.parent, best.stem, monitor="validation/loss"),
+            save(checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True),
             MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
             StopOnSignal(checkpoints / "last.ckpt"),
             RunFolder(self.run_folder),
             self.progress,
             LearningRateMonitor(),
-            Health(logging.health_every_n_steps),
-            Excerpts(self.run_folder, logging),
+            Health(config.logging.health_every_n_steps),
+            Excerpts(self.run_folder, config.logging),
         ]
-        loggers = [History(self.run_folder, self.model.stages.index(self.model.stage))]
-        options = {} if self.model.stage.renders else {"max_epochs": self.model.stage_options.pretraining_epochs}
-        # Copies, since callbacks remember the stage that they have been through.
-        given = copy.deepcopy(self._get(self.config_init, "trainer").get("callbacks"))
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(
-            default_root_dir=str(self.run_folder),
-            logger=loggers + ([self.logger] if self.logger else []),
-            callbacks=given,
-            plugins=[*plugins, AtomicCheckpointIO()],
-            **options,
-        )
 
-    def _best_of_stage(self) -> Path:
-        """Of the last stage in ``checkpoints`` itself, of those before in a folder of the stage's name."""
+    def _best_checkpoint(self) -> Path:
+        """Return the path of the stage's best checkpoint: stages but the last have a folder of their own."""
         stage, checkpoints = self.model.stage, self.run_folder / "checkpoints"
         return (checkpoints if stage == self.model.stages[-1] else checkpoints / stage.name) / "best.ckpt"
 
@@ -253,10 +247,10 @@ class DfxCLI(LightningCLI):
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{where_it_lies(folder)}")
         return results
 
-    def _logger(self) -> Any:
+    def _make_logger(self) -> WandbRun | None:
         options = self.config.fit.wandb
         if options.mode == "disabled":
-            return False
+            return None
         return WandbRun(
             self.run_folder,
             offline=options.mode == "offline",
@@ -268,29 +262,31 @@ class DfxCLI(LightningCLI):
         )
 
 
-def _run_folder(options: RunOptions) -> Path:
-    folder = Path(options.folder) / options.name
-    if options.resume:
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _choose_folder(runs: Path, name: str, resume: bool) -> Path:
+    """Return the folder of a run: that of the run to resume, or one that does not exist yet."""
+    folder = runs / name
+    if resume:
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such run to resume")
         return folder
-    number = 2
-    while folder.exists():
-        folder = Path(options.folder) / f"{options.name}-{number}"
-        number += 1
-    return folder
+    numbered = (runs / f"{name}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
-def _run_of_slurm_job(folder: Path, name: str) -> Path | None:
-    """The run that a job of SLURM had begun before it was put in the queue again."""
+def _find_requeued(runs: Path, name: str) -> Path | None:
+    """Return the folder of the run that this SLURM job began before it was requeued."""
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return None
-    written = folder.glob(f"{glob.escape(name)}*/{SLURM_JOB}")
+    written = runs.glob(f"{glob.escape(name)}*/{SLURM_JOB}")
     return next((file.parent for file in written if file.read_text() == os.environ["SLURM_JOB_ID"]), None)
 
 
 def _load_yaml(text: str) -> Any:
-    # jsonargparse hands a null for an option inside an option on in Python's spelling.
+    # jsonargparse passes a null of a nested option as None in Python's spelling.
     options = None if text == "None" else _LOAD_YAML(text)
     refuse_renamed(options)
     return options
@@ -301,21 +297,20 @@ set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError,))
 
 
 def main(args: Any = None) -> None:
-    """Runs the command line; an error in what the user gave ends it with one line."""
-    # The data module resumes the loader: see PairedAudio.state_dict.
+    """Run the command line; an error that the user can fix ends it with one line."""
+    # The data module restores the position of the loader, see PairedAudio.state_dict.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
     # All stages of a run write to one folder.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     try:
-        DfxCLI(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        with errors_in_one_line():
+            DfxCLI(args)
     except Stopped as stopped:
-        # The others end well: Lightning's launcher kills the first process where one of its own has failed.
+        # Other ranks exit with 0: Lightning's launcher kills rank 0 as soon as one of them fails.
         if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: {error}: make room, and go on with --run.resume true; the checkpoints are whole")
+        sys.exit(f"error: {error}: free disk space, then add --run.resume true; the checkpoints are intact")

@@ -93,8 +93,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
     layer_mb = _memory_mb() - before
     layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
     with_regression = make_layer(cores, "regression")
-    renderings = with_regression.renderings
-    plain = _plain_loop(chain.spec, input, steps, renderings)
+    plain = _plain_loop(chain.spec, input, steps, with_regression.renderings)
     candidates: dict[str, Callable[[], None]] = {
         "bare": lambda: plain(lambda work, examples: work(range(examples))),
         **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
@@ -109,24 +108,19 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
         original_mb = original.memory_mb()
     finally:
         original.close()
+    row = {"chain": chain.name, "host": chain.host, "mode": mode, "batch": batch, "parameters": count}
+    row |= {"renderings": with_regression.renderings, "layer_mb": layer_mb, "original_mb": original_mb}
+    row |= {f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")}
     return [
         {
-            "chain": chain.name,
-            "host": chain.host,
-            "mode": mode,
-            "batch": batch,
-            "parameters": count,
-            "renderings": renderings,
+            **row,
             "workers": workers,
             "layer_ms": 1e3 * median[f"layer {workers}"],
-            **{f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")},
             "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
             "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
             "original_over_layer": median["original"] / median[f"layer {workers}"],
             "regression_over_layer": median["regression"] / median[f"layer {cores}"],
             "share_of_step": median[f"layer {cores}"] / median["step"],
-            "layer_mb": layer_mb,
-            "original_mb": original_mb,
         }
         for workers in layers
     ]

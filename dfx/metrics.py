@@ -256,8 +256,8 @@ def _sounding(audio: Tensor, name: str) -> Tensor:
 
 
 def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> tuple[float, float]:
-    for audio, name in ((output, "output"), (target, "target")):
-        _sounding(audio, name)
+    _sounding(output, "output")
+    _sounding(target, "target")
     # The loudest part gives the same delay as the whole recording, at bounded cost.
     part = _ALIGNED_SECONDS * sample_rate
     if target.shape[1] > part:

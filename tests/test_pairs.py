@@ -41,8 +41,10 @@ def test_a_manifest_names_pairs_and_splits(make_pairs):
     root = make_pairs(3)
     manifest(root, *(f"n{i},{split},input/note_0{i}.wav,target/note_0{i}.wav" for i, split in enumerate(SPLITS)))
     assert {split: [pair.name for pair in pairs] for split, pairs in find_pairs(str(root)).items()} == {
-        "train": ["n0"], "validation": ["n1"], "test": ["n2"],
-    }  # fmt: skip
+        "train": ["n0"],
+        "validation": ["n1"],
+        "test": ["n2"],
+    }
 
 
 def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_validation(make_pairs):

@@ -71,14 +71,17 @@ def test_silence_has_no_loudness_and_short_recordings_are_measured_as_if_silence
     assert lufs(treated, SAMPLE_RATE) == pytest.approx(-25, abs=0.01) or torch.equal(treated, tone)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Treatment(highpass_hz=0), "above 0"),
-    (lambda: Treatment(highpass_hz=20000)(torch.zeros(1, 100), SAMPLE_RATE), "below half"),
-    (lambda: Augmentation(noise_db=(50, 30)), "the lower first"),
-    (lambda: Augmentation(gain=(0, 1)), "above 0"),
-    (lambda: Augmentation(deeper_db=-1), "at least 0"),
-    (lambda: Augmentation(deeper_db=float("inf")), "finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Treatment(highpass_hz=0), "above 0"),
+        (lambda: Treatment(highpass_hz=20000)(torch.zeros(1, 100), SAMPLE_RATE), "below half"),
+        (lambda: Augmentation(noise_db=(50, 30)), "the lower first"),
+        (lambda: Augmentation(gain=(0, 1)), "above 0"),
+        (lambda: Augmentation(deeper_db=-1), "at least 0"),
+        (lambda: Augmentation(deeper_db=float("inf")), "finite"),
+    ],
+)
 def test_impossible_options_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
@@ -133,8 +136,16 @@ def test_silence_and_short_excerpts_can_be_lowered_further(samples):
 
 
 def data(root, **options) -> PairedAudio:
-    module = PairedAudio(str(root), SAMPLE_RATE, 1, Window(4096, 1024, frames=2), batch_size=2, excerpt_seconds=0.2,
-                         check_audio=False, **options)  # fmt: skip
+    module = PairedAudio(
+        str(root),
+        SAMPLE_RATE,
+        1,
+        Window(4096, 1024, frames=2),
+        batch_size=2,
+        excerpt_seconds=0.2,
+        check_audio=False,
+        **options,
+    )
     module.setup("fit")
     return module
 

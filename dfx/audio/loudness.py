@@ -65,7 +65,8 @@ class Loudness:
         gains = np.array(_CHANNEL_GAINS[: len(weighted)] + (1.0,) * (len(weighted) - len(_CHANNEL_GAINS)))
         powers = gains @ np.square(weighted)
         while len(powers):
-            missing = self._end_of_step(len(self._sums)) - self._samples
+            # Steps end where pyloudnorm's do.
+            missing = int(_BLOCK_SECONDS * (len(self._sums) / _STEPS_PER_BLOCK) * self._sample_rate) - self._samples
             self._sums[-1] += float(powers[:missing].sum())
             self._samples += min(missing, len(powers))
             if len(powers) >= missing:
@@ -85,9 +86,6 @@ class Loudness:
             return SILENCE_LUFS
         loud = blocks[_power_to_lufs(blocks) > _power_to_lufs(blocks.mean()) - _RELATIVE_GATE_LU]
         return max(float(_power_to_lufs(loud.mean())), SILENCE_LUFS)
-
-    def _end_of_step(self, step: int) -> int:
-        return int(_BLOCK_SECONDS * (step / _STEPS_PER_BLOCK) * self._sample_rate)
 
 
 def _power_to_lufs(power: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,16 +115,12 @@ class AudioFile(AudioSource):
         Raises:
             DataError: if the file does not exist, is not audio, or is empty.
         """
-        stream = stream_file(path)
-        stream.close()
-        return cls(path, stream.sample_rate, stream.channels, stream.samples)
+        with closing(stream_file(path)) as stream:
+            return cls(path, stream.sample_rate, stream.channels, stream.samples)
 
     def _read_inside(self, first: int, last: int) -> np.ndarray:
-        stream = stream_file(self.path)
-        try:
+        with closing(stream_file(self.path)) as stream:
             return stream.read(last - first, first)
-        finally:
-            stream.close()
 
 
 @dataclass

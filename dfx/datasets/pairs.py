@@ -146,8 +146,5 @@ def _split_at_random(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
     order = list(pairs)
     random.Random(seed).shuffle(order)
     held_out = max(1, round(0.1 * len(order)))
-    return {
-        "test": order[:held_out],
-        "validation": order[held_out : 2 * held_out],
-        "train": order[2 * held_out :],
-    }
+    test, validation, train = order[:held_out], order[held_out : 2 * held_out], order[2 * held_out :]
+    return {"test": test, "validation": validation, "train": train}

@@ -167,23 +167,18 @@ def _open(url: str, start: int = 0) -> Any:
         if error.code == 429 or error.code >= 500:
             raise _Interrupted(f"HTTP {error.code} {error.reason}") from None
         raise DownloadError(f"{url} is refused: HTTP {error.code} {error.reason}", error.code) from None
-    except urllib.error.URLError as error:
-        raise _Interrupted(str(error.reason)) from None
     except (ValueError, http.client.InvalidURL) as error:
         raise DownloadError(f"'{url}' is not an address: {error}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(str(error) or type(error).__name__) from None
+    except (OSError, http.client.HTTPException) as error:  # a URLError has the cause as its reason
+        raise _Interrupted(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
-    while True:
-        try:
-            block = response.read(_BLOCK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(str(error) or type(error).__name__) from None
-        if not block:
-            return
-        yield block
+    try:
+        while block := response.read(_BLOCK):
+            yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(str(error) or type(error).__name__) from None
 
 
 def _size(path: Path) -> int:

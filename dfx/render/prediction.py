@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
-from dfx.audio.loudness import SILENCE_LUFS, Loudness
+from dfx.audio.loudness import Loudness
 from dfx.audio.reading import SINC_ZEROS, Recording
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Treatment
@@ -96,7 +96,7 @@ def measure_gain(reader: ContextReader, treatment: Treatment) -> float:
         audio = reader.read(start, min(_SAMPLES_AT_ONCE, reader.samples - start))
         if treatment.input_lufs is not None:
             loudness.add(audio)
-    return _gain_db(treatment, loudness)
+    return treatment.gain_db(loudness.integrated())
 
 
 def predict_frames(
@@ -130,7 +130,7 @@ def predict_frames(
                 start = max(0, stop - frame)
                 if stop > start:
                     loudness.add(meter.read(start, stop - start))
-                gains_db[index] = _gain_db(treatment, loudness)
+                gains_db[index] = treatment.gain_db(loudness.integrated())
             gains = torch.from_numpy(db_to_amplitude(gains_db)).float()
             contexts = contexts.unfold(1, context, frame).transpose(0, 1) * gains[:, None, None]
         else:
@@ -152,10 +152,3 @@ def prefetch(batches: Iterator[Frames]) -> Iterator[Iterator[Frames]]:
                 yield batch
 
         yield iterate()
-
-
-def _gain_db(treatment: Treatment, loudness: Loudness) -> float:
-    if treatment.input_lufs is None:
-        return 0.0
-    measured = loudness.integrated()
-    return treatment.input_lufs - measured if measured > SILENCE_LUFS else 0.0

@@ -7,7 +7,8 @@ example ``i`` of the next batch continues example ``i`` of this one, until its e
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -190,20 +191,17 @@ class TrainingLanes(Sampler[list[Step]]):
 
     def __iter__(self) -> Iterator[list[Step]]:
         first, self.first_batch = self.first_batch, 0
-        excerpts = self._endless()
-        lanes: list[list[Step]] = [[] for _ in range(self._batch_size)]
+        # All lanes draw from one iterator, each when its excerpt has ended.
+        excerpts = itertools.chain.from_iterable(itertools.repeat(self.sampler))
+        lanes = [_steps_of(excerpts) for _ in range(self._batch_size)]
         for batch in range(len(self)):
-            for lane in lanes:
-                if not lane:
-                    excerpt = next(excerpts)
-                    lane.extend(Step(excerpt, number) for number in reversed(range(excerpt.steps)))
-            steps = [lane.pop() for lane in lanes]
+            steps = [next(lane) for lane in lanes]
             if batch >= first:
                 yield steps[self._rank_lanes]
 
-    def _endless(self) -> Iterator[Excerpt]:
-        while True:
-            yield from self.sampler
+
+def _steps_of(excerpts: Iterable[Excerpt]) -> Iterator[Step]:
+    return (Step(excerpt, number) for excerpt in excerpts for number in range(excerpt.steps))
 
 
 class EvaluationLanes(Sampler[list[Step]]):

@@ -153,10 +153,9 @@ class Report:
 
     def add(self, name: str, split: str, input: Path, target: Path, **source: object) -> None:
         """Add a pair to the manifest, with columns that describe its source."""
-        row = {"name": name, "split": split}
-        for side, path in (("input", input), ("target", target)):
-            row[side] = path.relative_to(self.folder).as_posix()
-        self.rows.append({**row, **{key: str(value) for key, value in source.items()}})
+        sides = {"input": input.relative_to(self.folder), "target": target.relative_to(self.folder)}
+        paths = {side: path.as_posix() for side, path in sides.items()}
+        self.rows.append({"name": name, "split": split, **paths, **{key: str(value) for key, value in source.items()}})
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record why a pair is not in the manifest; the first reason is kept."""

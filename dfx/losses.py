@@ -41,13 +41,13 @@ class LossOptions:
     log_magnitude_weight: float = 1.0
 
 
-def make_loss(options: LossOptions) -> nn.Module:
-    """Return the loss as a module ``(output, target) -> scalar``; ``least_samples`` is the shortest length it takes."""
+def make_loss(options: LossOptions) -> Loss:
+    """Return the loss that the options select."""
     return MultiResolutionSTFT(options.fft_sizes) if options.kind == "mrstft" else PaperLoss(options)
 
 
 @torch.no_grad()
-def loss_of_recordings(loss: nn.Module, output: Tensor, target: Tensor) -> float:
+def loss_of_recordings(loss: Loss, output: Tensor, target: Tensor) -> float:
     """Return the loss of whole recordings, ``(batch, channels, samples)``; short ones are padded with silence."""
     padding = max(0, loss.least_samples - output.shape[-1])
     return float(loss(*(nn.functional.pad(audio, (0, padding)).contiguous() for audio in (output, target))))
@@ -57,7 +57,17 @@ def loss_of_recordings(loss: nn.Module, output: Tensor, target: Tensor) -> float
 _RESOLUTIONS = {64: (6, 30), 128: (12, 60), 256: (25, 120), 512: (50, 240), 1024: (120, 600), 2048: (240, 1200)}
 
 
-class MultiResolutionSTFT(nn.Module):
+class Loss(nn.Module):
+    """A module ``(output, target) -> scalar``; both are ``(batch, channels, samples)``.
+
+    Attributes:
+        least_samples: the shortest length that it takes.
+    """
+
+    least_samples: int
+
+
+class MultiResolutionSTFT(Loss):
     """auraloss' multi-resolution STFT loss: spectral convergence and L1 of log magnitudes.
 
     Args:
@@ -93,7 +103,7 @@ class MultiResolutionSTFT(nn.Module):
         return self.loss(output, target)
 
 
-class PaperLoss(nn.Module):
+class PaperLoss(Loss):
     """The paper's loss (its section 2.4), invariant to delay and polarity.
 
     ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over samples or bins,

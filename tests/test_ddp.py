@@ -1,4 +1,4 @@
-"""One run in several processes: what each of them does, and that together they do what one would."""
+"""Runs in several processes reach the result of one process."""
 
 import os
 import signal
@@ -19,16 +19,21 @@ ROOT = Path(__file__).parent.parent
 
 def start(*command: object, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
-def said_by(process: subprocess.Popen, status: int = 0) -> str:
-    """What a process said until it ended, on both channels."""
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == status, said
-    return said
+def output_of(process: subprocess.Popen, status: int = 0) -> str:
+    """Wait until a process ends, and return what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
 
 
 def free_port() -> str:
@@ -41,15 +46,15 @@ def torchrun(*command: object) -> list[object]:
     return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), *command]
 
 
-def test_two_processes_arrive_at_the_gradients_of_one_with_the_same_batch(make_pairs, tmp_path):
+def test_two_processes_compute_the_gradients_of_one_with_the_same_batch(make_pairs, tmp_path):
     pairs = make_pairs(20)
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         command = ["tests/several_ranks.py", pairs, folder, processes]
-        said_by(start(*(torchrun(*command) if processes == 2 else command)))
+        output_of(start(*(torchrun(*command) if processes == 2 else command)))
     one, first, second = (torch.load(tmp_path / path) for path in ("1/rank_0.pt", "2/rank_0.pt", "2/rank_1.pt"))
-    for alone, a, b in zip(one["heard"], first["heard"], second["heard"]):
+    for alone, a, b in zip(one["inputs"], first["inputs"], second["inputs"]):
         assert torch.equal(torch.cat([a, b]), alone)
     assert all(torch.equal(a, b) for a, b in zip(one["directions"], second["directions"]))
     for alone, a, b in zip(one["gradients"], first["gradients"], second["gradients"]):
@@ -66,32 +71,32 @@ def test_two_processes_arrive_at_the_gradients_of_one_with_the_same_batch(make_p
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 
-def test_a_run_in_two_processes_writes_one_folder_and_goes_on_to_the_same_bits(config):
+def test_a_run_in_two_processes_writes_one_folder_and_resumes_to_the_same_bits(config):
     change(config, "run", evaluate=True)
     change(config, "wandb", mode="offline")
     change(config, "trainer", limit_train_batches=6)
     fit = ("train.py", "fit", "--config", config, *TWO)
-    said = said_by(start(*torchrun(*fit, "--run.name", "alone")))
+    output = output_of(start(*torchrun(*fit, "--run.name", "alone")))
     runs = config.parent / "runs"
     assert [path.name for path in runs.iterdir()] == ["alone"]
     assert len(list((runs / "alone" / "wandb").glob("offline-run-*"))) == 1
-    assert said.count("output / input") == 1
+    assert output.count("output / input") == 1
 
-    # Started by Lightning, of which one process alone is asked to stop.
+    # Started by Lightning; only one of the processes receives the signal.
     process = start(*fit, "--run.evaluate", "false")
     deadline = time.monotonic() + 200
     while not (runs / "run" / "checkpoints" / "pretraining").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert "resume with --run.name run --run.resume true" in said_by(process, 128 + signal.SIGTERM)
+    assert "resume with --run.name run --run.resume true" in output_of(process, 128 + signal.SIGTERM)
     assert sorted(path.name for path in runs.iterdir()) == ["alone", "run"]
     resume = ("--run.resume", "true", "--run.evaluate", "false")
     with pytest.raises(SystemExit, match="error: the run was trained in 2 processes and cannot go on in 1"):
         main(["fit", "--config", str(config), *resume, "--wandb.mode", "disabled"])
-    said_by(start(*torchrun(*fit, *resume)))
+    output_of(start(*torchrun(*fit, *resume)))
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(config):
-    said = said_by(start(*torchrun("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "3")), 1)
-    assert "error: batch_size is 3, which 2 processes cannot share out evenly" in said
+def test_a_batch_size_that_processes_cannot_divide_is_refused(config):
+    output = output_of(start(*torchrun("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "3")), 1)
+    assert "error: batch_size is 3, which 2 processes cannot share out evenly" in output

@@ -46,8 +46,9 @@ def test_silence_is_minus_six():
     torch.testing.assert_close(LogMel(22050)(torch.zeros(1, 2048)), torch.full((1, 1, 5, 128), -6.0))
 
 
-@pytest.mark.parametrize("outputs, trained, counted", [(17, 2_245_073, 2_279_185), (21, 2_250_197, 2_284_309),
-                                                       (50, 2_287_346, 2_321_458)])  # fmt: skip
+@pytest.mark.parametrize(
+    "outputs, trained, counted", [(17, 2_245_073, 2_279_185), (21, 2_250_197, 2_284_309), (50, 2_287_346, 2_321_458)]
+)
 def test_mobilenet_v2_has_as_many_parameters_as_the_papers(outputs, trained, counted):
     network = Encoder([0.5] * outputs, 22050, EncoderOptions())
     assert sum(p.numel() for part in (network.backbone, network.head) for p in part.parameters()) == trained

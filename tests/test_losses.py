@@ -23,7 +23,7 @@ def test_equal_signals_have_no_loss_and_others_have(options):
 
 
 @pytest.mark.parametrize("delay", [-300, -20, 0, 20, 300])
-def test_the_papers_loss_does_not_hear_a_delay(delay):
+def test_the_papers_loss_ignores_a_delay(delay):
     loss = make_loss(PAPER)
     apart = loss(0.5 * music(), music())
     assert loss(delayed(music(), delay), music()) == pytest.approx(0, abs=1e-3)
@@ -31,7 +31,7 @@ def test_the_papers_loss_does_not_hear_a_delay(delay):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_papers_loss_of_a_planted_delay_is_that_of_what_both_share(kind):
+def test_the_papers_loss_of_a_planted_delay_is_that_of_the_common_part(kind):
     output, target, delay, _ = planted(kind, 1024)
     loss = make_loss(PAPER)
     shifted, shared, lengths = align(output, target, delay)
@@ -42,7 +42,7 @@ def test_the_papers_loss_of_a_planted_delay_is_that_of_what_both_share(kind):
 
 
 @pytest.mark.parametrize("options", [{"max_delay_samples": 0}, {"alignment": "none"}])
-def test_it_hears_a_delay_that_it_is_told_not_to_take_out(options):
+def test_a_delay_counts_where_it_is_not_compensated(options):
     loss = make_loss(LossOptions(kind="paper", **options))
     assert loss(delayed(music(), 20), music()) > 0.5
 
@@ -59,14 +59,14 @@ def test_reversed_a_late_output_stays_late_and_an_early_one_becomes_twice_as_ear
     assert found == pytest.approx(float(make_loss(expected)(*as_is)), rel=0.1)
 
 
-def test_polarity_of_a_batch_is_one_for_all_where_it_is_asked_for():
+def test_polarity_batch_chooses_one_polarity_for_all_examples():
     loss = make_loss(LossOptions(kind="paper", polarity="batch"))
     mixed = music() * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     assert loss(-music(), music()) == pytest.approx(0, abs=1e-6)
     assert loss(mixed, music()) > 0.1
 
 
-def test_polarity_is_taken_example_by_example():
+def test_polarity_is_chosen_example_by_example():
     mixed = music() * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     assert make_loss(PAPER)(mixed, music()) == pytest.approx(0, abs=1e-6)
 
@@ -81,7 +81,7 @@ def test_the_papers_terms_have_the_papers_weights():
     assert make_loss(PAPER)(output, target) == pytest.approx(float(10 * time + magnitude + log_magnitude), rel=1e-3)
 
 
-def test_mrstft_is_aurallosss_own():
+def test_mrstft_equals_auralosss():
     output, target = music(), music().roll(1, 0)
     assert make_loss(LossOptions())(output, target) == auraloss.freq.MultiResolutionSTFTLoss()(output, target)
 

@@ -1,4 +1,4 @@
-"""Training in stages: what each of them trains, hands on, and resumes."""
+"""Training in stages: the chain of each, the weights that it passes on, and resumption."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,13 @@ STEPS_IN_EPOCH = 3
 
 def task(effects, **options) -> TubeAmp:
     return TubeAmp(
-        effects, context_samples=4096, frame_samples=1024, encoder=EncoderOptions("conv", 0.1),
-        loss=LossOptions(fft_sizes=[512, 256]), **options,
-    )  # fmt: skip
+        effects,
+        context_samples=4096,
+        frame_samples=1024,
+        encoder=EncoderOptions("conv", 0.1),
+        loss=LossOptions(fft_sizes=[512, 256]),
+        **options,
+    )
 
 
 @pytest.fixture
@@ -53,17 +57,21 @@ def config(make_pairs, tmp_path) -> Path:
         },
         "data": {"root": str(make_pairs(12)), "batch_size": 4, "excerpt_seconds": 0.2, "check_audio": False},
         "trainer": {
-            "accelerator": "cpu", "max_epochs": 2, "limit_train_batches": STEPS_IN_EPOCH, "limit_val_batches": 2,
-            "enable_progress_bar": False, "enable_model_summary": False,
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "limit_train_batches": STEPS_IN_EPOCH,
+            "limit_val_batches": 2,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
         },
-    }  # fmt: skip
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 def change(config: Path, where: str, **options: object) -> None:
-    """Sets options in a config."""
+    """Set options in a config."""
     content = part = yaml.safe_load(config.read_text())
     for name in where.split("."):
         part = part[name]
@@ -81,7 +89,7 @@ def checkpoints(config: Path, name: str = "run") -> dict:
 
 
 def same(one: dict, other: dict) -> bool:
-    """Whether two sets of checkpoints hold the same weights, bit by bit."""
+    """Return true if two sets of checkpoints hold the same weights, bit for bit."""
     return one.keys() == other.keys() and all(
         torch.equal(one[file]["state_dict"][name], other[file]["state_dict"][name])
         for file in one
@@ -89,7 +97,7 @@ def same(one: dict, other: dict) -> bool:
     )
 
 
-# --- what a stage is ---------------------------------------------------------------------------------
+# --- stages of a task --------------------------------------------------------------------------------
 
 
 def test_by_default_there_is_one_stage_with_the_whole_chain():
@@ -133,10 +141,11 @@ def test_every_stage_builds_its_effects_once_to_read_their_latency(monkeypatch):
 
 
 def test_effects_keep_their_names_and_steps_in_every_stage():
-    # Without a name of its own, the first would be called `gain` where the second is not there.
+    # In a stage without the second effect, the first would otherwise be called `gain`.
     effects = [known("Gain"), known("Gain", name="gain"), known("Quadratic")]
-    model = task(effects, stages=StageOptions(progressive=True),
-                 gradient=GradientOptions(epsilon_of={"quadratic.b": 0.1}))  # fmt: skip
+    model = task(
+        effects, stages=StageOptions(progressive=True), gradient=GradientOptions(epsilon_of={"quadratic.b": 0.1})
+    )
     for index in range(3):
         model.enter_stage(index)
         assert model.chain.space.names[0] == "gain_2.gain"
@@ -144,7 +153,7 @@ def test_effects_keep_their_names_and_steps_in_every_stage():
         task(effects, stages=StageOptions(progressive=True), gradient=GradientOptions(epsilon_of={"d": 0.1}))
 
 
-def test_an_effect_that_trains_nothing_is_no_stage_of_its_own():
+def test_an_effect_that_trains_nothing_adds_no_stage():
     invert = EffectSpec("pedalboard:Invert")
     model = task([invert, known("Gain"), invert, known("Late"), invert], stages=StageOptions(progressive=True))
     assert [stage.effects for stage in model.stages] == [2, 5]
@@ -160,15 +169,15 @@ def test_effects_that_are_not_active_yet_get_no_gradient():
     assert gradient[0].any() and not gradient[1:].any()
 
 
-def test_several_frames_a_step_render_and_compare_as_one(noise):
+def test_several_frames_per_step_render_and_compare_as_one(noise):
     one, three = (task([known("Leaky")], frames_per_step=frames).eval() for frames in (1, 3))
     three.load_state_dict(one.state_dict())
     audio = torch.from_numpy(noise)[None, :, : three.window.samples]
     output, parameters = three(audio, torch.tensor([True]))
     assert output.shape == (1, 1, 3072) and parameters.shape == (1, 3, 1)
     for frame in range(3):
-        heard = audio[..., frame * 1024 :][..., : one.window.samples]
-        alone, of_frame = one(heard, torch.tensor([frame == 0]))
+        context = audio[..., frame * 1024 :][..., : one.window.samples]
+        alone, of_frame = one(context, torch.tensor([frame == 0]))
         torch.testing.assert_close(parameters[:, frame], of_frame[:, 0], atol=1e-5, rtol=0)
         torch.testing.assert_close(output[..., frame * 1024 :][..., :1024], alone, atol=1e-5, rtol=0)
 
@@ -177,8 +186,14 @@ def test_several_frames_a_step_render_and_compare_as_one(noise):
 def test_a_recording_is_rendered_with_the_parameters_of_training(samples):
     torch.manual_seed(0)
     options = {"encoder": EncoderOptions("conv", 0.1, start_at_defaults=False)}
-    model = TubeAmp([known("Gain")], context_samples=4096, frame_samples=1024, frames_per_step=-(-samples // 1024),
-                    loss=LossOptions(fft_sizes=[512, 256]), **options).eval()  # fmt: skip
+    model = TubeAmp(
+        [known("Gain")],
+        context_samples=4096,
+        frame_samples=1024,
+        frames_per_step=-(-samples // 1024),
+        loss=LossOptions(fft_sizes=[512, 256]),
+        **options,
+    ).eval()
     audio = torch.randn(1, samples)
     padded = torch.zeros(1, 1, model.window.samples)
     padded[..., model.window.before :][..., :samples] = audio
@@ -189,14 +204,19 @@ def test_a_recording_is_rendered_with_the_parameters_of_training(samples):
     torch.testing.assert_close(automation, 2 * parameters[0], atol=1e-5, rtol=0)
 
 
-# --- running them ------------------------------------------------------------------------------------
+# --- runs --------------------------------------------------------------------------------------------
 
 
-def test_one_command_runs_every_stage_and_hands_on_the_best_weights(config, monkeypatch):
+def test_one_command_runs_every_stage_from_the_best_weights_of_the_one_before(config, monkeypatch):
     begun = []
-    monkeypatch.setattr(Task, "on_train_start", lambda self: begun.append(
-        (self.stage.name, self.trainer.global_step, {name: t.clone() for name, t in self.state_dict().items()})
-    ), raising=False)  # fmt: skip
+    monkeypatch.setattr(
+        Task,
+        "on_train_start",
+        lambda self: begun.append(
+            (self.stage.name, self.trainer.global_step, {name: t.clone() for name, t in self.state_dict().items()})
+        ),
+        raising=False,
+    )
     cli = fit(config)
     assert [(name, step) for name, step, _ in begun] == [(stage, 0) for stage in STAGES]
     saved = checkpoints(config)
@@ -254,8 +274,8 @@ def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatc
     assert saved["last.ckpt"]["epoch"] == 4
 
 
-def test_a_killed_run_resumes_in_its_stage_and_ends_as_if_it_had_not_been(config, monkeypatch):
-    fit(config, "--run.name", "alone")
+def test_a_killed_run_resumes_in_its_stage_and_ends_with_the_same_weights(config, monkeypatch):
+    fit(config, "--run.name", "uninterrupted")
     loss_of = Task.compute_loss
     for stage, step, training in [
         ("pretraining", 0, True), ("pretraining", 3, True), ("pretraining", 6, False), ("stage_1", 0, True),
@@ -273,7 +293,7 @@ def test_a_killed_run_resumes_in_its_stage_and_ends_as_if_it_had_not_been(config
             with pytest.raises(RuntimeError, match="power cut"):
                 fit(config, "--run.name", name)
         fit(config, "--run.name", name, "--run.resume", "true")
-        assert same(checkpoints(config, name), checkpoints(config, "alone")), name
+        assert same(checkpoints(config, name), checkpoints(config, "uninterrupted")), name
 
 
 @pytest.mark.parametrize("stopped_early", [False, True])
@@ -283,7 +303,7 @@ def test_a_run_killed_between_two_stages_begins_the_next(config, monkeypatch, st
         change(config, "model.init_args.optimizer", patience=1)
         change(config, "trainer", max_epochs=4)
         monkeypatch.setattr(Task, "compute_loss", worse_in_validation(Task.compute_loss))
-    fit(config, "--run.name", "alone")
+    fit(config, "--run.name", "uninterrupted")
     enter_stage = Task.enter_stage
 
     def killed(self, *arguments):
@@ -299,7 +319,7 @@ def test_a_run_killed_between_two_stages_begins_the_next(config, monkeypatch, st
     monkeypatch.setattr(Task, "on_train_batch_end", lambda self, *_: steps.append(self.stage.name))
     fit(config, "--run.resume", "true")
     assert set(steps) == {"stage_2"} and len(steps) == 2 * STEPS_IN_EPOCH
-    assert same(checkpoints(config), checkpoints(config, "alone"))
+    assert same(checkpoints(config), checkpoints(config, "uninterrupted"))
 
 
 def worse_in_validation(loss_of):
@@ -310,17 +330,18 @@ def worse_in_validation(loss_of):
     return worse
 
 
-def test_a_run_resumes_only_with_the_stages_it_was_begun_with(config):
+def test_a_run_resumes_only_with_the_stages_that_it_began_with(config):
     fit(config, "--trainer.max_steps", 1)
     with pytest.raises(CheckpointError, match="trained with other stages"):
         fit(config, "--run.resume", "true", "--model.init_args.stages.progressive", "false")
 
 
-def test_the_plateau_of_the_paper_takes_a_fifth_after_20_validations_that_did_not_improve(config, monkeypatch):
+def test_the_plateau_of_the_paper_multiplies_by_0_2_after_20_validations_without_improvement(config, monkeypatch):
     rates = []
     monkeypatch.setattr(Task, "compute_loss", worse_in_validation(Task.compute_loss))
-    monkeypatch.setattr(Task, "on_train_epoch_start", lambda self: rates.append(
-        self.optimizers().param_groups[0]["lr"]), raising=False)  # fmt: skip
+    monkeypatch.setattr(
+        Task, "on_train_epoch_start", lambda self: rates.append(self.optimizers().param_groups[0]["lr"]), raising=False
+    )
     change(config, "trainer", max_epochs=24, limit_train_batches=1, limit_val_batches=1)
     change(config, "model.init_args.stages", pretraining_epochs=0, progressive=False)
     change(config, "model.init_args.optimizer", patience=None)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or find no room on the disk: nothing is lost, and they go on to the same bits."""
+"""Runs that are killed, stopped or out of disk space lose nothing and resume to the same bits."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from dfx.tasks import Task
 from tests.test_stages import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-ALONE = ("--run.name", "alone")
+UNINTERRUPTED = ("--run.name", "uninterrupted")
 RESUME = ("--run.resume", "true")
 
 
@@ -27,21 +27,21 @@ def last(config: Path, name: str = "run") -> Path:
     return config.parent / "runs" / name / "checkpoints" / "last.ckpt"
 
 
-def ends(config: Path, *arguments: object) -> SystemExit:
-    """How a command ends that does not end well."""
+def failed_fit(config: Path, *arguments: object) -> SystemExit:
+    """Run a command that fails, and return how it ends."""
     with pytest.raises(SystemExit) as exit:
         main(["fit", "--config", str(config), *map(str, arguments)])
     return exit.value
 
 
-def do(monkeypatch: pytest.MonkeyPatch, what, stage: str, step: int, training: bool) -> None:
-    """Has something happen in the middle of a step, of training or validation, once."""
+def call_in_step(monkeypatch: pytest.MonkeyPatch, function, stage: str, step: int, training: bool) -> None:
+    """Call a function once, in the middle of a step of training or validation."""
     loss_of, done = Task.compute_loss, []
 
     def loss(self, batch):
         if (self.stage.name, self.trainer.global_step, self.training) == (stage, step, training) and not done:
             done.append(True)
-            what()
+            function()
         return loss_of(self, batch)
 
     monkeypatch.setattr(Task, "compute_loss", loss)
@@ -55,21 +55,25 @@ def identity(path: Path) -> int | None:
 
 
 def train(config: Path, name: str, moments: random.Random | None = None, most_steps: int = 4) -> bool:
-    """Runs the command, or goes on with its run; with ``moments``, kills it at a random one.
+    """Run the command, or resume its run; with ``moments``, kill it at a random time.
 
     Returns:
-        Whether it was killed.
+        True if it was killed.
     """
     file = last(config, name)
     seen = identity(file)
     resume = RESUME if file.parent.parent.exists() else ()
     process = subprocess.Popen(
-        [sys.executable, "train.py", "fit", "--config", str(config), "--run.name", name, *resume], cwd=ROOT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "train.py", "fit", "--config", str(config), "--run.name", name, *resume],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     if moments is not None:
-        # A few steps on, each of which writes a checkpoint; then somewhere in what follows.
+        # Wait for some steps, each of which writes a checkpoint, then for a random time.
         steps = moments.randint(1, most_steps)
         while steps and process.poll() is None:
             found = identity(file)
@@ -78,27 +82,27 @@ def train(config: Path, name: str, moments: random.Random | None = None, most_st
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode in (0, -signal.SIGKILL), said
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode in (0, -signal.SIGKILL), output
     return process.returncode != 0
 
 
-def test_a_run_that_is_killed_again_and_again_reaches_the_weights_of_the_run_left_alone(config):
-    # By the same command: the number of threads tells in the last bits.
-    train(config, "alone")
+def test_a_run_that_is_killed_repeatedly_reaches_the_weights_of_an_uninterrupted_run(config):
+    # By the same command, since the last bits depend on the number of threads.
+    train(config, "uninterrupted")
     moments = random.Random(0)
     assert sum(train(config, "run", moments) for _ in range(4)) >= 3
     train(config, "run")
-    assert same(checkpoints(config), checkpoints(config, "alone"))
+    assert same(checkpoints(config), checkpoints(config, "uninterrupted"))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone(config):
+def test_a_run_that_is_killed_20_times_reaches_the_weights_of_an_uninterrupted_run(config):
     """Takes some minutes: ``pytest -m long -s tests/test_survival.py``."""
     change(config, "trainer", max_epochs=5, limit_train_batches=8)
     change(config, "model.init_args.stages", pretraining_epochs=5)
     change(config, "model.init_args", gradient={"control_variate": "regression"})
-    train(config, "alone")
+    train(config, "uninterrupted")
     moments, killed = random.Random(1), 0
     while killed < 20:
         assert train(config, "run", moments, most_steps=8), f"the run ended after {killed} kills"
@@ -107,10 +111,10 @@ def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone
         where = (of_last["dfx"]["stage"], of_last["epoch"], of_last["global_step"]) if of_last else None
         print(f"killed {killed} times; stage, epoch and step of the last checkpoint: {where}")
     train(config, "run")
-    assert same(checkpoints(config), checkpoints(config, "alone"))
+    assert same(checkpoints(config), checkpoints(config, "uninterrupted"))
 
 
-# --- asked to stop -----------------------------------------------------------------------------------
+# --- stopped by a signal -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,12 +122,12 @@ def test_a_run_that_is_killed_20_times_reaches_the_weights_of_the_run_left_alone
     [
         (signal.SIGTERM, "pretraining", 1, True, 2),
         (signal.SIGINT, "stage_1", 3, True, 4),
-        # The last step of an epoch is worth nothing without the validation that follows.
+        # After the last step of an epoch the run stops after the validation.
         (signal.SIGTERM, "stage_2", STEPS_IN_EPOCH - 1, True, STEPS_IN_EPOCH),
         (signal.SIGINT, "stage_2", STEPS_IN_EPOCH, False, STEPS_IN_EPOCH),
     ],
 )
-def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_says_how_to_go_on_and_goes_on(
+def test_a_run_stopped_by_a_signal_writes_a_checkpoint_prints_how_to_resume_and_resumes(
     config,
     monkeypatch,
     capfd,
@@ -133,129 +137,138 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_says_how_to_go_on_and_g
     training,
     stopped_after,
 ):
-    # A checkpoint of the epoch alone, and of the signal.
+    # Checkpoints at the end of an epoch and at the signal only.
     change(config, "run", checkpoint_minutes=60.0)
-    fit(config, *ALONE)
-    with monkeypatch.context() as asked:
-        do(asked, lambda: signal.raise_signal(signum), stage, step, training)
-        assert ends(config).code == 128 + signum
-    said = capfd.readouterr().err
+    fit(config, *UNINTERRUPTED)
+    with monkeypatch.context() as signalled:
+        call_in_step(signalled, lambda: signal.raise_signal(signum), stage, step, training)
+        assert failed_fit(config).code == 128 + signum
+    printed = capfd.readouterr().err
     name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
-    assert f"{name}: the run stops after this step" in said
-    assert f"stopped after step {stopped_after}" in said and "resume with --run.name run --run.resume true" in said
+    assert f"{name}: the run stops after this step" in printed
+    assert (
+        f"stopped after step {stopped_after}" in printed and "resume with --run.name run --run.resume true" in printed
+    )
     assert checkpoints(config)["last.ckpt"]["global_step"] == stopped_after
     fit(config, *RESUME)
-    assert same(best_of(config), best_of(config, "alone"))
+    assert same(best_of(config), best_of(config, "uninterrupted"))
 
 
 def best_of(config: Path, name: str = "run") -> dict:
-    """All checkpoints but the one before the last, which comes from another step where there are more of them."""
+    """Return all checkpoints but the one before the last, which may come from another step."""
     return {file: content for file, content in checkpoints(config, name).items() if file != "last.previous.ckpt"}
 
 
-def test_a_second_ctrl_c_does_not_wait(config, monkeypatch):
-    with monkeypatch.context() as asked:
-        do(asked, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)], "stage_1", 1, True)
-        assert ends(config).code == 1
-    fit(config, *ALONE)
+def test_a_second_ctrl_c_ends_the_run_at_once(config, monkeypatch):
+    with monkeypatch.context() as signalled:
+        call_in_step(signalled, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)], "stage_1", 1, True)
+        assert failed_fit(config).code == 1
+    fit(config, *UNINTERRUPTED)
     fit(config, *RESUME)
-    assert same(checkpoints(config), checkpoints(config, "alone"))
+    assert same(checkpoints(config), checkpoints(config, "uninterrupted"))
 
 
-def test_a_job_of_slurm_whose_time_ends_is_queued_again_and_goes_on_by_itself(
+def test_a_slurm_job_whose_time_ends_is_requeued_and_resumes(
     config,
     monkeypatch,
     tmp_path,
 ):
-    fit(config, *ALONE)
+    fit(config, *UNINTERRUPTED)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
     scontrol.chmod(0o755)
-    job = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train",
-           "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
-           "SLURM_NODELIST": "localhost"}  # fmt: skip
+    job = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+    }
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    # Of another job, with the name that this one asks for.
+    # A run of another job with the same name.
     (last(config).parent.parent).mkdir()
-    with monkeypatch.context() as asked:
-        do(asked, lambda: signal.raise_signal(signal.SIGUSR1), "stage_1", 1, True)
-        assert ends(config).code == 128 + signal.SIGUSR1
+    with monkeypatch.context() as signalled:
+        call_in_step(signalled, lambda: signal.raise_signal(signal.SIGUSR1), "stage_1", 1, True)
+        assert failed_fit(config).code == 128 + signal.SIGUSR1
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     fit(config)
-    assert same(best_of(config, "run-2"), best_of(config, "alone"))
+    assert same(best_of(config, "run-2"), best_of(config, "uninterrupted"))
 
 
-# --- what is on the disk -----------------------------------------------------------------------------
+# --- files on disk -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stopped(config, monkeypatch) -> Path:
-    """The config of a run that was stopped in its second stage."""
-    with monkeypatch.context() as asked:
-        do(asked, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
-        ends(config)
+    """Return the config of a run that was stopped in its second stage."""
+    with monkeypatch.context() as signalled:
+        call_in_step(signalled, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
+        failed_fit(config)
     return config
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux' own")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
 @pytest.mark.parametrize("file", ["last", "stage_1/best"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoints_as_they_were(stopped, capfd, file):
-    fit(stopped, *ALONE)
+def test_a_full_disk_ends_in_one_line_and_leaves_the_checkpoints_intact(stopped, capfd, file):
+    fit(stopped, *UNINTERRUPTED)
     folder = last(stopped).parent
     before = {path: path.read_bytes() for path in folder.rglob("*.ckpt")}
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / f"{file}.ckpt.partial").symlink_to("/dev/full")
-    message = str(ends(stopped, *RESUME))
+    message = str(failed_fit(stopped, *RESUME))
     assert message.startswith("error: ") and len(message.splitlines()) == 1
     assert f"{file}.ckpt could not be written (No space left on device)" in message
     assert all(path.read_bytes() == content for path, content in before.items())
     assert not list(folder.rglob("*.partial"))
     fit(stopped, *RESUME)
-    assert same(checkpoints(stopped), checkpoints(stopped, "alone"))
+    assert same(checkpoints(stopped), checkpoints(stopped, "uninterrupted"))
 
 
-def test_a_last_checkpoint_that_is_broken_gives_way_to_the_one_before(stopped, capfd):
-    fit(stopped, *ALONE)
+def test_a_broken_last_checkpoint_is_replaced_by_the_one_before(stopped, capfd):
+    fit(stopped, *UNINTERRUPTED)
     previous = last(stopped).with_name("last.previous.ckpt")
     with open(last(stopped), "r+b") as file:
         file.truncate(1000)
     with_both_broken = stopped.parent / "runs" / "broken"
     shutil.copytree(last(stopped).parent.parent, with_both_broken)
     (with_both_broken / "checkpoints" / previous.name).write_bytes(b"")
-    assert "cannot be read as a checkpoint" in str(ends(stopped, "--run.name", "broken", *RESUME))
+    assert "cannot be read as a checkpoint" in str(failed_fit(stopped, "--run.name", "broken", *RESUME))
     fit(stopped, *RESUME)
     assert f"the run resumes from the previous checkpoint, {previous}" in capfd.readouterr().out
-    assert same(checkpoints(stopped), checkpoints(stopped, "alone"))
+    assert same(checkpoints(stopped), checkpoints(stopped, "uninterrupted"))
 
 
 # --- Weights & Biases --------------------------------------------------------------------------------
 
 
-def test_steps_are_counted_over_all_stages_also_by_a_run_that_goes_on(config, monkeypatch):
+def test_steps_are_counted_over_all_stages_by_a_resumed_run_too(config, monkeypatch):
     change(config, "trainer", log_every_n_steps=1)
     change(config, "wandb", mode="offline")
     change(config, "run", checkpoint_minutes=60.0)
     logged = []
     monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step=None: logged.append(step))
-    with monkeypatch.context() as asked:
-        do(asked, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
-        ends(config)
+    with monkeypatch.context() as signalled:
+        call_in_step(signalled, lambda: signal.raise_signal(signal.SIGTERM), "stage_1", 1, True)
+        failed_fit(config)
     fit(config, *RESUME)
     wandb.finish()
     assert logged == sorted(logged) and set(logged) == set(range(3 * 2 * STEPS_IN_EPOCH))
 
 
 def without_wandb() -> dict:
-    """The environment, without what W&B says there: a process that hears it shares the W&B process of this one."""
+    """Return the environment without the variables of W&B, with which a process shares the W&B process of this one."""
     return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
 
 
-def test_a_run_that_cannot_reach_wandb_logs_offline_and_says_so(config):
+def test_a_run_that_cannot_reach_wandb_warns_and_logs_offline(config):
     change(config, "wandb", mode="online")
     change(config, "model.init_args", stages={"pretraining_epochs": 0})
-    # Nobody listens there, and nobody waits for long.
+    # No server listens there, and the timeout is short.
     away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0", "WANDB_INIT_TIMEOUT": "2"}
     command = [sys.executable, "train.py", "fit", "--config", str(config)]
     environment = {**without_wandb(), **away}

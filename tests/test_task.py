@@ -38,14 +38,22 @@ def data(root, model: Task) -> PairedAudio:
 def trainer(folder=None, epochs=2, callbacks=(), **options) -> pl.Trainer:
     saves = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
     return pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, limit_train_batches=STEPS_IN_EPOCH, logger=False,
-        enable_checkpointing=saves, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks), **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_train_batches=STEPS_IN_EPOCH,
+        logger=False,
+        enable_checkpointing=saves,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **options,
+    )
 
 
 class Crash(pl.Callback):
-    """Ends the run after some steps, as a power cut would."""
+    """Raises an error after some steps."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -60,10 +68,12 @@ def weights(model: Task) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("redraw", ["excerpt", "frame"])
-def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_the_run_left_alone(make_pairs, tmp_path, redraw):
+def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
+    make_pairs, tmp_path, redraw
+):
     root = make_pairs(20, seconds=0.6)
-    alone = task(redraw=redraw, dropout=0.5)
-    trainer().fit(alone, datamodule=data(root, alone))
+    uninterrupted = task(redraw=redraw, dropout=0.5)
+    trainer().fit(uninterrupted, datamodule=data(root, uninterrupted))
 
     for crash in (1, 3, STEPS_IN_EPOCH - 1, STEPS_IN_EPOCH, STEPS_IN_EPOCH + 2):
         folder = tmp_path / f"crash{crash}"
@@ -73,7 +83,7 @@ def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_the_run_le
             trainer(folder, callbacks=[saved, Crash(crash)]).fit(crashed, datamodule=data(root, crashed))
         resumed = task(redraw=redraw, dropout=0.5)
         trainer(folder).fit(resumed, datamodule=data(root, resumed), ckpt_path=str(folder / "last.ckpt"))
-        assert torch.equal(weights(resumed), weights(alone)), f"crashed after step {crash}"
+        assert torch.equal(weights(resumed), weights(uninterrupted)), f"crashed after step {crash}"
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_pairs):
@@ -96,7 +106,7 @@ def test_training_lowers_the_loss_below_doing_nothing(make_pairs):
     assert metrics["validation/loss"] < 0.75 * metrics["validation/loss_of_input"]
 
 
-def test_validation_does_not_change_what_is_trained(make_pairs):
+def test_validation_does_not_change_the_trained_weights(make_pairs):
     root, results = make_pairs(20), []
     for validations in (0, 1.0):
         model = task()
@@ -105,16 +115,18 @@ def test_validation_does_not_change_what_is_trained(make_pairs):
     assert torch.equal(*results)
 
 
-def test_the_target_is_compared_as_late_as_the_chain_is():
+def test_the_target_is_delayed_by_the_latency_of_the_chain():
     model = task([known("Late")])
     generator = torch.Generator().manual_seed(0)
     audio = torch.randn(2, 1, model.window.samples, generator=generator)
     output, _ = model(audio, torch.tensor([True, True]))
-    heard = slice(50, None)
+    filled = slice(50, None)
     torch.testing.assert_close(
-        output[..., heard] / output[0, 0, -1] * model.window.delayed_step(audio)[0, 0, -1],
-        model.window.delayed_step(audio)[..., heard], rtol=0.1, atol=0.2,
-    )  # fmt: skip
+        output[..., filled] / output[0, 0, -1] * model.window.delayed_step(audio)[0, 0, -1],
+        model.window.delayed_step(audio)[..., filled],
+        rtol=0.1,
+        atol=0.2,
+    )
 
 
 def test_rendering_is_aligned_with_its_input_and_as_long():
@@ -146,11 +158,12 @@ def test_a_checkpoint_loads_without_code_and_renders_the_same(make_pairs, tmp_pa
     np.testing.assert_array_equal(theirs.automation.values, ours.automation.values)
 
 
-def test_one_scale_is_that_of_all_parameters_that_are_given_none():
+def test_scale_applies_to_all_parameters_without_one():
     effects = [
-        EffectSpec("pedalboard:LowpassFilter"), EffectSpec("pedalboard:HighpassFilter", scale="log"),
+        EffectSpec("pedalboard:LowpassFilter"),
+        EffectSpec("pedalboard:HighpassFilter", scale="log"),
         EffectSpec("pedalboard:PeakFilter", train={"cutoff_frequency_hz": {"scale": "log"}, "gain_db": None}),
-    ]  # fmt: skip
+    ]
     assert [p.scale for p in task(effects, scale="linear").chain.parameters] == ["linear", "log", "log", "linear"]
     assert [p.scale for p in task(effects).chain.parameters] == ["log", "log", "log", "linear"]
     with pytest.raises(EffectError, match="positive for a log scale"):
@@ -165,11 +178,11 @@ def test_a_checkpoint_of_another_chain_or_task_is_refused(make_pairs, tmp_path):
     fit = trainer(tmp_path, epochs=1)
     fit.fit(model, datamodule=data(root, model))
     fit.save_checkpoint(tmp_path / "model.ckpt")
-    for other, said in [
+    for other, message in [
         (task(EFFECTS[:1]), "trained with other effects"),
         (task(kind=Other), "of the task TubeAmp"),
     ]:
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             trainer(tmp_path, epochs=2).fit(other, datamodule=data(root, other), ckpt_path=str(tmp_path / "model.ckpt"))
 
 
@@ -184,11 +197,11 @@ def test_a_run_resumes_with_other_ranges_of_the_same_parameters(make_pairs, tmp_
     assert fit.global_step == 2 * STEPS_IN_EPOCH
 
 
-def test_files_that_are_no_checkpoints_are_refused(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    for name, said in [("none.ckpt", "no such file"), ("text.ckpt", "cannot be read"), ("foreign.ckpt", "dfx has")]:
-        with pytest.raises(CheckpointError, match=said):
+    for name, message in [("none.ckpt", "no such file"), ("text.ckpt", "cannot be read"), ("foreign.ckpt", "dfx has")]:
+        with pytest.raises(CheckpointError, match=message):
             load_task(str(tmp_path / name))
 
 

@@ -1,4 +1,4 @@
-"""The commands that a user types, as the user types them."""
+"""Commands of a user: train.py and evaluate.py."""
 
 import csv
 import json
@@ -25,9 +25,14 @@ SMOKE = ["--config", "configs/smoke.yaml"]
 
 def command(script: str, *arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, script, *map(str, arguments)], cwd=ROOT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def run(script: str, *arguments: object, status: int = 0) -> tuple:
@@ -39,16 +44,16 @@ def run(script: str, *arguments: object, status: int = 0) -> tuple:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
-    """A finished run of the smoke config, logged offline; its output is in ``output.txt``."""
+    """Return the folder of a finished run of the smoke config, logged offline; ``output.txt`` has its output."""
     runs = tmp_path_factory.mktemp("runs")
     out, _ = run("train.py", "fit", *SMOKE, "--run.folder", runs, "--wandb.mode", "offline")
     (runs / "smoke" / "output.txt").write_text(out)
     return runs / "smoke"
 
 
-def test_a_run_ends_with_a_table_and_says_where_things_are(smoke):
+def test_a_run_ends_with_a_table_and_the_paths_of_its_results(smoke):
     out = (smoke / "output.txt").read_text()
-    for said in [
+    for text in [
         "output / input",
         "mrstft",
         "mfcc_cosine",
@@ -57,7 +62,7 @@ def test_a_run_ends_with_a_table_and_says_where_things_are(smoke):
         "output",
         str(smoke / "evaluation" / "audio"),
     ]:
-        assert said in out
+        assert text in out
 
 
 def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
@@ -71,7 +76,7 @@ def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
         load_task(str(smoke / "checkpoints" / f"{name}.ckpt"))
 
 
-def test_the_evaluation_holds_metrics_of_every_file_and_audio_to_hear(smoke):
+def test_the_evaluation_holds_metrics_and_audio_of_every_file(smoke):
     means = json.loads((smoke / "evaluation" / "metrics.json").read_text())
     methods = ("input", "defaults", "output")
     assert {method: set(of) for method, of in means.items()} == {m: {"loss", *COLUMNS} for m in methods}
@@ -88,7 +93,7 @@ def test_the_run_is_logged_offline_without_a_login(smoke):
     assert len(records) == 1 and records[0].stat().st_size > 0
 
 
-def test_the_resolved_config_makes_the_same_run_again(smoke, tmp_path):
+def test_the_resolved_config_reproduces_the_run(smoke, tmp_path):
     run(
         "train.py",
         "fit",
@@ -105,7 +110,7 @@ def test_the_resolved_config_makes_the_same_run_again(smoke, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_evaluate_repeats_the_runs_metrics_as_one_object(smoke, tmp_path):
+def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(smoke, tmp_path):
     checkpoint = smoke / "checkpoints" / "best.ckpt"
     out, _ = run("evaluate.py", checkpoint, "--json", "--output", tmp_path)
     assert json.loads(out) == json.loads((smoke / "evaluation" / "metrics.json").read_text())
@@ -119,7 +124,7 @@ def test_validate_test_and_predict_run_from_a_checkpoint(smoke, monkeypatch, cap
     assert "validation/loss" in printed and "test/output/mrstft" in printed
 
 
-def test_a_run_that_is_killed_resumes_and_ends_as_if_it_had_not_been(smoke, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(smoke, tmp_path):
     arguments = ["fit", *SMOKE, "--run.folder", tmp_path, "--run.checkpoint_minutes", 1e-6]
     process = command("train.py", *arguments, "--trainer.max_epochs", 2)
     last = tmp_path / "smoke" / "checkpoints" / "last.ckpt"
@@ -134,7 +139,7 @@ def test_a_run_that_is_killed_resumes_and_ends_as_if_it_had_not_been(smoke, tmp_
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_name_that_is_taken_gets_a_number(tmp_path):
+def test_a_number_is_appended_to_a_name_that_is_taken(tmp_path):
     (tmp_path / "smoke").mkdir()
     run("train.py", "fit", *SMOKE, "--run.folder", tmp_path, "--run.evaluate", "false", "--trainer.max_steps", 1)
     assert (tmp_path / "smoke-2" / "checkpoints" / "last.ckpt").exists()
@@ -146,7 +151,7 @@ def test_help_explains_the_options():
         assert option in out
 
 
-def test_a_null_on_the_command_line_takes_back_what_a_config_says(tmp_path):
+def test_a_null_on_the_command_line_overrides_a_config(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("model: {class_path: TubeAmp, init_args: {optimizer: {patience: 3}}}")
     options = ("--model.init_args.optimizer.patience", "null", "--model.init_args.gradient", "{epsilon_end: null}")
@@ -159,7 +164,7 @@ EFFECTS = "--model.init_args.effects"
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, text",
     [
         ([EFFECTS, '[{"effect": "pedalboard:Compresor"}]'], "did you mean 'Compressor'"),
         ([EFFECTS, '[{"effect": "pedalboard:Gain", "train": {"gain": null}}]'], "did you mean 'gain_db'"),
@@ -171,12 +176,12 @@ EFFECTS = "--model.init_args.effects"
         (["--model.init_args.gradient={deviation: 1}"], "gradient.deviation is now called gradient.residual_weight"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_before_training(tmp_path, monkeypatch, arguments, said):
+def test_wrong_options_end_in_one_line_before_training(tmp_path, monkeypatch, arguments, text):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit:
         main(["fit", *SMOKE, "--run.folder", str(tmp_path), *arguments])
     message = str(exit.value)
-    assert message.startswith("error: ") and said in message and len(message.splitlines()) == 1
+    assert message.startswith("error: ") and text in message and len(message.splitlines()) == 1
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
@@ -186,6 +191,6 @@ def test_a_config_with_the_former_name_of_a_value_is_refused_with_its_name_now(t
         main(["fit", *SMOKE, "--config", str(tmp_path / "old.yaml")])
 
 
-def test_evaluate_says_in_one_line_what_is_wrong(smoke):
+def test_evaluate_ends_in_one_line_for_data_that_do_not_exist(smoke):
     _, err = run("evaluate.py", smoke / "checkpoints" / "best.ckpt", "--data", smoke / "nowhere", status=1)
     assert err.startswith("error: ") and "no such folder" in err and len(err.strip().splitlines()) == 1

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dfx.effects.chain import ChainSpec
 from dfx.effects.effect import RenderError
 from dfx.errors import UserError
-from dfx.losses import loss_of_recordings
+from dfx.losses import Loss, loss_of_recordings
 
 Pair = Mapping[str, Any]
 """``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
@@ -80,7 +80,7 @@ class Search:
         options: budget and seed.
     """
 
-    def __init__(self, chain: ChainSpec, loss: nn.Module, options: BaselineOptions = BaselineOptions()) -> None:
+    def __init__(self, chain: ChainSpec, loss: Loss, options: BaselineOptions = BaselineOptions()) -> None:
         self.chain = chain
         self._loss = loss
         self._options = options

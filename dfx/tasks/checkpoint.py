@@ -1,4 +1,4 @@
-"""The part of a checkpoint that dfx saves beside the weights, and the checks before it is loaded."""
+"""Checkpoints: what dfx saves in addition to the weights, and what it checks before it loads one."""
 
 from __future__ import annotations
 

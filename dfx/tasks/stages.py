@@ -14,8 +14,8 @@ from dfx.tasks.optimizer import OptimizerOptions
 class StageOptions:
     """The stages in which a task is trained; by default there is one, with the whole chain.
 
-    Every stage has an optimizer, a schedule and epochs of its own, and starts from the weights of the stage before
-    with the lowest validation loss.
+    Every stage has a separate optimizer, schedule and number of epochs, and starts from the weights with the lowest
+    validation loss of the stage before.
 
     Args:
         pretraining_epochs: most epochs of a first stage that fits the encoder to the effects' defaults, in the mean

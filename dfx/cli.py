@@ -41,7 +41,7 @@ from dfx.callbacks import (
 from dfx.datasets import PairedAudio
 from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
-from dfx.evaluation.results import Results, as_table, where_it_lies
+from dfx.evaluation.results import Results, as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task, load_task, read_checkpoint
@@ -244,7 +244,7 @@ class DfxCLI(LightningCLI):
         removed = find_removed(data.splits["test"])
         results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
         print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
-        print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{where_it_lies(folder)}")
+        print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{list_places(folder)}")
         return results
 
     def _make_logger(self) -> WandbRun | None:

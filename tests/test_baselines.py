@@ -41,7 +41,7 @@ def test_the_best_gain_is_found_also_at_the_end_of_its_range(gain):
     input = pair(1.0)["input"]
     search = Search(chain(GAIN), LOSS, BaselineOptions(evaluations=100))
     found = search(input[None], gain * input[None])
-    assert search.named(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
+    assert search.values_by_name(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
 
 
 def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone():
@@ -61,7 +61,7 @@ def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone()
 def test_settings_that_fail_count_as_the_worst():
     input = pair(1.0)["input"][None]
     search = Search(chain(("NotFinite", {})), LOSS, QUICK)
-    assert search.named(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
+    assert search.values_by_name(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
     with pytest.raises(UserError, match="no setting"):
         Search(chain(("NotFinite", {"train": {"gain": (1.6, 2.0)}})), LOSS, QUICK)(input, input)
 

@@ -14,7 +14,7 @@ from dfx.datasets.pairs import find_pairs
 from dfx.errors import DataError, UserError
 from dfx.evaluation.baselines import BASELINES
 from dfx.evaluation.evaluate import evaluate, find_removed
-from dfx.evaluation.results import EXPLAINED, Mean, as_table, read_means
+from dfx.evaluation.results import EXPLAINED, Mean, Results, as_table, read_means
 from dfx.evaluation.search import BaselineOptions
 from dfx.metrics import COLUMNS
 from tests.conftest import known
@@ -150,7 +150,7 @@ def means(**values: list) -> dict:
 
 def test_the_table_has_intervals_and_a_ratio_where_less_is_better():
     input, output = means(loss=[1.0, 3.0], removed_db=[-3.0]), means(loss=[1.0, 1.0], removed_db=[-3.0])
-    lines = as_table({"input": input, "output": output}).splitlines()
+    lines = as_table(Results({"input": input, "output": output})).splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["method", "input", "output", "output"]
     assert lines[1].split()[1:] == ["2.000", "±12.71", "-3.000"]
     assert lines[3].split()[-2:] == ["0.50", "-"]
@@ -159,9 +159,17 @@ def test_the_table_has_intervals_and_a_ratio_where_less_is_better():
 
 def test_the_table_is_never_wider_than_120_columns():
     wide = {name: [-12345.678, 12345.678] for name in EXPLAINED}
-    text = as_table({method: means(**wide) for method in (*BASELINES, "output")})
+    text = as_table(Results({method: means(**wide) for method in (*BASELINES, "output")}))
     assert max(map(len, text.splitlines())) <= 120 and "more metrics are in means.csv" in text
     assert text.splitlines()[0].split()[1:4] == ["loss", "mrstft_level_matched", "mfcc_cosine"]
+
+
+@pytest.mark.parametrize("interpolation", ["hold", "linear", "published"])
+def test_table_and_description_say_how_parameters_moved(tmp_path, interpolation):
+    results = evaluate(task([known("Gain")]), pairs(), tmp_path, interpolation=interpolation)
+    assert f"Parameters: {interpolation}, " in as_table(results)
+    assert as_table(read_means(tmp_path)) == as_table(results)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["interpolation"] == interpolation
 
 
 def test_without_input_there_is_no_ratio(tmp_path):

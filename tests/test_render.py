@@ -1,10 +1,12 @@
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 import torch
 import torchaudio
@@ -165,6 +167,77 @@ def test_rendering_in_chunks_equals_rendering_whole(causal, treatment):
     assert outputs[0].shape == audio.shape and np.abs(outputs[0] - audio).max() > 0.01
     for output in outputs[:2]:
         np.testing.assert_allclose(output, outputs[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["hold", "published"])
+@pytest.mark.parametrize("sample_rate", [22050, 48000])
+def test_no_interpolation_depends_on_the_chunks(interpolation, sample_rate):
+    audio = music(4.0, sample_rate, 2)
+    model = moving([*CHANGING, LATE[1]], frame_samples=3000)
+    outputs, automations = [], []
+    for chunk in (1024, 30_000, 10**9):
+        parts = []
+        options = StreamingOptions(interpolation, chunk_samples=chunk)
+        automations.append(render_stream(model.task, lambda: stream_array(audio, sample_rate), parts.append, options))
+        outputs.append(np.concatenate(parts, axis=1))
+    assert outputs[2].shape == audio.shape and np.ptp(automations[2].parameters, axis=0).max() > 0.05
+    for output, automation in zip(outputs[:2], automations):
+        np.testing.assert_array_equal(output, outputs[2])
+        np.testing.assert_array_equal(automation.parameters, automations[2].parameters)
+
+
+@pytest.mark.parametrize("sample_rate", [22050, 44100, 48000])
+def test_held_parameters_are_constant_over_each_frame(sample_rate):
+    n = np.arange(sample_rate)
+    audio = np.full(len(n), 0.1, np.float32)
+    rendering = stepping(resting(), frame=10, low=0.25, high=0.75).render(audio, sample_rate, interpolation="hold")
+    border = 10 * 1024 / SAMPLE_RATE
+    expected = 0.1 * 10 ** (np.where(n / sample_rate < border - 1e-9, -12, 12) / 20)
+    # pedalboard ramps its gain for some samples.
+    ramp = np.abs(n / sample_rate - border) < 0.05
+    np.testing.assert_allclose(rendering.audio[~ramp], expected[~ramp], rtol=1e-3)
+    np.testing.assert_allclose(rendering.automation["gain_db"], np.where(rendering.automation.times < border, -12, 12))
+
+
+def smoothed_as_published(parameters, samples):
+    """The parameters of blocks of 64 samples, by the recipe of the paper's code, in its transfer-function form."""
+    smooth = scipy.signal.filtfilt(*scipy.signal.butter(4, 0.5), parameters, axis=0)
+    held = np.repeat(smooth, 1024, axis=0)[:samples]
+    return np.clip(scipy.signal.sosfiltfilt(scipy.signal.butter(4, 0.001, output="sos"), held, axis=0)[::64], 0, 1)
+
+
+@pytest.mark.parametrize("seconds", [2.0, 7.0])
+def test_published_parameters_are_smoothed_as_in_the_papers_code(seconds):
+    audio = music(seconds, SAMPLE_RATE)
+    model = moving([known("Gain")])
+    frames = model.render(audio, SAMPLE_RATE, interpolation="hold").automation
+    rendering = model.render(audio, SAMPLE_RATE, interpolation="published")
+    expected = smoothed_as_published(frames.parameters, audio.shape[1])
+    np.testing.assert_allclose(rendering.automation.parameters, expected[::4], atol=1e-6)
+    gains = frames.space.denormalize(expected).repeat(64, axis=0)[: audio.shape[1], 0]
+    np.testing.assert_allclose(rendering.audio, gains * audio, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 15, 1000, 20_000])
+def test_the_shortest_recordings_are_smoothed_too(samples):
+    audio = music(1.0, SAMPLE_RATE)[:, :samples]
+    rendering = resting().render(audio, SAMPLE_RATE, interpolation="published")
+    np.testing.assert_allclose(rendering.audio, audio, atol=1e-6)
+
+
+def test_smoothing_without_phase_needs_look_ahead():
+    with pytest.raises(UserError, match="'published' looks ahead"):
+        resting().render(music(0.2), 44100, causal=True, interpolation="published")
+    with pytest.raises(UserError, match="no interpolation 'lineal' .did you mean 'linear'"):
+        resting().render(music(0.2), 44100, interpolation="lineal")
+
+
+def test_the_command_line_chooses_the_interpolation(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "a.wav", music(0.3).T, 44100)
+    for interpolation in ("hold", "linear", "published"):
+        arguments = [checkpoint, str(tmp_path / "a.wav"), str(tmp_path / f"{interpolation}.wav"), "--quiet"]
+        main([*arguments, "--automation", ".json", "--interpolation", interpolation])
+        assert json.loads((tmp_path / f"{interpolation}.json").read_text())["interpolation"] == interpolation
 
 
 def test_at_the_models_rate_frames_get_the_parameters_that_evaluation_gives_them():

@@ -1,15 +1,14 @@
-"""What a trained model has to beat.
+"""Baselines: a trained model should beat these, which need little or no training.
 
 - ``input``: no processing
-- ``defaults``: the chain as its effects come
-- ``fixed``: the chain at the one setting that is best for the training pairs
-- ``per_file``: the chain at the setting that is best for a file, found on that very file and its target
-- ``per_file_warm``: the same, begun where the model's automation lies on average
-- ``network``: a convolutional network in place of the chain, trained on the training pairs
+- ``defaults``: the chain at the defaults of its effects
+- ``fixed``: the chain at the best single setting for the training pairs
+- ``per_file``: the chain at the best setting for each file, searched for with its target
+- ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
+- ``network``: a convolutional network instead of the chain, trained on the training pairs
 
-A best setting is the one of least training loss that CMA-ES finds (Hansen and Ostermeier 2001), in the
-parameters' [0, 1]. ``per_file`` hears the target, which a model does not: it is no rival, it says what the chain
-can do while it stands still.
+The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.evaluation.search`). ``per_file`` uses
+the target, which a model cannot: it is a bound on constant settings rather than a competitor.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from torch import Tensor, nn
 
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
-from dfx.evaluation.search import BaselineOptions, Pair, Search, draw_excerpts
+from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions, Search, draw_excerpts
 from dfx.evaluation.tcn import train_network
 
 BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "network")
 LEARNED = ("fixed", "network")
-"""Those that need the training pairs."""
+"""The baselines that need training pairs."""
 
 
 class Baseline(ABC):
-    """One way to make outputs of inputs."""
+    """Maps inputs to outputs."""
 
     settings: dict[str, Any] = {}
-    """Of the chain, in their units: ``{parameter: value}``, or that for each file; empty where no chain is heard."""
+    """Values of the chain in their units, ``{parameter: value}`` or ``{file: {...}}``; empty without a chain."""
 
     @abstractmethod
-    def __call__(self, pair: Pair, automation: np.ndarray) -> Tensor:
-        """The output for one pair, aligned with its input.
+    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
+        """Return the output for a pair, aligned with its input.
 
         Args:
-            pair: as it is evaluated.
-            automation: ``(frames, P)``, the values that the model has chosen for it.
+            pair: input, target and name.
+            automation: the values of the model's parameters in their units, ``(points, P)``.
         """
 
 
@@ -52,20 +51,20 @@ def make_baselines(
     names: Sequence[str],
     chain: ChainSpec,
     loss: nn.Module,
-    training: Sequence[Pair] = (),
+    training: AudioPairs = (),
     options: BaselineOptions = BaselineOptions(),
 ) -> dict[str, Baseline]:
-    """Baselines by name, searched for and trained as far as that is done before the first file.
+    """Build baselines by name; those in :data:`LEARNED` are searched for or trained here.
 
     Args:
-        names: any of :data:`BASELINES`; they come in the order of that.
+        names: any of :data:`BASELINES`, which also gives the order of the result.
         chain: the model's.
         loss: the model's, on the CPU.
         training: the training pairs, for those in :data:`LEARNED`.
-        options: what they may cost.
+        options: their budget.
 
     Raises:
-        UserError: for other names, or if there are no training pairs where they are needed.
+        UserError: for an unknown name, or if training pairs are needed and missing.
     """
     for name in names:
         if name not in BASELINES:
@@ -76,7 +75,7 @@ def make_baselines(
     make: dict[str, Callable[[], Baseline]] = {
         "input": Unprocessed,
         "defaults": lambda: Constant(search, chain.space.defaults),
-        "fixed": lambda: Constant(search, _fixed(search, training, options)),
+        "fixed": lambda: Constant(search, _search_fixed(search, training, options)),
         "per_file": lambda: PerFile(search),
         "per_file_warm": lambda: PerFile(search, warm=True),
         "network": lambda: EndToEnd(train_network(training, chain.channels, loss, options)),
@@ -85,9 +84,9 @@ def make_baselines(
 
 
 class Unprocessed(Baseline):
-    """The input as it is."""
+    """The unprocessed input."""
 
-    def __call__(self, pair: Pair, automation: np.ndarray) -> Tensor:
+    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
         return pair["input"]
 
 
@@ -95,25 +94,25 @@ class Constant(Baseline):
     """The chain at one setting for all files.
 
     Args:
-        search: renders it.
+        search: renders the chain.
         parameters: the setting, ``(P,)`` in [0, 1].
     """
 
     def __init__(self, search: Search, parameters: np.ndarray) -> None:
         self._search = search
         self._parameters = parameters
-        self.settings = search.named(parameters)
+        self.settings = search.values_by_name(parameters)
 
-    def __call__(self, pair: Pair, automation: np.ndarray) -> Tensor:
+    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
         return self._search.render(pair["input"], self._parameters)
 
 
 class PerFile(Baseline):
-    """The chain at a setting of each file's own, searched for with the file's target at hand.
+    """The chain at a separate setting for each file, searched for with the file's target.
 
     Args:
         search: searches and renders.
-        warm: begin at the mean of the model's automation, instead of at the defaults.
+        warm: start at the mean of the model's automation instead of the defaults.
     """
 
     def __init__(self, search: Search, warm: bool = False) -> None:
@@ -121,11 +120,11 @@ class PerFile(Baseline):
         self._warm = warm
         self.settings = {}
 
-    def __call__(self, pair: Pair, automation: np.ndarray) -> Tensor:
+    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
         space = self._search.chain.space
         start = space.normalize(automation).mean(axis=0) if self._warm else space.defaults
         found = self._search(pair["input"][None], pair["target"][None], start)
-        self.settings[str(pair["name"])] = self._search.named(found.parameters)
+        self.settings[str(pair["name"])] = self._search.values_by_name(found.parameters)
         return self._search.render(pair["input"], found.parameters)
 
 
@@ -136,11 +135,11 @@ class EndToEnd(Baseline):
         self._network = network
 
     @torch.no_grad()
-    def __call__(self, pair: Pair, automation: np.ndarray) -> Tensor:
+    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
         return self._network(pair["input"][None])[0]
 
 
-def _fixed(search: Search, training: Sequence[Pair], options: BaselineOptions) -> np.ndarray:
+def _search_fixed(search: Search, training: AudioPairs, options: BaselineOptions) -> np.ndarray:
     samples = max(1, round(options.excerpt_seconds * search.chain.sample_rate))
     generator = torch.Generator().manual_seed(options.seed)
     return search(*draw_excerpts(training, options.excerpts, samples, generator)).parameters

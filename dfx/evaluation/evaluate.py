@@ -1,4 +1,4 @@
-"""A trained model on a test split, beside what it has to beat: metrics, a table, and a page to listen on."""
+"""Evaluation of a trained model and its baselines on a test split: metrics, audio, and a page to listen on."""
 
 from __future__ import annotations
 
@@ -10,124 +10,114 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
-from dfx.evaluation.results import ERRORS, EXPLAINED, Results, _as_dict, _means
-from dfx.evaluation.search import BaselineOptions
+from dfx.evaluation.results import ERRORS, EXPLAINED, Results
+from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions
 from dfx.losses import loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
-from dfx.render.automation import Automation
+from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
 from dfx.report import write_report
 from dfx.tasks import Task
 from dfx.writing import write_csv
 
+Row = dict[str, object]
+"""``file``, ``method``, ``left_out`` and the metrics of one output."""
+
 
 def evaluate(
     task: Task,
-    pairs: Sequence[Mapping[str, object]],
+    pairs: AudioPairs,
     folder: Path,
     baselines: Sequence[str] = ("input", "defaults"),
-    training: Sequence[Mapping[str, object]] = (),
+    training: AudioPairs = (),
     options: BaselineOptions = BaselineOptions(),
     removed: Mapping[str, Sequence[Span]] | None = None,
+    interpolation: Interpolation = "hold",
 ) -> Results:
-    """Renders every pair by the model and by the baselines, and compares with the target.
+    """Render every pair with the model and the baselines, and compare the outputs with the target.
 
-    ``loss`` is what the task trains on, here of a whole file; the other metrics are those of
-    :func:`~dfx.metrics.compare`. Files whose target removes something have three more: ``removed_db`` and
-    ``kept_db``, the level of the output above that of the input there and elsewhere (see
-    :func:`~dfx.metrics.level_change`), and ``damage_db`` (see :func:`~dfx.metrics.damage`). What it removes is read
-    from ``removed``, and else from the target itself, where that can be told (see
-    :func:`~dfx.metrics.attenuated`). A metric without a value for a file is not in its mean.
+    ``loss`` is the training loss, here of a whole file; :func:`~dfx.metrics.compare` computes the other metrics. A file
+    whose target removes something has three more: ``removed_db`` and ``kept_db``, the change of level there and
+    elsewhere (see :func:`~dfx.metrics.level_change`), and ``damage_db`` (see :func:`~dfx.metrics.damage`). The removed
+    spans come from ``removed`` or, if they can be found, from the target (see :func:`~dfx.metrics.attenuated`). A file
+    in which a metric is undefined does not count in its mean.
 
-    Writes
+    Writes to ``folder``
 
-    - ``metrics.json``: what is returned;
+    - ``metrics.json``: the returned means;
     - ``means.csv`` and ``means.json``: the same with intervals and the number of files;
-    - ``files.csv`` and ``files.json``: every metric of every file, and why one has none;
-    - ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, where they differ ``{baseline:
-      {file: ...}}``;
-    - ``automation/NAME.csv``: what the model did, the values of its parameters in their units, by second;
-    - ``audio/NAME_{input,output,target}.flac``, with one more for every other baseline, all of a file lowered by
-      one gain where one of them would clip;
-    - ``evaluation.json``: what these files are of; and ``report.html``, the page: see :mod:`dfx.report`.
+    - ``files.csv`` and ``files.json``: every metric of every file, and why a metric is undefined;
+    - ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, or ``{baseline: {file: ...}}``;
+    - ``automation/NAME.csv``: the model's parameters in their units, over time in seconds;
+    - ``audio/NAME_{input,output,target}.flac``, and one more for every other baseline; if one of them would clip, one
+      gain lowers all of a file;
+    - ``evaluation.json``: a description of all this, and ``report.html``, the page: see :mod:`dfx.report`.
 
     Args:
         task: the trained model.
-        pairs: of ``input`` and ``target``, ``(channels, samples)`` at the task's rate, and ``name``.
-        folder: where to write; made if it is not there.
-        baselines: what to compare with, any of :data:`~dfx.evaluation.baselines.BASELINES`.
-        training: the training pairs, for those that learn from them.
-        options: what the baselines may cost.
-        removed: by the name of a file, what its target removes; see :func:`find_removed`.
+        pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, and ``name``.
+        folder: created if it does not exist.
+        baselines: any of :data:`~dfx.evaluation.baselines.BASELINES`.
+        training: the training pairs, for baselines that learn from them.
+        options: the budget of the baselines.
+        removed: the spans that the target removes, by the name of the file; see :func:`find_removed`.
+        interpolation: how the model's parameters move between frames.
 
     Raises:
-        UserError: for a baseline that is not known, or lacks training pairs.
+        UserError: for an unknown baseline, or one that lacks training pairs.
     """
     loss = copy.deepcopy(task.loss).cpu()
-    rivals = make_baselines(baselines, task.chain, loss, training, options)
+    methods = make_baselines(baselines, task.chain, loss, training, options)
     for part in ("audio", "automation"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     files: list[dict[str, object]] = []
-    for pair in tqdm([pairs[i] for i in range(len(pairs))], desc="Evaluating", unit="file"):
-        name, input, target = str(pair["name"]), pair["input"], pair["target"]
-        rendering = task.render(input)
-        audio = {method: baseline(pair, rendering.automation.values) for method, baseline in rivals.items()}
-        audio["output"] = torch.from_numpy(rendering.audio)
-        spans = (removed or {}).get(name)
-        if spans is None:
-            spans = attenuated(input, target, task.chain.sample_rate)
-        for method, heard in audio.items():
-            comparison = compare(heard, target, task.chain.sample_rate)
-            metrics = {"loss": loss_of_recordings(loss, heard[None], target[None]), **comparison.metrics}
-            if spans is not None:
-                metrics.update(_level_changes(input, heard, spans, task.chain.sample_rate))
-            rows.append({"file": name, "method": method, **metrics, "left_out": comparison.left_out})
-        stem = _stem(name, [file["stem"] for file in files])
-        files.append({"name": name, "stem": stem, "seconds": input.shape[-1] / task.chain.sample_rate})
-        _write_audio(folder / "audio", stem, {"input": input, **audio, "target": target}, task)
+    for index in tqdm(range(len(pairs)), desc="Evaluating", unit="file"):
+        pair = pairs[index]
+        rendering = task.render(pair["input"], interpolation)
+        outputs = {name: baseline(pair, rendering.automation.values) for name, baseline in methods.items()}
+        outputs["output"] = torch.from_numpy(rendering.audio)
+        rows += _compare(pair, outputs, (removed or {}).get(pair["name"]), loss, task.chain.sample_rate)
+        stem = _file_stem(str(pair["name"]), [file["stem"] for file in files])
+        seconds = pair["input"].shape[-1] / task.chain.sample_rate
+        files.append({"name": str(pair["name"]), "stem": stem, "seconds": seconds})
+        audio = {"input": pair["input"], **outputs, "target": pair["target"]}
+        _write_audio(folder / "audio", stem, audio, task.chain.sample_rate)
         _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation)
 
-    results = _means(rows)
-    settings = {name: baseline.settings for name, baseline in rivals.items() if baseline.settings}
-    means = {method: {name: _as_dict(mean) for name, mean in of.items()} for method, of in results.items()}
-    columns = [name for name in EXPLAINED if any(name in row for row in rows)]
+    results = Results.of(rows, interpolation)
+    metrics = [name for name in EXPLAINED if any(name in row for row in rows)]
     about = {
         "task": type(task).__name__,
+        "interpolation": interpolation,
+        "parameters_move": INTERPOLATIONS[interpolation],
         "sample_rate": task.chain.sample_rate,
         "frame_samples": task.window.frame_samples,
         "methods": list(results),
         "files": files,
         "parameters": [dict(vars(parameter)) for parameter in task.chain.parameters],
-        "metrics": {name: EXPLAINED[name] for name in columns},
-        "less_is_better": [name for name in columns if name in ERRORS],
+        "metrics": {name: EXPLAINED[name] for name in metrics},
+        "less_is_better": [name for name in metrics if name in ERRORS],
     }
-    for name, content in {
-        "metrics": results, "means": means, "files": rows, "settings": settings, "evaluation": about
-    }.items():  # fmt: skip
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    reasons = ["; ".join(f"{name}: {reason}" for name, reason in row["left_out"].items()) for row in rows]
-    flat = [{**row, "left_out": reason} for row, reason in zip(rows, reasons)]
-    write_csv(folder / "files.csv", flat, ["file", "method", *columns, "left_out"])
-    flat = [{"method": method, "metric": name, **mean} for method, of in means.items() for name, mean in of.items()]
-    write_csv(folder / "means.csv", flat, ["method", "metric", "mean", "low", "high", "files"])
+    settings = {name: baseline.settings for name, baseline in methods.items() if baseline.settings}
+    _write_tables(folder, results, rows, metrics, {"settings": settings, "evaluation": about})
     write_report(folder)
     return results
 
 
 def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
-    """What the targets remove, by the name of the pair, as far as it is known.
+    """Find the spans that targets remove, by the name of the pair, for pairs that come with them.
 
-    It is known where ``NAME_removed.json`` lies beside an input file ``NAME`` or ``NAME_x``: a list of
-    ``{"t0": start, "t1": end}``, in seconds.
+    They are in ``NAME_removed.json`` next to an input file ``NAME`` or ``NAME_x``: a list of ``{"t0": start, "t1":
+    end}``, in seconds.
 
     Raises:
-        DataError: if such a file holds something else.
+        DataError: if the content of such a file is different.
     """
     removed = {}
     for pair in pairs:
@@ -143,17 +133,27 @@ def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
     return removed
 
 
-def _level_changes(input: Tensor, output: Tensor, removed: Sequence[Span], sample_rate: int) -> dict[str, float]:
-    kept = outside(removed, input.shape[-1] / sample_rate)
-    return {
-        "removed_db": level_change(input, output, removed, sample_rate),
-        "kept_db": level_change(input, output, kept, sample_rate),
-        "damage_db": damage(input, output, kept, sample_rate),
-    }
+def _compare(
+    pair: AudioPair, outputs: Mapping[str, Tensor], removed: Sequence[Span] | None, loss: nn.Module, sample_rate: int
+) -> list[Row]:
+    """Return a row for each output."""
+    input, target = pair["input"], pair["target"]
+    removed = attenuated(input, target, sample_rate) if removed is None else removed
+    rows: list[Row] = []
+    for method, output in outputs.items():
+        comparison = compare(output, target, sample_rate)
+        metrics = {"loss": loss_of_recordings(loss, output[None], target[None]), **comparison.metrics}
+        if removed is not None:
+            kept = outside(removed, input.shape[-1] / sample_rate)
+            metrics["removed_db"] = level_change(input, output, removed, sample_rate)
+            metrics["kept_db"] = level_change(input, output, kept, sample_rate)
+            metrics["damage_db"] = damage(input, output, kept, sample_rate)
+        rows.append({"file": str(pair["name"]), "method": method, **metrics, "left_out": comparison.left_out})
+    return rows
 
 
-def _stem(name: str, taken: Sequence[object]) -> str:
-    """A file name for a pair that no other has."""
+def _file_stem(name: str, taken: Sequence[object]) -> str:
+    """Return a file name for a pair that no other pair has."""
     stem = first = name.replace("/", "_").replace("\\", "_")
     number = 2
     while stem in taken:
@@ -161,14 +161,29 @@ def _stem(name: str, taken: Sequence[object]) -> str:
     return stem
 
 
-def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], task: Task) -> None:
-    peak = max(float(heard.abs().max()) for heard in audio.values())
+def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], sample_rate: int) -> None:
+    peak = max(float(signal.abs().max()) for signal in audio.values())
     gain = min(1.0, 0.99 / peak) if peak > 0 else 1.0
-    for side, heard in audio.items():
-        soundfile.write(folder / f"{stem}_{side}.flac", (heard * gain).T.numpy(), task.chain.sample_rate)
+    for side, signal in audio.items():
+        soundfile.write(folder / f"{stem}_{side}.flac", (signal * gain).T.numpy(), sample_rate)
 
 
 def _write_automation(path: Path, automation: Automation) -> None:
+    columns = ["seconds", *automation.names]
     rows = np.column_stack([automation.times, automation.values]).tolist()
-    names = ["seconds", *automation.names]
-    write_csv(path, [dict(zip(names, row)) for row in rows], names)
+    write_csv(path, [dict(zip(columns, row)) for row in rows], columns)
+
+
+def _write_tables(
+    folder: Path, results: Results, rows: Sequence[Row], metrics: Sequence[str], others: Mapping[str, object]
+) -> None:
+    means = {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in results.items()}
+    for name, content in {"metrics": results, "means": means, "files": rows, **others}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    flat: list[Row] = []
+    for row in rows:
+        left_out: Mapping[str, str] = row["left_out"]  # type: ignore[assignment]  # rows hold strings and numbers else
+        flat.append({**row, "left_out": "; ".join(f"{name}: {reason}" for name, reason in left_out.items())})
+    write_csv(folder / "files.csv", flat, ["file", "method", *metrics, "left_out"])
+    flat = [{"method": method, "metric": name, **mean} for method, of in means.items() for name, mean in of.items()]
+    write_csv(folder / "means.csv", flat, ["method", "metric", "mean", "low", "high", "files"])

@@ -1,4 +1,4 @@
-"""Means over files with their intervals, and the table that compares methods."""
+"""Means over files with confidence intervals, and the table that compares methods."""
 
 from __future__ import annotations
 
@@ -6,18 +6,46 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import scipy.stats
+from tabulate import tabulate
 
 from dfx.metrics import METRICS
+from dfx.render.automation import INTERPOLATIONS, Interpolation
+
+ERRORS = ("loss", *METRICS, "damage_db")
+"""The metrics of which less is better."""
+
+EXPLAINED = {
+    "loss": "training loss, here of whole files",
+    "mrstft": "multi-resolution STFT error",
+    "mrstft_level_matched": "multi-resolution STFT error after matching the levels",
+    "mfcc_cosine": "cosine distance between MFCCs along time, as in the paper's code",
+    "mfcc_cosine_per_frame": "cosine distance between MFCCs, frame by frame",
+    "esr": "error-to-signal ratio of the waveform",
+    "lufs_difference": "difference of integrated loudness, in LU",
+    "crest_factor_difference_db": "difference of crest factors, in dB",
+    "centroid_difference_hz": "difference of spectral centroids, in Hz",
+    "latency_samples": "remaining delay of the output",
+    "polarity": "-1 if the output is inverted",
+    "removed_db": "change of level where the target removes something",
+    "kept_db": "change of level elsewhere: at best 0",
+    "damage_db": "mean distance from the input's level elsewhere",
+}
+"""Every metric that a file may have, and its meaning."""
+
+_SHOWN_FIRST = (
+    "loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"
+)  # fmt: skip
 
 
 class Mean(float):
-    """A mean over files: a number, with the interval that holds the mean of all such files.
+    """A mean over files, with the 95 % interval of the mean of all such files.
 
     Attributes:
-        low, high: the 95 % interval by Student's t, which takes files for independent: those of one song or speaker
-            are not quite. None for a single file.
+        low, high: the interval by Student's t, which assumes independent files; files of one song or speaker are not
+            quite. None for a single file.
         count: of the files that have a value.
     """
 
@@ -27,7 +55,7 @@ class Mean(float):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """The mean of the values of some files, of one at least."""
+        """Return the mean of at least one value."""
         mean = cls(math.fsum(values) / len(values))
         mean.count = len(values)
         if len(values) > 1:
@@ -35,35 +63,35 @@ class Mean(float):
             mean.low, mean.high = float(mean - half), float(mean + half)
         return mean
 
+    def as_dict(self) -> dict[str, float | None]:
+        return {"mean": self, "low": self.low, "high": self.high, "files": self.count}
 
-Results = dict[str, dict[str, Mean]]
-"""``{method: {metric: mean over the files}}``; see :func:`evaluate`."""
 
-ERRORS = ("loss", *METRICS, "damage_db")
-"""The metrics of which less is better."""
+class Results(dict[str, dict[str, Mean]]):
+    """``{method: {metric: mean over the files}}``.
 
-EXPLAINED = {
-    "loss": "what was trained on, here of whole files",
-    "mrstft": "multi-resolution STFT error",
-    "mrstft_level_matched": "the same, both brought to one level",
-    "mfcc_cosine": "cosine distance between MFCCs, along time, as the paper's code has it",
-    "mfcc_cosine_per_frame": "cosine distance between MFCCs, frame by frame",
-    "esr": "error-to-signal ratio of the waveform",
-    "lufs_difference": "difference of integrated loudness, in LU",
-    "crest_factor_difference_db": "difference of crest factors, in dB",
-    "centroid_difference_hz": "difference of spectral centroids, in Hz",
-    "latency_samples": "how late the output still is",
-    "polarity": "-1 where the output is inverted",
-    "removed_db": "change of level where the target removes something",
-    "kept_db": "change of level elsewhere: at best 0",
-    "damage_db": "mean distance from the input's level elsewhere",
-}
-"""Every metric that a file may have, and what it says."""
+    Attributes:
+        interpolation: how the model's parameters moved between frames.
+    """
+
+    interpolation: Interpolation = "hold"
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], interpolation: Interpolation) -> Results:
+        """Average rows with ``method`` and metrics, one for each file and method."""
+        results = cls()
+        results.interpolation = interpolation
+        for method in dict.fromkeys(row["method"] for row in rows):
+            of_method = [row for row in rows if row["method"] == method]
+            values = {name: [row[name] for row in of_method if name in row] for name in EXPLAINED}
+            results[method] = {name: Mean.of(some) for name, some in values.items() if some}
+        return results
 
 
 def read_means(folder: Path) -> Results:
-    """What :func:`evaluate` has returned, from the folder that it wrote."""
-    results: Results = {}
+    """Read the results of :func:`~dfx.evaluation.evaluate.evaluate` from the folder that it wrote."""
+    results = Results()
+    results.interpolation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["interpolation"]
     for method, metrics in json.loads((folder / "means.json").read_text(encoding="utf-8")).items():
         for name, row in metrics.items():
             mean = results.setdefault(method, {})[name] = Mean(row["mean"])
@@ -72,61 +100,62 @@ def read_means(folder: Path) -> Results:
 
 
 def as_table(results: Results, columns: int = 120) -> str:
-    """The results as text, no wider than so many columns: a line for each method, and the ratio to the input.
+    """Format results as text: a row for each method, and one with the ratio of the output's errors to the input's.
 
-    Of the metrics there are as many as find room, those first that say most. Beside a mean stands half of its
-    interval.
+    A cell is a mean, with half of its interval. If not all metrics fit, the most important ones are shown.
+
+    Args:
+        results: the means.
+        columns: the width of the text, at most.
     """
     everything = [name for name in EXPLAINED if any(name in of for of in results.values())]
-    lines = {
+    rows = {
         method: {name: _cell(of[name]) if name in of else "-" for name in everything} for method, of in results.items()
     }
     if results.get("input") and results.get("output"):
-        lines["output / input"] = {name: _ratio(results["output"], results["input"], name) for name in everything}
-    widths = {name: max(len(name), *(len(line[name]) for line in lines.values())) for name in everything}
-    first = max(len(name) for name in ("method", *lines))
-    left, shown = columns - first, []
-    for name in [*_FIRST, *everything]:
-        if name in widths and name not in shown and widths[name] + 2 <= left:
-            left -= widths[name] + 2
+        rows["output / input"] = {name: _ratio(results["output"], results["input"], name) for name in everything}
+    left, shown = columns - max(len(name) for name in ("method", *rows)), []
+    for name in dict.fromkeys([*_SHOWN_FIRST, *everything]):
+        width = 2 + max(len(name), *(len(row.get(name, "")) for row in rows.values()))
+        if name in everything and width <= left:
+            left -= width
             shown.append(name)
     shown.sort(key=everything.index)
-    table = [{name: name for name in shown}, *lines.values()]
-    named = zip(["method", *lines], table)
-    text = ["  ".join([name.ljust(first), *(line[n].rjust(widths[n]) for n in shown)]).rstrip() for name, line in named]
-    counts = {mean.count for of in results.values() for mean in of.values()}
-    most = max(counts, default=0)
-    text.append("\nValues of one file." if most == 1 else f"\nMeans of {most} files, ± half of their 95 % intervals.")
-    fewer = {name: min(of[name].count for of in results.values() if name in of) for name in shown}
-    some = ", ".join(f"{name} {count}" for name, count in fewer.items() if count < most)
-    if some:
-        text.append(f"Of fewer files: {some}; files.csv says why.")
-    if len(shown) < len(everything):
-        text.append(f"{len(everything) - len(shown)} more metrics are in means.csv.")
-    return "\n".join(text)
+    table = tabulate(
+        [[method, *(row[name] for name in shown)] for method, row in rows.items()],
+        ["method", *shown],
+        tablefmt="plain",
+        colalign=("left", *["right"] * len(shown)),
+        disable_numparse=True,
+    )
+    return "\n".join([table, "", *_notes(results, shown, len(everything) - len(shown))])
 
 
-def where_it_lies(folder: Path) -> str:
-    """Where to find what :func:`evaluate` has written, for the end of a command."""
+def list_places(folder: Path) -> str:
+    """List where :func:`~dfx.evaluation.evaluate.evaluate` has written metrics, audio and page, a line each."""
     places = {"metrics": folder, "audio": folder / "audio", "page": folder / "report.html"}
     return "\n".join(f"{name:<11}  {place}" for name, place in places.items())
 
 
-_FIRST = (
-    "loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"
-)  # fmt: skip
+def _notes(results: Results, shown: Sequence[str], hidden: int) -> list[str]:
+    most = max((mean.count for of in results.values() for mean in of.values()), default=0)
+    notes = ["Values of one file." if most == 1 else f"Means of {most} files, ± half of their 95 % intervals."]
+    counts = {name: min(of[name].count for of in results.values() if name in of) for name in shown}
+    fewer = ", ".join(f"{name} {count}" for name, count in counts.items() if count < most)
+    if fewer:
+        notes.append(f"Of fewer files: {fewer}; files.csv says why.")
+    if hidden:
+        notes.append(f"{hidden} more metrics are in means.csv.")
+    notes.append(f"Parameters: {results.interpolation}, {INTERPOLATIONS[results.interpolation]}.")
+    return notes
 
 
 def _cell(mean: Mean) -> str:
     def rounded(value: float) -> str:
-        # Four digits, of a small number three behind the point.
+        # Four digits, at most three of them decimals.
         return f"{value:.{min(3, max(0, 3 - int(math.log10(max(1.0, abs(value))))))}f}"
 
     return rounded(mean) if mean.low is None else f"{rounded(mean)} ±{rounded(mean - mean.low)}"
-
-
-def _as_dict(mean: Mean) -> dict[str, object]:
-    return {"mean": mean, "low": mean.low, "high": mean.high, "files": mean.count}
 
 
 def _ratio(output: Mapping[str, float], input: Mapping[str, float], name: str) -> str:
@@ -135,12 +164,3 @@ def _ratio(output: Mapping[str, float], input: Mapping[str, float], name: str) -
     if not input[name]:
         return "1.00" if not output[name] else "-"
     return f"{output[name] / input[name]:.2f}"
-
-
-def _means(rows: Sequence[Mapping[str, object]]) -> Results:
-    results: Results = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        values = {name: [row[name] for row in of_method if name in row] for name in EXPLAINED}
-        results[method] = {name: Mean.of(some) for name, some in values.items() if some}
-    return results

@@ -1,13 +1,13 @@
-"""CMA-ES over the settings of a chain."""
+"""The best constant setting of a chain, searched for by CMA-ES (Hansen and Ostermeier 2001)."""
 
 from __future__ import annotations
 
 import math
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cma
 import numpy as np
@@ -20,34 +20,42 @@ from dfx.effects.effect import RenderError
 from dfx.errors import UserError
 from dfx.losses import Loss, loss_of_recordings
 
-Pair = Mapping[str, Any]
+AudioPair = Mapping[str, Any]
 """``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
 
 
+class AudioPairs(Protocol):
+    """A list of pairs, or a data set that reads them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> AudioPair: ...
+
+
 _BATCH = 8
-"""Recordings that the loss compares at once; 32 are slower, and in one alone silence outweighs everything."""
+"""Recordings that the loss compares at once: 32 are slower, and with one alone silence outweighs everything."""
 
 _SPREAD = 0.1
-"""The standard deviation of a search's first generation around its start. After 300 settings for tube_amp's
-training pairs, with two seeds, the loss was 0.97 and 0.96; with 0.3 it was 1.38 and 1.09."""
+"""The standard deviation of the first generation around the start. After 300 settings for the training pairs of
+tube_amp, with two seeds, the loss was 0.97 and 0.96; with 0.3 it was 1.38 and 1.09."""
 
-_MOST_WORKERS = 8
-"""A generation has 4 + 3 ln(P) settings, some ten."""
+_MAX_WORKERS = 8
+"""A generation has 4 + 3 ln(P) settings, about ten."""
 
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What the baselines may cost.
+    """The budget of the baselines.
 
     Args:
-        evaluations: how many settings a search tries, to the end of a generation; fewer where it converges.
-        excerpts: of training pairs, that every setting is tried on for ``fixed``.
-        excerpt_seconds: the length of these.
+        evaluations: settings that a search tries, rounded up to a whole generation; fewer if it converges.
+        excerpts: of training pairs, on which ``fixed`` tries every setting.
+        excerpt_seconds: their length.
         network_steps: training steps of ``network``, of four excerpts of 16 384 samples each.
         seed: of excerpts, searches and the network.
 
     Raises:
-        UserError: for what is not positive.
+        UserError: if any but the seed is not positive.
     """
 
     evaluations: int = 700
@@ -63,20 +71,20 @@ class BaselineOptions:
 
 
 class Found(NamedTuple):
-    """What a search has found: parameters ``(P,)`` in [0, 1], and their loss."""
+    """The best setting of a search: parameters ``(P,)`` in [0, 1], and their loss."""
 
     parameters: np.ndarray
     loss: float
 
 
 class Search:
-    """CMA-ES over the settings of a chain, several of which are rendered at once.
+    """Searches the settings of a chain, several of which are rendered in parallel.
 
-    Live chains are built here, and more when it searches, up to eight; so call it on the main thread.
+    It builds up to eight live chains: create and call it on the main thread.
 
     Args:
-        chain: what is set.
-        loss: what is to be small: a module ``(output, target) -> scalar``.
+        chain: whose settings to search.
+        loss: to minimize: a module ``(output, target) -> scalar``.
         options: budget and seed.
     """
 
@@ -84,21 +92,21 @@ class Search:
         self.chain = chain
         self._loss = loss
         self._options = options
-        self._workers = min(torch.get_num_threads(), _MOST_WORKERS)
+        self._workers = min(torch.get_num_threads(), _MAX_WORKERS)
         self._idle: queue.SimpleQueue = queue.SimpleQueue()
         self._idle.put(chain.build())
 
     def __call__(self, input: Tensor, target: Tensor, start: np.ndarray | None = None) -> Found:
-        """The best constant setting for some recordings of one length, never worse than the start.
+        """Search the best constant setting for recordings of one length; it is never worse than the start.
 
-        Its loss is the mean over batches of eight. A setting at which an effect fails counts as the worst.
+        The loss is the mean over batches of eight. A setting at which an effect fails counts as the worst.
 
         Args:
             input, target: ``(batch, channels, samples)``.
             start: ``(P,)`` in [0, 1]; by default the chain's defaults.
 
         Raises:
-            UserError: if no setting could be rendered.
+            UserError: if every setting fails.
         """
         while self._idle.qsize() < self._workers:
             self._idle.put(self.chain.build())
@@ -106,14 +114,14 @@ class Search:
         count = len(start)
         random = np.random.default_rng(self._options.seed)
         evolution = cma.CMAEvolutionStrategy(
-            # cma cannot bound a single dimension: beside a lone parameter goes one that does nothing.
+            # cma cannot bound a single dimension: a single parameter gets a second one without effect.
             [*start, 0.5] if count == 1 else start,
             _SPREAD,
             {
                 "bounds": [0, 1],
                 "maxfevals": self._options.evaluations - 1,
                 "verbose": -9,
-                # A generator of its own: by its seed cma would set numpy's global one.
+                # A separate generator, because cma would seed numpy's global one.
                 "seed": np.nan,
                 "randn": lambda *shape: random.standard_normal(shape),
             },
@@ -123,15 +131,15 @@ class Search:
             tqdm(total=self._options.evaluations, desc="Searching", unit="setting", leave=False) as progress,
         ):
 
-            def losses_of(settings: list[np.ndarray]) -> list[float]:
+            def measure_losses(settings: list[np.ndarray]) -> list[float]:
                 losses = list(pool.map(lambda setting: self._loss_of(input, target, setting), settings))
                 progress.update(len(losses))
                 return losses
 
-            best = Found(start, losses_of([start])[0])
+            best = Found(start, measure_losses([start])[0])
             while not evolution.stop():
                 settings = evolution.ask()
-                losses = losses_of([setting[:count] for setting in settings])
+                losses = measure_losses([setting[:count] for setting in settings])
                 evolution.tell(settings, losses)
                 least = int(np.argmin(losses))
                 if losses[least] < best.loss:
@@ -142,7 +150,7 @@ class Search:
         return best
 
     def render(self, audio: Tensor, parameters: np.ndarray) -> Tensor:
-        """A whole recording ``(channels, samples)`` at constant parameters ``(P,)`` in [0, 1]; latency is out."""
+        """Render a whole recording ``(channels, samples)`` at parameters ``(P,)`` in [0, 1]; latency compensated."""
         chain = self._idle.get()
         try:
             output = chain.render_whole(audio.numpy(), self.chain.space.denormalize(parameters))
@@ -150,8 +158,8 @@ class Search:
             self._idle.put(chain)
         return torch.from_numpy(np.ascontiguousarray(output))
 
-    def named(self, parameters: np.ndarray) -> dict[str, float]:
-        """The values of parameters ``(P,)``, in their units, by name."""
+    def values_by_name(self, parameters: np.ndarray) -> dict[str, float]:
+        """Return the values of parameters ``(P,)`` in [0, 1], in their units."""
         values = self.chain.space.denormalize(parameters)
         return {name: float(value) for name, value in zip(self.chain.space.names, values)}
 
@@ -164,11 +172,11 @@ class Search:
         return float(np.mean([loss_of_recordings(self._loss, *batch) for batch in batches]))
 
 
-def draw_excerpts(pairs: Sequence[Pair], count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Excerpts at random places, of as many different pairs as there are.
+def draw_excerpts(pairs: AudioPairs, count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw excerpts at random places, each of another pair as long as there are enough.
 
     Returns:
-        Input and target, each ``(count, channels, samples)``; what is shorter is followed by silence.
+        Input and target, each ``(count, channels, samples)``; shorter pairs are padded with silence.
     """
     order = torch.randperm(len(pairs), generator=generator).tolist()
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])

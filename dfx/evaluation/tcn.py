@@ -1,21 +1,19 @@
-"""A temporal convolutional network in place of the chain."""
+"""A temporal convolutional network that replaces the chain: the baseline ``network``."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfx.evaluation.search import BaselineOptions, Pair, draw_excerpts
+from dfx.evaluation.search import AudioPairs, BaselineOptions, draw_excerpts
 
 
 class Network(nn.Module):
     """A temporal convolutional network, audio in and audio out (after Steinmetz and Reiss 2022).
 
-    The input is added to what four dilated convolutions make of it, at first nothing. It has 28 000 parameters,
-    and hears 4 681 samples for each one that it says, 0.21 s at 22.05 kHz.
+    The input is added to the output of four dilated convolutions, which is zero at first. It has 28 000 parameters and
+    a receptive field of 4 681 samples, 0.21 s at 22.05 kHz.
 
     Args:
         channels: of the audio.
@@ -34,11 +32,11 @@ class Network(nn.Module):
         )
         self.activations = nn.ModuleList(nn.PReLU(self._WIDTH) for _ in self._DILATIONS)
         self.mix = nn.Conv1d(self._WIDTH, channels, 1)
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)
+        for parameter in self.mix.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """``(batch, channels, samples)`` to the same."""
+        """Return audio of the input's shape, ``(batch, channels, samples)``."""
         features = audio
         for convolution, activation in zip(self.convolutions, self.activations):
             deeper = activation(convolution(features))
@@ -47,9 +45,16 @@ class Network(nn.Module):
 
 
 def train_network(
-    pairs: Sequence[Pair], channels: int, loss: nn.Module, options: BaselineOptions = BaselineOptions()
+    pairs: AudioPairs, channels: int, loss: nn.Module, options: BaselineOptions = BaselineOptions()
 ) -> Network:
-    """A network that makes targets of inputs with little loss; torch's global seed is left alone."""
+    """Train a network to map inputs to targets; torch's global generator is not used.
+
+    Args:
+        pairs: the training pairs.
+        channels: of the audio.
+        loss: to minimize: a module ``(output, target) -> scalar``.
+        options: the number of steps, and the seed.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

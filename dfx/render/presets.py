@@ -1,4 +1,4 @@
-"""One setting of a chain for other programs: Python, JSON, VST3 presets and LV2 presets.
+"""One setting of a chain, written for other programs: Python, JSON, VST3 presets and LV2 presets.
 
 ======================  ================================================================================
 ``NAME.py``             the chain as a ``pedalboard.Pedalboard``: built-in effects, VST3 and Audio Units
@@ -19,29 +19,28 @@ from pedalboard import PluginContainer
 
 from dfx.effects import ChainSpec, lv2, vst3
 from dfx.effects import pedalboard as built_in
+from dfx.effects.chain import HOSTS
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError
 
-_HOSTS = {
-    ".json": None,
+_HOSTS: dict[str, tuple[str, ...]] = {
+    ".json": tuple(HOSTS),
     ".py": ("pedalboard", "vst3", "au"),
     ".vstpreset": ("vst3",),
     ".lv2": ("lv2",),
 }
-"""Whose effects can be written as what; a chain's Python must hold them all."""
+"""The hosts whose effects each format can hold. ``.py`` and ``.json`` hold the whole chain."""
 
 
 def preset_files(path: str, chain: ChainSpec) -> list[str]:
-    """The files, or the bundle, that :func:`write_preset` makes.
+    """List the files, or the bundle, that :func:`write_preset` writes.
 
     Raises:
-        UserError: if a preset of this suffix cannot be made of the chain.
+        UserError: if a preset of this suffix cannot hold the chain.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _HOSTS:
         raise UserError(f"{path}: presets are written as {', '.join(_HOSTS)}")
-    if suffix == ".json":
-        return [path]
     fitting = [recipe for recipe in chain.recipes if recipe.host in _HOSTS[suffix]]
     hosts = " and ".join(f"{host}:" for host in _HOSTS[suffix])
     if not fitting:
@@ -55,11 +54,11 @@ def preset_files(path: str, chain: ChainSpec) -> list[str]:
 
 
 def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
-    """Writes one setting; on the main thread, where the chain has plugins.
+    """Write one setting. Call it on the main thread: some hosts load plugins there only.
 
     Args:
-        path: its suffix says the form.
-        chain: at the sample rate and with the channels that it is for.
+        path: its suffix decides the format.
+        chain: at the sample rate and channels of the preset.
         values: of the trained parameters in their units, by ``effect.parameter``.
 
     Raises:
@@ -73,13 +72,13 @@ def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
         Path(path).write_text(as_python(chain, values), encoding="utf-8")
     elif suffix == ".vstpreset":
         for file, recipe in zip(files, (recipe for recipe in chain.recipes if recipe.host == "vst3")):
-            plugin = vst3.load_plugin(recipe, _of(recipe, values), chain.sample_rate, chain.channels).plugin
+            plugin = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels).plugin
             Path(file).write_bytes(plugin.preset_data)
     else:
         _write_bundle(Path(path), chain, values)
 
 
-def _of(recipe: Recipe, values: dict[str, float]) -> dict[str, float]:
+def _values_of(recipe: Recipe, values: dict[str, float]) -> dict[str, float]:
     return {parameter.name: values[f"{recipe.name}.{parameter.name}"] for parameter in recipe.parameters}
 
 
@@ -115,7 +114,7 @@ def plugin(path, name, positions):
 
 
 def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
-    """A module with a function ``make_board``, which needs pedalboard and nothing else."""
+    """Return the source of a module with a function ``make_board``, which needs pedalboard only."""
     settings = chain.settings(values)
     lines: list[str] = []
     for recipe in chain.recipes:
@@ -123,7 +122,7 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
             made = built_in.build_plugin(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
             code = list(_code(made))
         else:
-            set_up = vst3.load_plugin(recipe, _of(recipe, values), chain.sample_rate, chain.channels)
+            set_up = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels)
             positions = {name: position for name, (_, position) in set_up.places.items()}
             _, _, name = recipe.effect.partition("#")
             code = [f"plugin({set_up.path!r}, {name or None!r}, {positions!r})"]
@@ -135,7 +134,7 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
 
 
 def _code(plugin: Any) -> Iterator[str]:
-    """The lines that make a plugin of pedalboard's, or a composite of them."""
+    """Yield the lines that build one of pedalboard's plugins, or a composite of them."""
     kind = type(plugin)
     if isinstance(plugin, PluginContainer):
         yield f"pedalboard.{kind.__name__}(["
@@ -153,7 +152,7 @@ def _code(plugin: Any) -> Iterator[str]:
 def _literal(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return repr(value)
-    # A mode is a member of a class inside of its plugin's.
+    # A mode is a member of an enum inside the plugin's class.
     return f"pedalboard.{type(value).__qualname__}.{value.name}"
 
 
@@ -189,6 +188,6 @@ def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> N
 
 
 def _decimal(number: float) -> str:
-    """As Turtle has decimals: with a point, and without an exponent."""
+    """Format a decimal of Turtle: with a point, and without an exponent."""
     text = f"{number:.10f}".rstrip("0")
     return f"{text}0" if text.endswith(".") else text

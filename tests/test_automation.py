@@ -6,7 +6,7 @@ import pytest
 
 from dfx.effects import Parameter, ParameterSpace
 from dfx.errors import UserError
-from dfx.render.automation import Automation, thinned
+from dfx.render.automation import Automation, thin_out
 
 SPACE = ParameterSpace(
     [
@@ -64,11 +64,11 @@ def test_another_suffix_is_refused(automation, tmp_path):
         automation.write(str(tmp_path / "a.xml"))
 
 
-def test_a_thinned_curve_misses_no_point_by_more_than_the_tolerance():
+def test_a_thin_out_curve_misses_no_point_by_more_than_the_tolerance():
     times = np.linspace(0, 10, 2001)
     values = np.sin(times) + np.where(times > 5, 0.5, 0)
-    kept = thinned(times, values, 0.01)
+    kept = thin_out(times, values, 0.01)
     assert len(kept) < 60
     assert np.abs(np.interp(times, times[kept], values[kept]) - values).max() <= 0.01
-    assert list(thinned(times, np.ones(2001), 1e-6)) == [0, 2000]
-    assert list(thinned(times[:1], np.ones(1), 1e-6)) == [0]
+    assert list(thin_out(times, np.ones(2001), 1e-6)) == [0, 2000]
+    assert list(thin_out(times[:1], np.ones(1), 1e-6)) == [0]

@@ -20,10 +20,10 @@ from dfx.evaluation.results import ERRORS, EXPLAINED, Results
 from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions
 from dfx.losses import loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
-from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
+from dfx.render.automation import Automation, Interpolation
 from dfx.report import write_report
 from dfx.tasks import Task
-from dfx.writing import write_csv
+from dfx.writing import write_csv, write_text
 
 Row = dict[str, object]
 """``file``, ``method``, ``left_out`` and the metrics of one output."""
@@ -95,7 +95,6 @@ def evaluate(
     about = {
         "task": type(task).__name__,
         "interpolation": interpolation,
-        "parameters_move": INTERPOLATIONS[interpolation],
         "sample_rate": task.chain.sample_rate,
         "frame_samples": task.window.frame_samples,
         "methods": list(results),
@@ -179,7 +178,7 @@ def _write_tables(
 ) -> None:
     means = {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in results.items()}
     for name, content in {"metrics": results, "means": means, "files": rows, **others}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(folder / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     flat: list[Row] = []
     for row in rows:
         left_out: Mapping[str, str] = row["left_out"]  # type: ignore[assignment]  # rows hold strings and numbers else

@@ -91,7 +91,8 @@ class Results(dict[str, dict[str, Mean]]):
 def read_means(folder: Path) -> Results:
     """Read the results of :func:`~dfx.evaluation.evaluate.evaluate` from the folder that it wrote."""
     results = Results()
-    results.interpolation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["interpolation"]
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    results.interpolation = about.get("interpolation", "hold")  # earlier versions held parameters and did not say so
     for method, metrics in json.loads((folder / "means.json").read_text(encoding="utf-8")).items():
         for name, row in metrics.items():
             mean = results.setdefault(method, {})[name] = Mean(row["mean"])

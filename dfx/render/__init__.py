@@ -1,1 +1,1 @@
-"""Recordings of any length through a trained model, and its automation as files."""
+"""Rendering of recordings of any length with a trained model, and its automation as files."""

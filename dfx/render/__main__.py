@@ -1,20 +1,21 @@
-"""Recordings through a trained model, from the command line.
+"""Render recordings with a trained model.
 
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
     sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
 
-The output has the length, sample rate, channels and bit depth of the input, and is aligned with it. Recordings may be
-of any length, in any format that soundfile or pedalboard reads. Mono and stereo are rendered by one chain; of more
-channels, each by a chain of its own, all with the same automation. What the task does to its audio (a high-pass, a
-loudness) is done here too. An output that exists is kept unless `--overwrite` is given, and one that would be
-incomplete is not left behind. Standard input is kept in a temporary file: it is heard more than once.
+The output has the length, sample rate, channels and bit depth of the input, and is aligned with it (except by the
+interpolation "published"). Recordings may have any length and any format that soundfile or pedalboard reads. One chain
+renders mono and stereo; of more channels, each is rendered by a separate chain, all with the same automation. The
+treatment of the task (a high-pass, a loudness) is applied here too. An existing output is kept unless --overwrite is
+given, and an error leaves no partial output. Standard input is copied to a temporary file, because it is read more than
+once.
 
-`--automation` writes all parameters over time, in their units, as .csv or .json; `--preset` their medians over time as
-one setting of the chain, as .py or .json of pedalboard's effects, as .vstpreset, or as a folder .lv2; `--project` a
-REAPER project, .rpp, with the plugins and their envelopes, as far as REAPER has them. Each takes a path or, to lie
-beside the output under its name, a suffix alone.
+--automation writes all parameters over time, in their units, as .csv or .json. --preset writes their medians as one
+setting of the chain: .py or .json with pedalboard's effects, .vstpreset, or a folder .lv2. --project writes a REAPER
+project, .rpp, with the plugins that REAPER can run and their envelopes. Each takes a path, or a suffix for a file with
+the name of the output.
 """
 
 from __future__ import annotations
@@ -37,23 +38,21 @@ from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
 from dfx.render.streaming import StreamingOptions, chain_at_rate
 
-# --- the command line --------------------------------------------------------------------------------
-
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line.
+    """Run the command line.
 
     Raises:
-        UserError: for what cannot be rendered; with several files, after the others are.
+        UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
     options = _parser().parse_args(arguments)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint)
-    jobs = [_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
+    jobs = [_check_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
     written = Counter(path for job in jobs for path in job.extras.values())
     twice = [path for path, count in written.items() if count > 1]
     if twice:
-        raise UserError(f"{twice[0]} would be written more than once: render the inputs of one name one by one")
+        raise UserError(f"{twice[0]} would be written more than once: render the inputs with this name one by one")
     failed: dict[str, str] = {}
     for job in jobs:
         try:
@@ -80,15 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _Job(NamedTuple):
-    """A file to render, and what else to write, by the name of the option."""
+    """A file to render, and the paths of its extras by the name of the option."""
 
     input: str
     output: str
     extras: dict[str, str]
 
 
-def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
-    """Checks all that can be before long work."""
+def _check_job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
+    """Check a job before any work is done."""
     sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
     if input != PIPE:
         stream = stream_file(input)
@@ -104,12 +103,12 @@ def _job(model: Model, input: str, output: str, options: argparse.Namespace, is_
             continue
         if _is_suffix(path):
             if output == PIPE:
-                raise UserError(f"--{name} {path}: there is no output that it could lie beside; name a file")
+                raise UserError(f"--{name} {path}: standard output has no name; give a path instead of a suffix")
             path = str(Path(output).with_suffix(path))
         elif is_one_of_many:
-            raise UserError(f"--{name} {path}: of several files, each has its own; give a suffix, such as .json")
+            raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
         if name == "project" and PIPE in (input, output):
-            raise UserError(f"--project {path}: a project is of files, and not of standard input or output")
+            raise UserError(f"--project {path}: a project needs files instead of standard input or output")
         for file in extra.files(path, chain):
             check_output(input, file, options.overwrite)
         extras[name] = path
@@ -123,7 +122,7 @@ def _take(model: Model, rendering: RenderedFile, job: _Job) -> Take:
 
 
 class _Extra(NamedTuple):
-    """What can be written beside the output: which files at a path, or an error; and how."""
+    """A kind of file that can be written next to the output: a check that lists its files, and the writer."""
 
     files: Callable[[str, ChainSpec], list[str]]
     write: Callable[[str, Take], None]
@@ -148,23 +147,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", help="a file, a folder, or - for standard input")
     parser.add_argument("output", help="a file, a folder, or - for standard output (WAV)")
     parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, default="linear",
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="linear",
         help="how parameters move between frames: "
         f"{'; '.join(f'{name}, {text}' for name, text in INTERPOLATIONS.items())} (default: linear)",
-    )  # fmt: skip
+    )
     parser.add_argument("--causal", action="store_true", help="render without look-ahead of the parameters")
     parser.add_argument(
-        "--own-level", action="store_true",
-        help="where the task brings its input to a loudness, undo that gain in the output",
-    )  # fmt: skip
-    parser.add_argument("--bit-depth", choices=BIT_DEPTHS, help="of the output; by default the input's")
+        "--own-level",
+        action="store_true",
+        help="undo the gain that brings the input to the task's loudness",
+    )
+    parser.add_argument("--bit-depth", choices=BIT_DEPTHS, help="of the output (default: as the input)")
     parser.add_argument(
-        "--automation", metavar="FILE",
-        help="write all parameters over time, as .csv or .json; a bare suffix: beside the output, under its name",
-    )  # fmt: skip
+        "--automation",
+        metavar="FILE",
+        help="write all parameters over time, as .csv or .json; a suffix alone takes the name of the output",
+    )
     parser.add_argument("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
     parser.add_argument("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 

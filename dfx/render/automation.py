@@ -1,8 +1,7 @@
-"""Parameters over time: by name, in their units, in between, and as files."""
+"""Parameters over time: by name, in their units, and as files."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 
 from dfx.effects import ParameterSpace
 from dfx.errors import UserError, nearest
+from dfx.writing import write_csv, write_text
 
 Interpolation = Literal["hold", "linear", "published"]
 """How parameters move between frames; see :mod:`dfx.render.interpolation`."""
 
 INTERPOLATIONS: dict[Interpolation, str] = {
     "hold": "constant over each frame, as in training",
-    "linear": "on straight lines between frames",
+    "linear": "interpolated on straight lines between frames",
     "published": "smoothed as in the paper's code, latency not compensated",
 }
 """Every interpolation, and its description."""
@@ -32,7 +32,7 @@ class Automation:
 
     Args:
         space: the parameters.
-        times: of the points, in seconds, ascending, ``(points,)``.
+        times: of the points in seconds, ascending, ``(points,)``.
         parameters: in [0, 1], ``(points, P)``.
         input_gains_db: the gain of the task's treatment, ``(points,)``; by default 0.
         interpolation: between frames.
@@ -59,40 +59,41 @@ class Automation:
 
     @property
     def units(self) -> dict[str, str]:
-        """By name; empty where a parameter has none."""
+        """The unit of each parameter by name; empty if it has none."""
         return {parameter.name: parameter.unit for parameter in self.space.parameters}
 
     @property
     def values(self) -> np.ndarray:
-        """In their units, ``(points, P)``."""
+        """The parameters in their units, ``(points, P)``."""
         return self.space.denormalize(self.parameters)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The values of one parameter, ``(points,)``, by its name, or by its own name where only one has it.
+        """Return the values of one parameter, ``(points,)``.
+
+        Args:
+            name: ``effect.parameter``, or ``parameter`` if one effect only has it.
 
         Raises:
-            UserError: if none has it, or several.
+            UserError: if no parameter has this name, or several do.
         """
         return self.values[:, self._index(name)]
 
     def median(self) -> dict[str, float]:
-        """One setting for all: of every parameter the median over time, in its unit."""
+        """Return the median over time of every parameter, in its unit."""
         values = self.space.denormalize(np.median(self.parameters, axis=0))
         return dict(zip(self.names, values.tolist()))
 
     def write(self, path: str) -> None:
-        """As ``.csv``, a column each, or as ``.json``, with units and ranges.
+        """Write ``.csv``, a column for each parameter, or ``.json``, with units and ranges.
 
         Raises:
             UserError: for another suffix.
         """
         automation_files(path)
         if Path(path).suffix.lower() == ".csv":
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                titles = [f"{name} ({unit})" if unit else name for name, unit in self.units.items()]
-                writer.writerow(["time (s)", *titles])
-                writer.writerows([f"{number:.9g}" for number in row] for row in np.c_[self.times, self.values])
+            columns = ["time (s)", *(f"{name} ({unit})" if unit else name for name, unit in self.units.items())]
+            points = np.c_[self.times, self.values]
+            write_csv(Path(path), [dict(zip(columns, (f"{number:.9g}" for number in row))) for row in points], columns)
             return
         values = self.values
         parameters: dict[str, Any] = {
@@ -105,7 +106,7 @@ class Automation:
             for index, parameter in enumerate(self.space.parameters)
         }
         content = {"interpolation": self.interpolation, "times_s": self.times.tolist(), "parameters": parameters}
-        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(content) + "\n")
 
     def _index(self, name: str) -> int:
         if name in self.names:
@@ -114,12 +115,12 @@ class Automation:
         if len(found) != 1:
             several = [self.names[index] for index in found]
             which = f": there are {', '.join(several)}" if several else nearest(name, self.names)
-            raise UserError(f"there is no one parameter '{name}'{which}")
+            raise UserError(f"'{name}' names no single parameter{which}")
         return found[0]
 
 
 def automation_files(path: str) -> list[str]:
-    """The file that :meth:`Automation.write` makes.
+    """List the file that :meth:`Automation.write` writes.
 
     Raises:
         UserError: for another suffix than ``.csv`` and ``.json``.
@@ -129,15 +130,15 @@ def automation_files(path: str) -> list[str]:
     return [path]
 
 
-def thinned(times: np.ndarray, values: np.ndarray, tolerance: float) -> Sequence[int]:
-    """Which points of a curve suffice: straight lines between them miss no other by more than ``tolerance``.
+def thin_out(times: np.ndarray, values: np.ndarray, tolerance: float) -> Sequence[int]:
+    """Select points of a curve such that straight lines between them miss no other by more than ``tolerance``.
 
     Args:
         times, values: of the points, ``(points,)``.
-        tolerance: in the values' unit.
+        tolerance: in the unit of the values.
 
     Returns:
-        Indices, ascending, the first and the last among them (Ramer 1972, Douglas and Peucker 1973).
+        Ascending indices, with the first and the last (Ramer 1972, Douglas and Peucker 1973).
     """
     kept = {0, len(times) - 1}
     spans = [(0, len(times) - 1)]

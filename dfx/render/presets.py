@@ -22,6 +22,7 @@ from dfx.effects import pedalboard as built_in
 from dfx.effects.chain import HOSTS
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError
+from dfx.writing import write_json, write_text
 
 _HOSTS: dict[str, tuple[str, ...]] = {
     ".json": tuple(HOSTS),
@@ -67,9 +68,9 @@ def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
     files = preset_files(path, chain)
     suffix = Path(path).suffix.lower()
     if suffix == ".json":
-        Path(path).write_text(json.dumps(_as_json(chain, values), indent=2) + "\n", encoding="utf-8")
+        write_json(Path(path), _as_json(chain, values))
     elif suffix == ".py":
-        Path(path).write_text(as_python(chain, values), encoding="utf-8")
+        write_text(Path(path), as_python(chain, values))
     elif suffix == ".vstpreset":
         for file, recipe in zip(files, (recipe for recipe in chain.recipes if recipe.host == "vst3")):
             plugin = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels).plugin
@@ -119,13 +120,13 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
     lines: list[str] = []
     for recipe in chain.recipes:
         if recipe.host == "pedalboard":
-            made = built_in.build_plugin(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
-            code = list(_code(made))
+            plugin = built_in.build_plugin(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
+            code = list(_code(plugin))
         else:
-            set_up = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels)
-            positions = {name: position for name, (_, position) in set_up.places.items()}
+            loaded = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels)
+            positions = {name: position for name, (_, position) in loaded.places.items()}
             _, _, name = recipe.effect.partition("#")
-            code = [f"plugin({set_up.path!r}, {name or None!r}, {positions!r})"]
+            code = [f"plugin({loaded.path!r}, {name or None!r}, {positions!r})"]
         lines += [f"# {recipe.name}", *code[:-1], f"{code[-1]},"]
     helper = "" if all(recipe.host == "pedalboard" for recipe in chain.recipes) else _PLUGIN
     body = "\n".join(f"            {line}" for line in lines)
@@ -183,8 +184,8 @@ def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> N
         )
         label = json.dumps(f"{folder.stem}: {recipe.name}")
         text = f"{_PREFIXES}\n<>\n    {head}\n    rdfs:label {label} ;\n    lv2:port {ports} .\n"
-        (folder / f"{recipe.name}.ttl").write_text(text, encoding="utf-8")
-    (folder / "manifest.ttl").write_text("\n".join(manifest), encoding="utf-8")
+        write_text(folder / f"{recipe.name}.ttl", text)
+    write_text(folder / "manifest.ttl", "\n".join(manifest))
 
 
 def _decimal(number: float) -> str:

@@ -1,14 +1,14 @@
 """A REAPER project: the recording, the plugins of the chain, and their automation as envelopes.
 
-Where REAPER can run the whole chain, which is then made of VST3 and LV2 plugins, the project has the input on a
-track with the plugins, whose trained parameters have envelopes, and the output on a muted track to compare. The gain
-of the task's treatment is the item's volume; its high-pass is not there. pedalboard's built-in effects do not exist
-in REAPER: a chain with one of them, or with effects in Python, gives a muted track with the input, one with
-the output, and the automation as CSV beside the project.
+If all effects are VST3 and LV2 plugins, the project has the input on a track with the plugins, whose trained parameters
+have envelopes, and the output on a muted track for comparison. The gain of the task's treatment is the item's volume;
+its high-pass is missing. REAPER does not have pedalboard's built-in effects, nor effects in Python: the project of a
+chain with one of them has a muted track with the input and a track with the output, and the automation is written as
+CSV next to the project.
 
-The format is REAPER's own and not published: what is written here follows projects that REAPER wrote, is read back by
-independent parsers, and was not opened in REAPER itself. Envelopes hold the plugin's position in [0, 1]; what
-the chain fixes is in a VST3 plugin's state, and of an LV2 plugin in envelopes of one point.
+REAPER does not document its format. The code follows projects that REAPER wrote; independent parsers read its output,
+which was not opened in REAPER itself. Envelopes hold the plugin's position in [0, 1]. Fixed values are part of a VST3
+plugin's state, and for an LV2 plugin envelopes of one point.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ import numpy as np
 from dfx.effects import ChainSpec, lv2, vst3
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError
-from dfx.render.automation import Automation, thinned
+from dfx.render.automation import Automation, thin_out
+from dfx.writing import write_text
 
 TOLERANCE = 0.002
-"""How far in [0, 1] an envelope may miss the automation: points that are not needed for this are left out."""
+"""The largest error of an envelope in [0, 1]: points that are not needed for it are left out."""
 
 _HOSTS = ("vst3", "lv2")
 _SOURCES = {".flac": "FLAC", ".mp3": "MP3", ".ogg": "VORBIS", ".oga": "VORBIS", ".opus": "VORBIS"}
 _STATE_MAGIC = 0xFEED5EEF
-_BYTES_A_LINE = 210
+_BYTES_PER_LINE = 210
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Times in seconds and positions in [0, 1]."""
 
 _Envelopes = dict[tuple[object, str], Curve]
 _EffectLines = Generator[str, None, tuple[str, _Envelopes]]
-"""The lines of a plugin; then its name, and its envelopes by place and name of the parameter."""
+"""Yields the lines of a plugin, and returns its name and its envelopes by place and name of the parameter."""
 
 
 @dataclass(frozen=True)
 class Take:
-    """What a project is about.
+    """A rendered file.
 
     Args:
-        input, output: the files.
-        seconds: their length.
-        chain: at their rate, with the channels that one chain renders.
-        automation: what moved it.
+        input, output: the paths.
+        seconds: the length.
+        chain: at the file's rate, with the channels that one chain renders.
+        automation: of the chain.
     """
 
     input: str
@@ -63,12 +64,12 @@ class Take:
 
 
 def can_run(chain: ChainSpec) -> bool:
-    """Whether REAPER has all effects of a chain."""
+    """Return true if REAPER has all effects of a chain."""
     return all(recipe.host in _HOSTS for recipe in chain.recipes)
 
 
 def project_files(path: str, chain: ChainSpec) -> list[str]:
-    """The files that :func:`write_project` makes.
+    """List the files that :func:`write_project` writes.
 
     Raises:
         UserError: for another suffix.
@@ -79,9 +80,9 @@ def project_files(path: str, chain: ChainSpec) -> list[str]:
 
 
 def write_project(path: str, take: Take) -> None:
-    """Writes the project; on the main thread, where the chain has plugins."""
+    """Write the project. Call it on the main thread: some hosts load plugins there only."""
     runs = can_run(take.chain)
-    Path(path).write_text("\n".join(_project(path, take, runs)) + "\n", encoding="utf-8")
+    write_text(Path(path), "\n".join(_project(path, take, runs)) + "\n")
     if not runs:
         take.automation.write(str(Path(path).with_suffix(".csv")))
 
@@ -109,7 +110,7 @@ def _notes(path: str, take: Take, runs: bool) -> Iterator[str]:
     lacking = [recipe for recipe in take.chain.recipes if recipe.host not in _HOSTS]
     missing = [f"{recipe.name} ({recipe.host}:{recipe.effect})" for recipe in lacking]
     yield f"REAPER cannot run all of this chain: it lacks {', '.join(missing)}."
-    yield f"The automation lies in {Path(path).with_suffix('.csv').name} beside this project."
+    yield f"The automation is in {Path(path).with_suffix('.csv').name} next to this project."
 
 
 def _track(path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool) -> Iterator[str]:
@@ -162,8 +163,9 @@ def _effects(take: Take) -> Iterator[str]:
             yield "  LANEHEIGHT 0 0"
             yield "  ARM 0"
             yield "  DEFSHAPE 0 -1 -1"
-            for point in thinned(times, positions, TOLERANCE):
-                yield f"  PT {times[point]:.6f} {positions[point]:.6f} 0"
+            is_held = take.automation.interpolation == "hold"
+            for point in range(len(times)) if is_held else thin_out(times, positions, TOLERANCE):
+                yield f"  PT {times[point]:.6f} {positions[point]:.6f} {int(is_held)}"
             yield ">"
         yield "WAK 0 0"
 
@@ -180,8 +182,8 @@ def _vst3(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
     side = struct.pack("<I", 2) + pins
     head = struct.pack("<II", 0, _STATE_MAGIC) + side + side + struct.pack("<III", len(state), 1, 0x0010FFFF)
     for part in (head, state, bytes((0, 0, 16, 0, 0, 0))):
-        for start in range(0, len(part), _BYTES_A_LINE):
-            yield f"  {base64.b64encode(part[start : start + _BYTES_A_LINE]).decode()}"
+        for start in range(0, len(part), _BYTES_PER_LINE):
+            yield f"  {base64.b64encode(part[start : start + _BYTES_PER_LINE]).decode()}"
     yield ">"
     positions = vst3.positions(recipe, values, chain.sample_rate, chain.channels)
     envelopes: _Envelopes = {
@@ -214,7 +216,7 @@ def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
 
 
 def _states(preset: bytes) -> tuple[str, bytes, bytes]:
-    """The class, the component's and the controller's state of a VST3 preset file."""
+    """Return the class, the component's state and the controller's state of a VST3 preset file."""
     class_id = preset[8:40].decode("ascii")
     (table,) = struct.unpack_from("<q", preset, 40)
     (count,) = struct.unpack_from("<i", preset, table + 4)
@@ -226,12 +228,12 @@ def _states(preset: bytes) -> tuple[str, bytes, bytes]:
 
 
 def _guid(name: str) -> str:
-    """The same for the same name: a project written twice is the same."""
+    """Return an identifier that depends on the name only, so that a project can be reproduced."""
     return "{" + str(uuid.uuid5(uuid.NAMESPACE_URL, f"dfx:{name}")).upper() + "}"
 
 
 def _quoted(text: str) -> str:
-    """In the first of REAPER's quotation marks that the text does not hold."""
+    """Quote with the first of REAPER's quotation marks that the text does not contain."""
     mark = next((mark for mark in "\"'`" if mark not in text), "`")
     return mark + text.replace("`", "'") + mark if mark == "`" else mark + text + mark
 

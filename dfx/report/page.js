@@ -542,9 +542,10 @@ function drawCurves() {
     context.moveTo(0, y(values[0]));
     values.forEach((value, i) => {
       const end = i + 1 < seconds.length ? seconds[i + 1] : file.seconds;
-      // A value holds for its whole frame.
       context.lineTo((width * seconds[i]) / file.seconds, y(value));
-      context.lineTo((width * end) / file.seconds, y(value));
+      // A held value is constant over its frame; others move on straight lines.
+      const isHeld = shared.interpolation === "hold" || i + 1 === seconds.length;
+      if (isHeld) context.lineTo((width * end) / file.seconds, y(value));
     });
     context.stroke();
     // The bounds of the range, with an outline that keeps them legible over the curve.

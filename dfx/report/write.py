@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dfx.audio.levels import amplitude_to_db
 from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.errors import UserError
+from dfx.render.automation import INTERPOLATIONS
 from dfx.writing import write_text
 
 ANCHOR = "anchor_3.5_khz"
@@ -80,6 +81,8 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
     shared = {
         **{name: about[name] for name in ("task", "methods", "parameters", "metrics", "less_is_better")},
+        # Evaluations of earlier versions held parameters and did not say so.
+        "interpolation": about.get("interpolation", "hold"),
         "identity": hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()[:16],
         "means": means,
         "tracks": tracks,
@@ -97,6 +100,7 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     for number, (path, page) in enumerate(zip(paths, pages)):
         content = template.render(
             title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize(),
+            interpolation=INTERPOLATIONS[shared["interpolation"]],
             style=(_HERE / "page.css").read_text(encoding="utf-8"),
             script=(_HERE / "page.js").read_text(encoding="utf-8"),
             data={"page": number, "first": first, "files": [data for data, _ in page], "shared": shared},
@@ -192,10 +196,11 @@ def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
     """Return the columns of the file up to a time."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) < seconds]
+            points = list(csv.DictReader(file))
     except FileNotFoundError:
         raise ReportError(f"{path} is missing: run evaluate.py again") from None
-    return {name: [float(f"{float(row[name]):.6g}") for row in rows] for name in rows[0]}
+    shown = [point for point in points if float(point["seconds"]) < seconds] or points[:1]
+    return {name: [float(f"{float(point[name]):.6g}") for point in shown] for name in shown[0]}
 
 
 def _waveform(audio: np.ndarray, peak: float) -> dict[str, object]:

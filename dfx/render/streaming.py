@@ -65,7 +65,8 @@ class StreamingOptions:
             raise UserError("interpolation 'published' looks ahead: render with 'hold' or 'linear', or not causally")
 
 
-@dataclass(frozen=True)
+# Not frozen: Lightning moves the fields of what `predict` returns to the CPU.
+@dataclass
 class Rendering:
     """A recording that a model has rendered.
 

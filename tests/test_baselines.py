@@ -79,19 +79,19 @@ def baselines() -> dict:
 
 
 def test_every_baseline_gives_what_its_name_says(baselines):
-    heard = pair(1.7, "file")
+    evaluated = pair(1.7, "file")
     automation = np.array([[1.5], [1.7]])
-    output = {name: baseline(heard, automation) for name, baseline in baselines.items()}
+    output = {name: baseline(evaluated, automation) for name, baseline in baselines.items()}
     assert tuple(output) == BASELINES
-    gains = {name: float((audio / heard["input"]).mean()) for name, audio in output.items() if name != "network"}
+    gains = {name: float((audio / evaluated["input"]).mean()) for name, audio in output.items() if name != "network"}
     assert gains["input"] == gains["defaults"] == 1.0
     assert 0.35 < gains["fixed"] < 0.65
     assert gains["per_file"] == pytest.approx(1.7, abs=0.02)
     assert gains["per_file_warm"] == pytest.approx(1.7, abs=0.02)
-    assert output["network"].shape == heard["input"].shape
+    assert output["network"].shape == evaluated["input"].shape
 
 
-def test_settings_are_told_in_units_by_name(baselines):
+def test_settings_are_values_in_units_by_name(baselines):
     baselines["per_file"](pair(0.3, "quiet"), np.array([[1.0]]))
     assert baselines["defaults"].settings == {"gain.gain": 1.0}
     assert baselines["fixed"].settings.keys() == {"gain.gain"}
@@ -115,12 +115,12 @@ def test_the_network_begins_with_the_input_and_learns_the_target():
     training = [pair(0.3, "t" * i, samples=6000) for i in range(4)]
     loss = make_loss(LossOptions(fft_sizes=[512]))
     networks = [train_network(training, 1, loss, BaselineOptions(network_steps=steps)) for steps in (6, 6)]
-    heard = pair(0.3, "file")
+    evaluated = pair(0.3, "file")
     with torch.no_grad():
-        assert torch.equal(Network(1)(heard["input"][None])[0], heard["input"])
-        outputs = [network(heard["input"][None]) for network in networks]
+        assert torch.equal(Network(1)(evaluated["input"][None])[0], evaluated["input"])
+        outputs = [network(evaluated["input"][None]) for network in networks]
     assert torch.equal(*outputs)
-    assert loss(outputs[0], heard["target"][None]) < loss(heard["input"][None], heard["target"][None])
+    assert loss(outputs[0], evaluated["target"][None]) < loss(evaluated["input"][None], evaluated["target"][None])
 
 
 def test_excerpts_are_of_different_pairs_and_padded_with_silence():
@@ -132,9 +132,11 @@ def test_excerpts_are_of_different_pairs_and_padded_with_silence():
     assert torch.equal(input, again)
 
 
-@pytest.mark.parametrize("names, said", [(["per_fil"], "did you mean 'per_file'"), (["fixed"], "needs training pairs")])
-def test_baselines_that_cannot_be_made_are_refused(names, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(
+    "names, message", [(["per_fil"], "did you mean 'per_file'"), (["fixed"], "needs training pairs")]
+)
+def test_baselines_that_cannot_be_made_are_refused(names, message):
+    with pytest.raises(UserError, match=message):
         make_baselines(names, chain(GAIN), LOSS)
 
 

@@ -52,12 +52,12 @@ def test_every_file_has_a_row_for_every_method_and_audio_for_all(folder):
         (name, method) for name in ("one", "two") for method in (*BASELINES, "output")
     ]
     sides = (*BASELINES, "output", "target")
-    heard = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in sides}
-    assert all(len(audio) == 8000 for audio in heard.values())
-    assert abs(heard["per_file"] - heard["target"]).max() < 0.05 * abs(heard["target"]).max()
+    outputs = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in sides}
+    assert all(len(audio) == 8000 for audio in outputs.values())
+    assert abs(outputs["per_file"] - outputs["target"]).max() < 0.05 * abs(outputs["target"]).max()
 
 
-def test_what_a_file_removes_has_columns_where_it_is_known(folder):
+def test_metrics_of_removed_spans_exist_where_spans_are_known(folder):
     rows = {(row["file"], row["method"]): row for row in csv.DictReader((folder / "files.csv").open())}
     assert rows["one", "input"]["removed_db"] == "" and float(rows["two", "input"]["kept_db"]) == 0
     assert float(rows["two", "per_file"]["removed_db"]) == pytest.approx(-10.46, abs=0.2)
@@ -95,7 +95,7 @@ def test_the_automation_of_every_file_is_kept_in_its_units(folder):
     rows = list(csv.DictReader((folder / "automation" / "two.csv").open()))
     seconds, gains = ([float(row[name]) for row in rows] for name in ("seconds", "gain.gain"))
     assert np.diff(seconds) == pytest.approx(about["frame_samples"] / about["sample_rate"])
-    # What it says is what is heard.
+    # The values are those of the audio.
     input, output = (soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in ("input", "output"))
     assert seconds[-1] < len(input) / about["sample_rate"]
     first = slice(0, about["frame_samples"])
@@ -108,7 +108,7 @@ def test_the_page_is_there_and_every_metric_is_explained(folder):
     assert set(about["metrics"]) == set(EXPLAINED)
 
 
-def test_what_a_target_removes_is_told_from_itself_where_no_file_says_it(tmp_path):
+def test_removed_spans_are_found_in_the_target_if_no_file_lists_them(tmp_path):
     pair = pairs(gain=1.0, names=("speech",))[0]
     pair["target"] = pair["target"].clone()
     pair["target"][:, 2000:4000] *= 0.05
@@ -140,8 +140,8 @@ def test_pairs_of_one_name_do_not_overwrite_each_other(tmp_path):
     two = pairs(names=("a/b", "a_b"))
     evaluate(task([known("Gain")]), two, tmp_path)
     for pair, stem in zip(two, ("a_b", "a_b-2")):
-        heard = soundfile.read(tmp_path / "audio" / f"{stem}_input.flac")[0]
-        assert heard == pytest.approx(pair["input"][0].numpy(), abs=1e-4)
+        audio = soundfile.read(tmp_path / "audio" / f"{stem}_input.flac")[0]
+        assert audio == pytest.approx(pair["input"][0].numpy(), abs=1e-4)
 
 
 def means(**values: list) -> dict:

@@ -46,8 +46,8 @@ def test_a_preset_in_python_sounds_as_the_chain_does(name, tmp_path):
     expected = spec.build().render_whole(audio, np.array([*values.values()]))
     chain = spec.build()
     tail = np.zeros((2, chain.latency_samples), np.float32)
-    heard = run(tmp_path / "preset.py").process(np.concatenate([audio, tail], axis=1), 44100)
-    np.testing.assert_allclose(heard[:, :8000], expected, atol=1e-5)
+    output = run(tmp_path / "preset.py").process(np.concatenate([audio, tail], axis=1), 44100)
+    np.testing.assert_allclose(output[:, :8000], expected, atol=1e-5)
 
 
 def test_json_holds_every_control_of_every_effect(tmp_path):
@@ -69,7 +69,7 @@ def test_a_vst3_preset_is_loaded_by_pedalboard(tmp_path):
     path = next(path for path in pedalboard.VST3Plugin.installed_plugins if Path(path).stem == "ZamTube")
     plugin = pedalboard.load_plugin(path)
     plugin.load_preset(str(tmp_path / "a.vstpreset"))
-    # By what the plugin has: pedalboard's attributes are not read anew.
+    # The raw values, because pedalboard caches its attributes.
     positions = {
         to_python_parameter_name(parameter): parameter.raw_value for parameter in vst3.native_parameters(plugin)
     }
@@ -117,7 +117,7 @@ def test_an_lv2_bundle_is_valid(bundle):
     assert len(files) == 3
     done = subprocess.run(["lv2_validate", *files], capture_output=True, text=True)
     errors = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error:" in line]
-    # It is not told of the plugins, which do not pass it themselves.
+    # Only the presets are validated, without the plugins that they apply to.
     assert errors == 2 * ["error: Object not in range <http://lv2plug.in/ns/lv2core#Plugin>"]
 
 
@@ -162,12 +162,12 @@ def test_liblilv_reads_the_values_of_an_lv2_preset(bundle):
 
 def test_what_a_preset_cannot_hold_is_named(tmp_path):
     gain = ChainSpec([known("Gain")], 44100)
-    for suffix, told in [
+    for suffix, message in [
         (".vstpreset", "holds vst3: effects, and the chain has none"),
         (".lv2", "holds lv2: effects"),
         (".fxp", r"presets are written as \.json, \.py"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             preset_files(f"a{suffix}", gain)
     mixed = ChainSpec([known("Gain"), EffectSpec("pedalboard:Gain")], 44100)
     with pytest.raises(UserError, match="pedalboard cannot run python:tests"):

@@ -20,11 +20,11 @@ PLUGINS = [
 ]
 
 
-def take(tmp_path, effects) -> Take:
+def take(tmp_path, effects, interpolation="linear") -> Take:
     chain = ChainSpec(effects, 44100, 2)
     times = (np.arange(2000) + 0.5) * 1024 / 22050
     parameters = 0.5 + 0.4 * np.sin(times[:, None] * np.arange(1, 1 + len(chain.parameters)) * 0.1)
-    automation = Automation(chain.space, times, parameters, np.full(2000, 6.0))
+    automation = Automation(chain.space, times, parameters, np.full(2000, 6.0), interpolation)
     return Take(str(tmp_path / 'in "1".wav'), str(tmp_path / "out.wav"), 92.9, chain, automation)
 
 
@@ -66,8 +66,16 @@ def test_envelopes_follow_the_automation_to_the_tolerance_with_few_points(writte
     wanted = (values - control.minimum) / (control.maximum - control.minimum)
     assert len(times) < 200
     assert np.abs(np.interp(given.automation.times, times, positions) - wanted).max() < TOLERANCE + 1e-5
-    # What is fixed in an LV2 plugin is an envelope of one point.
+    # A fixed value of an LV2 plugin is an envelope of one point.
     assert envelope(chain, symbols.index("stereo_link"))[1].tolist() == [0]
+
+
+def test_held_parameters_are_steps_of_an_envelope(tmp_path):
+    given = take(tmp_path, PLUGINS, "hold")
+    write_project(str(tmp_path / "a.rpp"), given)
+    points = [line.split() for line in (tmp_path / "a.rpp").read_text().splitlines() if line.strip().startswith("PT ")]
+    steps = [float(time) for _, time, _, shape in points if shape == "1"]
+    np.testing.assert_allclose(steps[:2000], given.automation.times, atol=1e-6)
 
 
 def test_the_state_of_a_vst3_plugin_is_whole(written):

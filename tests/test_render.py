@@ -34,7 +34,7 @@ CHANGING = [
 
 
 def resting(effects=GAIN, **options):
-    """A task whose parameters stay at the defaults, whatever it hears."""
+    """A task whose parameters stay at the defaults, whatever its input."""
     model = task(effects, **options)
     with torch.no_grad():
         model.encoder.head.weight.zero_()
@@ -43,7 +43,7 @@ def resting(effects=GAIN, **options):
 
 
 def moving(effects=CHANGING, **options):
-    """A task whose parameters follow the levels of the context's quarters, each its own way."""
+    """A task whose parameters follow the levels of the context's quarters, each parameter in a different way."""
     model = task(effects, **options)
     window = model.window
 
@@ -82,7 +82,7 @@ def checkpoint(tmp_path_factory):
     return str(folder / "gain.ckpt")
 
 
-# --- what comes out is what went in, where there is nothing to do --------------------------------------
+# --- an output equals its input if the effects change nothing -------------------------------------------
 
 
 @pytest.mark.parametrize("effects", [GAIN, LATE], ids=["gain", "gain and limiter with look-ahead"])
@@ -136,7 +136,7 @@ def test_another_format_gets_the_nearest_bit_depth(checkpoint, tmp_path, source,
     assert soundfile.info(tmp_path / name).subtype == expected
 
 
-def test_what_soundfile_cannot_read_pedalboard_may(checkpoint, tmp_path, monkeypatch):
+def test_pedalboard_reads_formats_that_soundfile_cannot(checkpoint, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", music(0.5, channels=2).T, 44100, "PCM_24")
 
     def unknown(path, name):
@@ -249,7 +249,7 @@ def test_at_the_models_rate_frames_get_the_parameters_that_evaluation_gives_them
     np.testing.assert_allclose(automation.times, (np.arange(len(automation.times)) + 0.5) * 1024 / SAMPLE_RATE)
 
 
-def test_the_encoder_hears_the_same_from_a_file_of_another_rate():
+def test_automation_does_not_depend_on_the_rate_of_the_file():
     n = np.arange(44100 * 2)
     seconds = n / 44100
     tones = [np.sin(2 * np.pi * hz * seconds) * np.cos(2 * np.pi * hz / 500 * seconds) for hz in (150, 900, 3000)]
@@ -261,7 +261,7 @@ def test_the_encoder_hears_the_same_from_a_file_of_another_rate():
 
 
 def test_memory_does_not_grow_with_the_recording():
-    """No more is read at once, nor kept, of a long recording than of a short one."""
+    """A long recording needs no more memory than a short one."""
     model = resting(GAIN, frame_samples=4096, context_samples=8192)
 
     def most_kept(seconds: float) -> int:
@@ -308,10 +308,10 @@ def test_plugins_run_at_the_recordings_rate_in_chunks_too():
 def test_a_channel_of_many_is_rendered_as_if_alone_with_the_automation_of_all():
     audio = music(1.0, 44100, 5)
     model = moving()
-    together = model.render(audio, 44100)
-    assert together.audio.shape == audio.shape
-    heard = model.render(audio.mean(axis=0), 44100).automation
-    np.testing.assert_allclose(together.automation.parameters, heard.parameters, atol=1e-4)
+    rendering = model.render(audio, 44100)
+    assert rendering.audio.shape == audio.shape
+    mono = model.render(audio.mean(axis=0), 44100).automation
+    np.testing.assert_allclose(rendering.automation.parameters, mono.parameters, atol=1e-4)
 
 
 # --- time ----------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_channel_of_many_is_rendered_as_if_alone_with_the_automation_of_all():
 
 @pytest.mark.parametrize("treatment", [Treatment(), Treatment(input_lufs=-25), Treatment(highpass_hz=100)], ids=str)
 @pytest.mark.parametrize("sample_rate", [44100, 22050, 48000])
-def test_causal_automation_does_not_hear_the_future(treatment, sample_rate):
+def test_causal_automation_does_not_depend_on_later_samples(treatment, sample_rate):
     audio = music(3.0, sample_rate)
     change = int(1.63 * sample_rate)
     other = audio.copy()
@@ -331,7 +331,7 @@ def test_causal_automation_does_not_hear_the_future(treatment, sample_rate):
     if treatment.highpass_hz is None:
         one, two = (model.render(x, sample_rate).automation.parameters for x in (audio, other))
         frame = change * SAMPLE_RATE // sample_rate // 1024
-        # The encoder is centred otherwise: it hears what is to come.
+        # With look-ahead, the context is centred and includes later samples.
         assert np.abs(one - two)[frame - 1].max() > 1e-4
 
 
@@ -360,7 +360,7 @@ def test_a_step_of_a_gain_makes_no_jump_above_that_of_a_straight_line():
     assert np.ptp(decibels) == pytest.approx(24)
     largest, of_line = (np.abs(np.diff(x)).max() for x in (rendering.audio, line))
     assert largest < 1.02 * of_line
-    # Sharp steps of frames, as in training, would be heard.
+    # The steps of held frames would be larger.
     steps = sine * 10 ** (np.where(n < 10 * 2048, -12, 12) / 20)
     assert np.abs(np.diff(rendering.audio - line)).max() < 0.1 * np.abs(np.diff(steps - line)).max()
 
@@ -374,7 +374,7 @@ def test_a_mix_comes_out_as_loud_whatever_its_level():
     outputs = [model.render(gain * audio, 44100).audio for gain in (1.0, 0.1)]
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)
     mono = torch.from_numpy(outputs[0].mean(axis=0, keepdims=True))
-    # The task hears nothing above 11 kHz.
+    # The task has no audio above 11 kHz.
     assert lufs(torchaudio.functional.resample(mono, 44100, SAMPLE_RATE), SAMPLE_RATE) == pytest.approx(-25, abs=0.1)
 
 
@@ -453,16 +453,16 @@ def test_pipes_carry_wav(checkpoint, tmp_path):
     wav = io.BytesIO()
     soundfile.write(wav, music(0.5, channels=2).T, 44100, "PCM_24", format="WAV")
     given = bytearray(wav.getvalue())
-    # Who writes to a pipe does not know the length.
+    # The header of a piped file does not contain its length.
     given[4:8] = given[40:44] = b"\xff" * 4
     done = subprocess.run(
         [sys.executable, "-m", "dfx.render", checkpoint, "-", "-", "--quiet"], input=bytes(given), capture_output=True,
         cwd=Path(dfx.__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
-    heard, sample_rate = soundfile.read(io.BytesIO(done.stdout))
+    output, sample_rate = soundfile.read(io.BytesIO(done.stdout))
     assert sample_rate == 44100 and soundfile.info(io.BytesIO(done.stdout)).subtype == "PCM_24"
-    np.testing.assert_allclose(heard, soundfile.read(io.BytesIO(wav.getvalue()))[0], atol=1e-6)
+    np.testing.assert_allclose(output, soundfile.read(io.BytesIO(wav.getvalue()))[0], atol=1e-6)
 
 
 def test_an_error_is_one_line_and_leaves_nothing_behind(checkpoint, tmp_path):
@@ -491,7 +491,7 @@ def refused(checkpoint, tmp_path):
     return refuse
 
 
-def test_what_cannot_be_rendered_is_named(refused, tmp_path):
+def test_errors_name_the_reason(refused, tmp_path):
     assert "holds no audio" in refused(np.zeros((1, 0), np.float32))
     assert "not a number" in refused(np.full((1, 999), np.nan, np.float32))
     assert "FLAC cannot hold 9 channels" in refused(music(0.1, channels=9), output="b.flac")
@@ -542,12 +542,12 @@ def test_three_lines_of_python_render_an_array(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "audio, told",
+    "audio, message",
     [(np.zeros((100, 2)), "transpose"), (np.zeros(0), "shape"), (np.zeros((1, 1, 9)), "shape"),
      (np.zeros(9, np.int16), "floating point"), (np.full(9, np.inf), "not a number, or infinite")],
 )  # fmt: skip
-def test_arrays_of_another_form_are_refused(audio, told):
-    with pytest.raises(UserError, match=told):
+def test_arrays_of_another_form_are_refused(audio, message):
+    with pytest.raises(UserError, match=message):
         resting().render(audio, 44100)
 
 
@@ -557,7 +557,7 @@ def test_the_shortest_recordings_are_rendered(samples):
     np.testing.assert_allclose(resting(LATE).render(audio, 44100).audio, audio, atol=1e-6)
 
 
-def test_effects_written_in_python_and_their_delay_are_made_up_for():
+def test_the_latency_of_effects_in_python_is_compensated():
     audio = music(0.5)
     model = resting([known("Late"), known("Gain", name="other")])
     np.testing.assert_allclose(model.render(audio, 44100).audio, audio, atol=1e-6)

@@ -25,6 +25,7 @@ from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
 from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions, Search, draw_excerpts
 from dfx.evaluation.tcn import train_network
+from dfx.losses import Loss
 
 BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "network")
 LEARNED = ("fixed", "network")
@@ -50,7 +51,7 @@ class Baseline(ABC):
 def make_baselines(
     names: Sequence[str],
     chain: ChainSpec,
-    loss: nn.Module,
+    loss: Loss,
     training: AudioPairs = (),
     options: BaselineOptions = BaselineOptions(),
 ) -> dict[str, Baseline]:

@@ -1,4 +1,14 @@
-"""Evaluation of a trained model and its baselines on a test split: metrics, audio, and a page to listen on."""
+"""Evaluation of a trained model and its baselines on a test split, written to a folder:
+
+- ``metrics.json``: means over the files;
+- ``means.csv`` and ``means.json``: the same with intervals and the number of files;
+- ``files.csv`` and ``files.json``: every metric of every file, and why a metric is undefined;
+- ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, or ``{baseline: {file: ...}}``;
+- ``automation/NAME.csv``: the model's parameters in their units, over time in seconds;
+- ``audio/NAME_{input,output,target}.flac``, and one more for every other baseline; if one of them would clip, one gain
+  lowers all of a file;
+- ``evaluation.json``: a description of all this, and ``report.html``, a page to listen on: see :mod:`dfx.report`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from dfx.datasets.pairs import Pair
@@ -18,7 +28,7 @@ from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
 from dfx.evaluation.results import ERRORS, EXPLAINED, Results
 from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions
-from dfx.losses import loss_of_recordings
+from dfx.losses import Loss, loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation
 from dfx.report import write_report
@@ -47,21 +57,10 @@ def evaluate(
     spans come from ``removed`` or, if they can be found, from the target (see :func:`~dfx.metrics.attenuated`). A file
     in which a metric is undefined does not count in its mean.
 
-    Writes to ``folder``
-
-    - ``metrics.json``: the returned means;
-    - ``means.csv`` and ``means.json``: the same with intervals and the number of files;
-    - ``files.csv`` and ``files.json``: every metric of every file, and why a metric is undefined;
-    - ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, or ``{baseline: {file: ...}}``;
-    - ``automation/NAME.csv``: the model's parameters in their units, over time in seconds;
-    - ``audio/NAME_{input,output,target}.flac``, and one more for every other baseline; if one of them would clip, one
-      gain lowers all of a file;
-    - ``evaluation.json``: a description of all this, and ``report.html``, the page: see :mod:`dfx.report`.
-
     Args:
         task: the trained model.
         pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, and ``name``.
-        folder: created if it does not exist.
+        folder: to write to; created if it does not exist. The module's docstring lists its files.
         baselines: any of :data:`~dfx.evaluation.baselines.BASELINES`.
         training: the training pairs, for baselines that learn from them.
         options: the budget of the baselines.
@@ -133,7 +132,7 @@ def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
 
 
 def _compare(
-    pair: AudioPair, outputs: Mapping[str, Tensor], removed: Sequence[Span] | None, loss: nn.Module, sample_rate: int
+    pair: AudioPair, outputs: Mapping[str, Tensor], removed: Sequence[Span] | None, loss: Loss, sample_rate: int
 ) -> list[Row]:
     """Return a row for each output."""
     input, target = pair["input"], pair["target"]

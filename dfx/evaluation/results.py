@@ -35,9 +35,16 @@ EXPLAINED = {
 }
 """Every metric that a file may have, and its meaning."""
 
-_SHOWN_FIRST = (
-    "loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"
-)  # fmt: skip
+_SHOWN_FIRST = [
+    "loss",
+    "removed_db",
+    "kept_db",
+    "mrstft_level_matched",
+    "mfcc_cosine",
+    "lufs_difference",
+    "mrstft",
+    "esr",
+]
 
 
 class Mean(float):

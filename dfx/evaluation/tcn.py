@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfx.evaluation.search import AudioPairs, BaselineOptions, draw_excerpts
+from dfx.losses import Loss
 
 
 class Network(nn.Module):
@@ -45,7 +46,7 @@ class Network(nn.Module):
 
 
 def train_network(
-    pairs: AudioPairs, channels: int, loss: nn.Module, options: BaselineOptions = BaselineOptions()
+    pairs: AudioPairs, channels: int, loss: Loss, options: BaselineOptions = BaselineOptions()
 ) -> Network:
     """Train a network to map inputs to targets; torch's global generator is not used.
 

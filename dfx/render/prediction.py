@@ -25,7 +25,7 @@ from dfx.effects import ChainSpec
 
 _SAMPLES_AT_ONCE = 2**19
 _FRAMES_AT_ONCE = 32
-"""Bounds of what the encoder takes at once."""
+"""Bounds of the audio and of the frames that are encoded at once."""
 
 
 class Predictor(Protocol):
@@ -68,7 +68,7 @@ class ContextReader:
         self._treatment = Treatment() if causal else treatment
         self._channels = model.chain.channels
         self._read_channels = self._channels if recording.channels in (1, self._channels) else 1
-        # The sinc of resampling spreads a later sample of the recording over so many at the model's rate.
+        # Resampling by a sinc spreads a later sample of the recording over this many at the model's rate.
         spread = math.ceil(SINC_ZEROS / 0.9 * max(1.0, self.sample_rate / recording.sample_rate)) + 2
         self.delay = spread if causal and recording.sample_rate != self.sample_rate else 0
         lead = (self.context_samples - self.frame_samples) // 2

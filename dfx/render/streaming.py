@@ -254,9 +254,9 @@ class _ForwardHighpass:
 
 
 def _filter_stream(recording: Recording, treatment: Treatment) -> Stream:
-    """The recording after the treatment's high-pass, at its own rate.
+    """Filter a recording with the treatment's high-pass, at its own rate.
 
-    It is filtered in pieces of one length, whatever the chunk: an effect may amplify differences of rounding.
+    Pieces have one length, whatever the chunk, because an effect may amplify differences of rounding.
     """
     position, rate, channels = 0, recording.sample_rate, recording.channels
     ready = np.zeros((channels, 0), dtype=np.float32)

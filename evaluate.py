@@ -27,7 +27,8 @@ from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.evaluation.search import BaselineOptions
 from dfx.render.automation import INTERPOLATIONS
-from dfx.tasks import build_task, read_checkpoint
+from dfx.tasks import read_checkpoint
+from dfx.tasks.loading import build_task
 
 BUDGET = {
     "evaluations": "settings that a search tries",

@@ -1,4 +1,4 @@
-"""Trains a task from a config.
+"""Train a task from a config.
 
     python train.py fit --config configs/tube_amp.yaml
     python train.py fit --config configs/tube_amp.yaml --run.name mine --model.init_args.gradient.draws 2
@@ -10,7 +10,7 @@ writes to ``runs/NAME``: its resolved config, versions, metrics, checkpoints and
 """
 
 if __name__ == "__main__":
-    # Not above: processes that isolate effects import this file, and need no more than the effects.
+    # Imported here, since the processes of isolated effects import this file without training.
     from dfx.cli import main
 
     main()

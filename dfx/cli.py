@@ -24,20 +24,7 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from dfx import distributed
-from dfx.callbacks import (
-    AtomicCheckpointIO,
-    Excerpts,
-    Health,
-    LoggingOptions,
-    MidEpochCheckpoint,
-    Progress,
-    RunFolder,
-    StopOnSignal,
-    Stopped,
-    last_checkpoint,
-    versions,
-)
+from dfx import callbacks, distributed
 from dfx.datasets import PairedAudio
 from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
@@ -125,7 +112,7 @@ class DfxCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
-        parser.add_class_arguments(LoggingOptions, "logging")
+        parser.add_class_arguments(callbacks.LoggingOptions, "logging")
         for source in ("chain.sample_rate", "chain.channels", "window", "treatment", "augmentation"):
             target = f"data.{source.split('.')[-1]}"
             parser.link_arguments("model", target, compute_fn=attrgetter(source), apply_on="instantiate")
@@ -140,9 +127,9 @@ class DfxCLI(LightningCLI):
             run.seed = None
         requeued = _find_requeued(Path(run.folder), run.name)
         self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
-        self.progress = Progress()  # of all stages
+        self.progress = callbacks.Progress()  # of all stages
         if (run.resume or requeued) and config.ckpt_path is None:
-            last = last_checkpoint(self.run_folder / "checkpoints")
+            last = callbacks.last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
 
     def instantiate_classes(self) -> None:
@@ -199,7 +186,7 @@ class DfxCLI(LightningCLI):
             "logger": loggers,
             # Copies, since callbacks have state.
             "callbacks": [*copy.deepcopy(_as_list(given.callbacks)), *self._make_callbacks()],
-            "plugins": [*_as_list(given.plugins), AtomicCheckpointIO()],
+            "plugins": [*_as_list(given.plugins), callbacks.AtomicCheckpointIO()],
         }
         if not stage.renders:
             options["max_epochs"] = self.model.stage_options.pretraining_epochs
@@ -212,13 +199,15 @@ class DfxCLI(LightningCLI):
         return [
             save(best.parent, best.stem, monitor="validation/loss"),
             save(checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True),
-            MidEpochCheckpoint(checkpoints, "last", train_time_interval=minutes, enable_version_counter=False),
-            StopOnSignal(checkpoints / "last.ckpt"),
-            RunFolder(self.run_folder),
+            callbacks.MidEpochCheckpoint(
+                checkpoints, "last", train_time_interval=minutes, enable_version_counter=False
+            ),
+            callbacks.StopOnSignal(checkpoints / "last.ckpt"),
+            callbacks.RunFolder(self.run_folder),
             self.progress,
             LearningRateMonitor(),
-            Health(config.logging.health_every_n_steps),
-            Excerpts(self.run_folder, config.logging),
+            callbacks.Health(config.logging.health_every_n_steps),
+            callbacks.Excerpts(self.run_folder, config.logging),
         ]
 
     def _best_checkpoint(self) -> Path:
@@ -239,11 +228,10 @@ class DfxCLI(LightningCLI):
             self.logger.log_best(best, {**(best_row(read_history(self.run_folder)) or {}), **tested})
 
     def _evaluate(self, best: Path) -> Results:
-        folder = self.run_folder / "evaluation"
-        data = self.datamodule
+        folder, data = self.run_folder / "evaluation", self.datamodule
         removed = find_removed(data.splits["test"])
         results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
-        print(f"\nHeld-out pairs of {self.datamodule.root}, means:\n\n{as_table(results)}\n")
+        print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
         print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{list_places(folder)}")
         return results
 
@@ -258,7 +246,7 @@ class DfxCLI(LightningCLI):
             group=options.group,
             job_type="fit",
             tags=[type(self.model).__name__, *options.tags],
-            config={**self.config.fit.as_dict(), "versions": versions()},
+            config={**self.config.fit.as_dict(), "versions": callbacks.versions()},
         )
 
 
@@ -305,7 +293,7 @@ def main(args: Any = None) -> None:
     try:
         with errors_in_one_line():
             DfxCLI(args)
-    except Stopped as stopped:
+    except callbacks.Stopped as stopped:
         # Other ranks exit with 0: Lightning's launcher kills rank 0 as soon as one of them fails.
         if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)

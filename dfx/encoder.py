@@ -64,14 +64,7 @@ class LogMel(nn.Module):
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate,
-            n_fft=FFT_SAMPLES,
-            hop_length=HOP_SAMPLES,
-            n_mels=MEL_BANDS,
-            center=False,
-            power=2.0,
-            norm=None,
-            mel_scale="htk",
+            sample_rate, FFT_SAMPLES, hop_length=HOP_SAMPLES, n_mels=MEL_BANDS, center=False, mel_scale="htk"
         )
 
     def forward(self, context: Tensor) -> Tensor:
@@ -189,10 +182,9 @@ def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples:
     """Return the backbone and its number of features."""
     if options.backbone == "mobilenet_v2":
         return _mobilenet_v2(options.width)
-    if options.backbone == "inception":
-        return Inception(), Inception.out_features
-    conv = Conv(options.width, context_samples, frame_samples)
-    return conv, conv.out_features
+    is_inception = options.backbone == "inception"
+    backbone = Inception() if is_inception else Conv(options.width, context_samples, frame_samples)
+    return backbone, backbone.out_features
 
 
 class Inception(nn.Module):

@@ -58,11 +58,7 @@ _RESOLUTIONS = {64: (6, 30), 128: (12, 60), 256: (25, 120), 512: (50, 240), 1024
 
 
 class Loss(nn.Module):
-    """A module ``(output, target) -> scalar``; both are ``(batch, channels, samples)``.
-
-    Attributes:
-        least_samples: the shortest length that it takes.
-    """
+    """A module ``(output, target) -> scalar`` that takes signals of at least ``least_samples``."""
 
     least_samples: int
 

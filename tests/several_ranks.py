@@ -16,7 +16,8 @@ from dfx.blackbox import GradientOptions
 from dfx.datasets import PairedAudio
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
-from dfx.tasks import OptimizerOptions, TubeAmp
+from dfx.tasks import TubeAmp
+from dfx.tasks.optimizer import OptimizerOptions
 
 
 class Recorder(pl.Callback):

@@ -14,7 +14,8 @@ from dfx.effects import ChainSpec, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
-from dfx.tasks import CheckpointError, StageOptions, Task, TubeAmp, load_task, read_checkpoint
+from dfx.tasks import CheckpointError, Task, TubeAmp, load_task, read_checkpoint
+from dfx.tasks.stages import StageOptions
 from tests.conftest import known
 
 STAGES = ["pretraining", "stage_1", "stage_2"]

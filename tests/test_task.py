@@ -9,7 +9,8 @@ from dfx.datasets import PairedAudio
 from dfx.effects import EffectError, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.losses import LossOptions
-from dfx.tasks import CheckpointError, OptimizerOptions, Task, TubeAmp, load_task
+from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
+from dfx.tasks.optimizer import OptimizerOptions
 from tests.conftest import SAMPLE_RATE, known
 
 EFFECTS = [

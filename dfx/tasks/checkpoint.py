@@ -17,26 +17,15 @@ class CheckpointError(UserError):
 
 
 class SavedTask(TypedDict):
-    """The entry ``dfx`` of a checkpoint.
+    """The entry ``dfx`` of a checkpoint."""
 
-    Args:
-        task: the name of its class.
-        arguments: of the task, as plain types.
-        data: arguments with which evaluation finds the same pairs again.
-        streaming: the state of the effect layer.
-        ranks: the number of processes.
-        stage: the index of the stage.
-        first_step: the number of steps of the stages before.
-        stage_has_ended: true after the last step of the stage.
-    """
-
-    task: str
-    arguments: dict[str, Any]
-    data: dict[str, Any]
-    streaming: dict[str, Any]
-    ranks: int
+    task: str  # name of the class
+    arguments: dict[str, Any]  # of the task, as plain types
+    data: dict[str, Any]  # arguments with which evaluation finds the same pairs
+    streaming: dict[str, Any]  # state of the effect layer
+    ranks: int  # number of processes
     stage: int
-    first_step: int
+    first_step: int  # number of steps of the stages before
     stage_has_ended: bool
 
 
@@ -44,8 +33,7 @@ def to_plain(value: Any) -> Any:
     """Return options as plain types, so that a checkpoint loads without running code from it."""
     if isinstance(value, list):
         return [to_plain(entry) for entry in value]
-    is_options = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if is_options else value
+    return dataclasses.asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -83,16 +71,16 @@ def check_saved(checkpoint: dict[str, Any], task: str, arguments: dict[str, Any]
         raise CheckpointError("the checkpoint was not written by dfx")
     if saved["task"] != task:
         raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
-    theirs, ours = _comparable(saved["arguments"]), _comparable(arguments)
+    theirs, ours = _fixed_arguments(saved["arguments"]), _fixed_arguments(arguments)
     differing = sorted(name for name in ours if theirs.get(name) != ours[name])
     if differing:
         raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
     return saved
 
 
-def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that must not change, with the names of the trained parameters for the effects."""
+def _fixed_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that must not change, with the names of the trained parameters as ``effects``."""
     specs = [EffectSpec.of(effect) for effect in arguments["effects"]]
     names = ChainSpec(specs, arguments["sample_rate"], arguments["channels"]).space.names
-    fixed = {name: value for name, value in arguments.items() if name not in ("loss", "gradient", "optimizer")}
-    return {**fixed, "effects": names}
+    free = ("loss", "gradient", "optimizer")
+    return {name: value for name, value in arguments.items() if name not in free} | {"effects": names}

@@ -14,9 +14,7 @@ from dfx.tasks.tube_amp import TubeAmp
 
 TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
 
-_OPTIONS: dict[str, Any] = {
-    name: hint for name, hint in get_type_hints(Task.__init__).items() if dataclasses.is_dataclass(hint)
-}
+_HINTS = get_type_hints(Task.__init__)
 
 
 def load_task(path: str) -> Task:
@@ -43,7 +41,8 @@ def build_task(checkpoint: dict[str, Any], path: str) -> Task:
         raise CheckpointError(f"{path}: {error} in the checkpoint's arguments, or train again") from None
     try:
         arguments = {
-            name: _OPTIONS[name](**value) if name in _OPTIONS else value for name, value in saved["arguments"].items()
+            name: _HINTS[name](**value) if dataclasses.is_dataclass(_HINTS.get(name)) else value
+            for name, value in saved["arguments"].items()
         }
         task = TASKS[saved["task"]](**arguments)
     except TypeError as error:

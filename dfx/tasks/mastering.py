@@ -14,9 +14,8 @@ class Mastering(Task):
     The whole input is normalized to -25 LUFS, so that a mix may have any level; the target is unchanged.
 
     Args:
-        effects: as of :class:`~dfx.tasks.task.Task`.
-        treatment: as above by default.
-        kwargs: as of :class:`~dfx.tasks.task.Task`.
+        treatment: by default as above.
+        effects, kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
     def __init__(

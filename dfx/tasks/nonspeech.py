@@ -15,9 +15,8 @@ class NonSpeech(Task):
     white noise, 30 to 50 dB below it, and both get one gain between 0.1 and 1.
 
     Args:
-        effects: as of :class:`~dfx.tasks.task.Task`.
-        treatment, augmentation: as above by default (the paper's).
-        kwargs: as of :class:`~dfx.tasks.task.Task`.
+        treatment, augmentation: by default as above (the paper's).
+        effects, kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytorch_lightning.callbacks import Callback, EarlyStopping
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -35,22 +35,14 @@ class OptimizerOptions:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], options: OptimizerOptions, total_steps: float
 ) -> OptimizerLRScheduler:
-    """Return Adam and its schedule, for Lightning's ``configure_optimizers``.
-
-    Args:
-        parameters: the weights.
-        options: of the stage.
-        total_steps: the length of the stage.
-    """
+    """Return Adam and its schedule over ``total_steps``, for Lightning's ``configure_optimizers``."""
     optimizer = Adam(parameters, lr=options.learning_rate)
     if options.schedule == "constant":
         return optimizer
     if options.schedule == "plateau":
         plateau = ReduceLROnPlateau(optimizer, factor=0.2, patience=20, cooldown=1, min_lr=1.6e-6)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": plateau, "monitor": "validation/loss", "strict": False},
-        }
+        schedule: LRSchedulerConfigType = {"scheduler": plateau, "monitor": "validation/loss", "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def factor(step: int) -> float:
         warmup = min(1.0, 20 * (step + 1) / total_steps)

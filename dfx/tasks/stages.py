@@ -37,17 +37,11 @@ class StageOptions:
 
 
 class Stage(NamedTuple):
-    """One stage of training.
-
-    Args:
-        name: of folders and logs.
-        effects: how many effects of the chain it has.
-        renders: true if the effects are rendered.
-    """
+    """One stage of training."""
 
     name: str
-    effects: int
-    renders: bool
+    effects: int  # how many of the chain are active
+    renders: bool  # false in pretraining
 
 
 def make_stages(chain: ChainSpec, options: StageOptions) -> list[Stage]:

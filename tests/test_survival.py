@@ -98,7 +98,7 @@ def test_a_run_that_is_killed_repeatedly_reaches_the_weights_of_an_uninterrupted
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_20_times_reaches_the_weights_of_an_uninterrupted_run(config):
-    """Takes some minutes: ``pytest -m long -s tests/test_survival.py``."""
+    """Takes some minutes: ``pytest -m slow -s tests/test_survival.py``."""
     change(config, "trainer", max_epochs=5, limit_train_batches=8)
     change(config, "model.init_args.stages", pretraining_epochs=5)
     change(config, "model.init_args", gradient={"control_variate": "regression"})

@@ -279,6 +279,7 @@ class KillsWandb(pl.Callback):
                 os.kill(int(child), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_wandb_dies(tmp_path):
     stderr = fit("--run.folder", tmp_path, "--wandb.mode", "offline", "--trainer.log_every_n_steps", 1,
                "--trainer.callbacks", "tests.test_callbacks.KillsWandb")  # fmt: skip

@@ -17,6 +17,7 @@ from dfx.tasks import Task
 from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, config_options, flatten, options_to_pin, resolve
 
 ABLATIONS = [config for config in CONFIGS if config.parent.parent.name == "ablations"]
+BASES = [config for config in CONFIGS if base_of(config) is None]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 IDS = {"ids": lambda path: path.relative_to(ROOT / "configs").with_suffix("").as_posix()}
 
@@ -75,6 +76,13 @@ def assert_pinned(config: Path) -> None:
     assert options == pinned().get(name), "differs from its pin; if intended, run python -m tests.resolved_configs"
 
 
+@pytest.mark.parametrize("config", BASES, **IDS)
+def test_a_config_that_stands_alone_resolves_as_pinned(config):
+    RESOLVED[config] = resolve(config)
+    assert_pinned(config)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in ABLATIONS], **IDS)
 def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(config, tmp_path, monkeypatch):
     if config.parent.name in ("paper", "vst3") and not installed(config):
@@ -102,6 +110,7 @@ def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(c
     assert_pinned(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ABLATIONS, **IDS)
 def test_an_arm_of_an_ablation_resolves_as_pinned_and_takes_a_step(config, tmp_path, monkeypatch):
     if config.parent.name == "chain" and not installed(config):

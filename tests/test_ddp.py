@@ -14,6 +14,8 @@ import torch
 from dfx.cli import main
 from tests.test_stages import change, checkpoints, config, same  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

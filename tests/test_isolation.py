@@ -250,6 +250,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value, end", [(0.25, None), (0.75, signal.SIGINT), (0.75, signal.SIGKILL)])
 def test_a_process_that_ends_in_any_way_leaves_no_process_and_no_memory(tmp_path, value, end):
     (tmp_path / "script.py").write_text(SCRIPT.replace("VALUE", str(value)))

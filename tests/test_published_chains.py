@@ -259,6 +259,7 @@ def resident_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux with glibc to measure memory")
 def test_the_mastering_chain_frees_its_memory_and_does_not_grow():
     spec = paper_chain("mastering")

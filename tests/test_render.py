@@ -260,6 +260,7 @@ def test_automation_does_not_depend_on_the_rate_of_the_file():
     np.testing.assert_allclose(model.render(high, 44100).automation.times, low.times)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_recording():
     """A long recording needs no more memory than a short one."""
     model = resting(GAIN, frame_samples=4096, context_samples=8192)

@@ -160,6 +160,7 @@ def audible_track(page) -> str:
     return next((track for track, tones in TONES_HZ.items() if tones == present), f"unknown tones: {present}")
 
 
+@pytest.mark.slow
 def test_it_plays_after_a_click_and_pauses(page):
     assert state(page) == {"position": 0, "playing": False, "now": None}
     play(page)
@@ -170,6 +171,7 @@ def test_it_plays_after_a_click_and_pauses(page):
     assert not paused["playing"] and state(page)["position"] == paused["position"]
 
 
+@pytest.mark.slow
 def test_a_switch_keeps_the_position_and_one_track_is_audible(page):
     play(page)
     before = state(page)
@@ -181,6 +183,7 @@ def test_a_switch_keeps_the_position_and_one_track_is_audible(page):
     assert min(went, SECONDS - went) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_press_on_a_waveform_seeks_and_the_cursor_follows(page):
     from selenium.webdriver import ActionChains
 
@@ -203,6 +206,7 @@ def test_a_press_on_a_waveform_seeks_and_the_cursor_follows(page):
             assert left == pytest.approx(canvas_left + width / 2, abs=3)
 
 
+@pytest.mark.slow
 def test_the_keyboard_plays_switches_and_seeks(page):
     from selenium.webdriver import Keys
 
@@ -219,6 +223,7 @@ def test_the_keyboard_plays_switches_and_seeks(page):
     assert css(page, '[data-track="target"] input').is_selected()
 
 
+@pytest.mark.slow
 def test_without_the_loop_it_ends_at_the_end(page):
     css(page, "#loop").click()
     page.execute_script(f"dfx.player.seek({SECONDS - 0.3})")
@@ -228,6 +233,7 @@ def test_without_the_loop_it_ends_at_the_end(page):
     assert state(page)["position"] == SECONDS
 
 
+@pytest.mark.slow
 def test_the_automation_is_read_at_the_cursor(page, folder):
     from selenium.webdriver.support.ui import Select
 
@@ -240,6 +246,7 @@ def test_the_automation_is_read_at_the_cursor(page, folder):
     assert "gain" in css(page, "#automation").text
 
 
+@pytest.mark.slow
 def test_the_metrics_of_the_file_and_their_means_are_shown(page, folder):
     rows = json.loads((folder / "files.json").read_text())
     means = json.loads((folder / "means.json").read_text())
@@ -255,6 +262,7 @@ def rate(page, row, rating: int) -> None:
     row.find_element("css selector", "input[type=range]").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * rating)
 
 
+@pytest.mark.slow
 def test_a_blind_test_hides_the_tracks_and_its_csv_holds_the_ratings(page):
     enter(page, "blind")
     shown = css(page, "main").text.lower()
@@ -285,11 +293,13 @@ def test_a_blind_test_hides_the_tracks_and_its_csv_holds_the_ratings(page):
     assert {(row["listener"], row["file"], row["task"]) for row in ratings} == {('Anna, "the ear"', "one", "TubeAmp")}
 
 
+@pytest.mark.slow
 def test_all_orders_of_a_blind_test_occur(page):
     orders = page.execute_script("return Array.from({ length: 200 }, () => shuffled(['a', 'b', 'c']).join(''))")
     assert sorted(set(orders)) == ["abc", "acb", "bac", "bca", "cab", "cba"]
 
 
+@pytest.mark.slow
 def test_ratings_outlive_the_page_and_are_revealed_when_asked(page):
     def begin() -> list:
         enter(page, "blind")
@@ -307,6 +317,7 @@ def test_ratings_outlive_the_page_and_are_revealed_when_asked(page):
     assert not page.find_elements("css selector", ".stimulus input[type=range]:enabled")
 
 
+@pytest.mark.slow
 def test_it_requests_nothing_external_and_logs_no_error(browse, folder):
     page = browse(folder / "report.html")
     play(page)
@@ -320,6 +331,7 @@ def test_it_requests_nothing_external_and_logs_no_error(browse, folder):
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", (folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_a_phone_and_follows_its_colours(browse, folder, dark):
     page = browse(folder / "report.html", 390, 844, is_phone=True, dark=dark)
@@ -336,6 +348,7 @@ def test_it_fits_a_phone_and_follows_its_colours(browse, folder, dark):
     assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 64) == dark
 
 
+@pytest.mark.slow
 def test_all_controls_have_a_name(page):
     for mode in ("compare", "blind"):
         enter(page, mode)
@@ -344,6 +357,7 @@ def test_all_controls_have_a_name(page):
         assert len(controls) > 10 and all(control.accessible_name for control in controls)
 
 
+@pytest.mark.slow
 def test_files_beyond_the_size_of_one_page_go_to_linked_pages(browse, folder, tmp_path):
     copy = tmp_path / "evaluation"
     shutil.copytree(folder, copy)
@@ -354,6 +368,7 @@ def test_files_beyond_the_size_of_one_page_go_to_linked_pages(browse, folder, tm
     assert write_report(copy) == [copy / "report.html"] and not (copy / "report_2.html").exists()
 
 
+@pytest.mark.slow
 def test_long_files_are_cut_and_the_page_says_so(folder, browse, tmp_path):
     copy = tmp_path / "evaluation"
     shutil.copytree(folder, copy)

@@ -229,6 +229,7 @@ def test_one_command_runs_every_stage_from_the_best_weights_of_the_one_before(co
     assert metrics["stage"] == 2 and metrics["step"] == 2 * STEPS_IN_EPOCH
 
 
+@pytest.mark.slow
 def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config, monkeypatch):
     def render(*_):
         raise AssertionError("rendered")
@@ -243,6 +244,7 @@ def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config
     torch.testing.assert_close(parameters, model.defaults, atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_renders_with_the_chain_of_its_stage(config):
     fit(config)
     folder = config.parent / "runs" / "run" / "checkpoints"
@@ -255,6 +257,7 @@ def test_a_checkpoint_renders_with_the_chain_of_its_stage(config):
         main(["validate", "--config", str(config), "--ckpt_path", str(folder / name)])
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatch):
     losses = {"pretraining": [3.0, 2.0, 2.5, 2.6], "stage_1": [1.0, 1.5, 1.6], "stage_2": [9.0, 9.5, 8.0, 8.5, 9.0]}
     loss_of = Task.compute_loss
@@ -275,6 +278,7 @@ def test_a_stage_that_does_not_improve_ends_early_at_its_best(config, monkeypatc
     assert saved["last.ckpt"]["epoch"] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_in_its_stage_and_ends_with_the_same_weights(config, monkeypatch):
     fit(config, "--run.name", "uninterrupted")
     loss_of = Task.compute_loss
@@ -297,6 +301,7 @@ def test_a_killed_run_resumes_in_its_stage_and_ends_with_the_same_weights(config
         assert same(checkpoints(config, name), checkpoints(config, "uninterrupted")), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_early", [False, True])
 def test_a_run_killed_between_two_stages_begins_the_next(config, monkeypatch, stopped_early):
     if stopped_early:
@@ -337,6 +342,7 @@ def test_a_run_resumes_only_with_the_stages_that_it_began_with(config):
         fit(config, "--run.resume", "true", "--model.init_args.stages.progressive", "false")
 
 
+@pytest.mark.slow
 def test_the_plateau_of_the_paper_multiplies_by_0_2_after_20_validations_without_improvement(config, monkeypatch):
     rates = []
     monkeypatch.setattr(Task, "compute_loss", worse_in_validation(Task.compute_loss))

@@ -18,6 +18,8 @@ from dfx.cli import main
 from dfx.tasks import Task
 from tests.test_stages import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 UNINTERRUPTED = ("--run.name", "uninterrupted")
 RESUME = ("--run.resume", "true")

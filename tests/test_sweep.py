@@ -191,6 +191,7 @@ def test_points_that_fail_are_named_at_the_end_with_their_logs_and_the_others_fi
     assert main(arguments) == 1 and starts(folder, "fail_seed0") == 2 and starts(folder, "end_seed0") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_after_its_runner_is_killed_a_sweep_resumes_and_no_point_runs_twice_at_once(sweep, tmp_path, killed):
     path, folder = sweep(["wait"]), tmp_path / "runs"
@@ -217,6 +218,7 @@ def test_after_its_runner_is_killed_a_sweep_resumes_and_no_point_runs_twice_at_o
     assert [starts(folder, f"made_seed{seed}") for seed in (0, 1)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_point_that_is_killed_is_a_failure_and_resumed_by_the_next_command(sweep, tmp_path, capsys):
     path, folder = sweep(["wait", "end"], seeds=[0]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled"]
@@ -254,6 +256,7 @@ def test_list_prints_commands_that_run_anywhere_and_create_the_same_folder(sweep
     assert main([*arguments, "--summarize"]) == 0 and "| made  |      2 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ray_runs_the_points_on_two_workers(sweep, tmp_path, capsys):
     path, folder = sweep(["end", "fail"], seeds=[0]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--ray", "local", "--threads", "1"]
@@ -269,6 +272,7 @@ def test_without_ray_the_error_says_how_to_install_it(sweep, tmp_path, monkeypat
         main([sweep(["end"]), "--folder", str(tmp_path / "runs"), "--ray", "local"])
 
 
+@pytest.mark.slow
 def test_train_itself_is_killed_resumed_and_summarized(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     content = {

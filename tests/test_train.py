@@ -93,6 +93,7 @@ def test_the_run_is_logged_offline_without_a_login(smoke):
     assert len(records) == 1 and records[0].stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_resolved_config_reproduces_the_run(smoke, tmp_path):
     run(
         "train.py",
@@ -124,6 +125,7 @@ def test_validate_test_and_predict_run_from_a_checkpoint(smoke, monkeypatch, cap
     assert "validation/loss" in printed and "test/output/mrstft" in printed
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(smoke, tmp_path):
     arguments = ["fit", *SMOKE, "--run.folder", tmp_path, "--run.checkpoint_minutes", 1e-6]
     process = command("train.py", *arguments, "--trainer.max_epochs", 2)
@@ -139,6 +141,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(smoke, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_a_number_is_appended_to_a_name_that_is_taken(tmp_path):
     (tmp_path / "smoke").mkdir()
     run("train.py", "fit", *SMOKE, "--run.folder", tmp_path, "--run.evaluate", "false", "--trainer.max_steps", 1)
@@ -151,6 +154,7 @@ def test_help_explains_the_options():
         assert option in out
 
 
+@pytest.mark.slow
 def test_a_null_on_the_command_line_overrides_a_config(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("model: {class_path: TubeAmp, init_args: {optimizer: {patience: 3}}}")

@@ -115,6 +115,9 @@ class Curve:
         times = (np.arange(len(frames)) + self._offset) * self._step / self._sample_rate
         return Automation(self.space, times, frames, gains_db, self.interpolation)
 
+    def _edges(self, first: int, last: int) -> np.ndarray:
+        return np.array([self.edge(index) for index in range(first, last + 1)])
+
     def _cell_samples(self) -> float:
         # Hosts render no block faster than the first: where the parameters still rest, it is the longest.
         rest = max(_SHORTEST_BLOCK, int(self._offset * self._step))
@@ -145,9 +148,8 @@ class HeldCurve(Curve):
     interpolation: Interpolation = "hold"
 
     def blocks(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        edges = np.array([self.edge(index) for index in range(first, last + 1)])
         frames = np.arange(first, last) - self._first
-        return edges, self._parameters[np.minimum(frames, len(self._parameters) - 1)]
+        return self._edges(first, last), self._parameters[np.minimum(frames, len(self._parameters) - 1)]
 
     def automation(self) -> Automation:
         """All frames, at their beginnings."""
@@ -180,12 +182,11 @@ class PublishedCurve(Curve):
                 self._parameters = scipy.signal.sosfiltfilt(low_pass, self._parameters, axis=0, padlen=_PADDING)
 
     def blocks(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        edges = np.array([self.edge(index) for index in range(first, last + 1)])
         numbers = range(first // _BLOCKS_PER_PIECE, (last - 1) // _BLOCKS_PER_PIECE + 1)
         skipped = first - numbers[0] * _BLOCKS_PER_PIECE
         parameters = np.concatenate([self._piece(number) for number in numbers])[skipped : skipped + last - first]
         self._points.update({i: p for i, p in enumerate(parameters, first) if i % _BLOCKS_PER_POINT == 0})
-        return edges, parameters
+        return self._edges(first, last), parameters
 
     def automation(self) -> Automation:
         """The smoothed parameters, at every fourth block."""

@@ -115,7 +115,7 @@ def predict_frames(
         treatment: of the audio.
         frames: how many.
         meter: reads the samples before each frame, whose loudness then decides its gain; none for a constant gain.
-        gain_db: the gain without ``meter``.
+        gain_db: the constant gain.
     """
     loudness = Loudness(reader.sample_rate)
     frame, context = reader.frame_samples, reader.context_samples

@@ -128,6 +128,9 @@ def render_stream(
             process = [_ForwardHighpass(treatment, stream.sample_rate, stream.channels)] if filters else []
             return stack.enter_context(Recording(stream, *process))
 
+        def open_reader() -> ContextReader:
+            return ContextReader(model, open_recording(), treatment, causal)
+
         recording = open_recording()
         bar = stack.enter_context(_progress_bar(recording, progress))
         chains = _build_chains(model, recording)
@@ -136,17 +139,12 @@ def render_stream(
         whole = open_stream()
         reads_first = whole.is_float or (is_levelled and not causal)
         whole.close()
-        reader, *meters = (
-            ContextReader(model, open_recording(), treatment, causal) for _ in range(1 + (causal and is_levelled))
-        )
-        gain_db = 0.0
-        if reads_first:
-            measured = measure_gain(ContextReader(model, open_recording(), treatment, causal), treatment)
-            gain_db = 0.0 if causal else measured
+        gain_db = measure_gain(open_reader(), treatment) if reads_first else 0.0
+        reader, meter = open_reader(), open_reader() if is_levelled and causal else None
         # As in training, a held frame may begin after the recording's end and before that of the delayed output.
         samples = recording.samples + (latency if options.interpolation == "hold" else 0)
         frames = -(-samples * reader.sample_rate // (recording.sample_rate * reader.frame_samples))
-        batches = predict_frames(model, reader, treatment, frames, meters[0] if meters else None, gain_db)
+        batches = predict_frames(model, reader, treatment, frames, meter, gain_db)
         batches = stack.enter_context(prefetch(batches))
         samples = recording.samples + latency
         curve = CURVES[options.interpolation](batches, model, recording.sample_rate, samples, causal)
@@ -157,7 +155,7 @@ def render_stream(
 
 
 def channels_per_chain(channels: int, model: Predictor) -> int:
-    """How many of a recording's channels one chain renders.
+    """Return the number of channels that one chain renders.
 
     One or two channels, or as many as the model has, are rendered together. Otherwise every channel is rendered by a
     chain of its own, all with the same automation.

@@ -5,8 +5,6 @@ returns a finite number, or raises :class:`Undefined` with the reason: silence, 
 Silent and very short signals are otherwise valid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -98,7 +96,7 @@ def mfcc_cosine(output: Tensor, target: Tensor) -> float:
     256; 128 mel bands in dB below the maximum, at most 80 dB). The distance is that between the time series of one
     coefficient, averaged over coefficients; see Martinez Ramirez et al. 2021, section 3.2, and its released code.
     """
-    return _cosine_distance(*_mfccs(output, target), dim=1)
+    return _mfcc_distance(output, target, dim=1)
 
 
 def mfcc_cosine_per_frame(output: Tensor, target: Tensor) -> float:
@@ -107,7 +105,7 @@ def mfcc_cosine_per_frame(output: Tensor, target: Tensor) -> float:
     This is the usual "MFCC distance". The MFCCs are those of :func:`mfcc_cosine`, but the values are much smaller and
     not comparable.
     """
-    return _cosine_distance(*_mfccs(output, target), dim=0)
+    return _mfcc_distance(output, target, dim=0)
 
 
 def esr(output: Tensor, target: Tensor) -> float:
@@ -118,8 +116,7 @@ def esr(output: Tensor, target: Tensor) -> float:
     Raises:
         Undefined: if the target is silent.
     """
-    target = _sounding(target, "target")
-    return float(_ESR(output.double().flatten(), target.flatten()))
+    return float(_ESR(output.double().flatten(), _sounding(target, "target").flatten()))
 
 
 def lufs_difference(output: Tensor, target: Tensor) -> float:
@@ -133,11 +130,9 @@ def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
     Raises:
         Undefined: if one of them is silent.
     """
-
-    def crest_factor_db(audio: Tensor) -> float:
-        return amplitude_to_db(float(audio.abs().max() / rms(audio)))
-
-    return abs(crest_factor_db(_sounding(output, "output")) - crest_factor_db(_sounding(target, "target")))
+    signals = _sounding(output, "output"), _sounding(target, "target")
+    crest_factors = [amplitude_to_db(float(audio.abs().max() / rms(audio))) for audio in signals]
+    return abs(crest_factors[0] - crest_factors[1])
 
 
 def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
@@ -219,15 +214,12 @@ def outside(spans: Sequence[Span], seconds: float) -> list[Span]:
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "mrstft": mrstft,
-    "mrstft_level_matched": mrstft_level_matched,
-    "mfcc_cosine": mfcc_cosine,
-    "mfcc_cosine_per_frame": mfcc_cosine_per_frame,
-    "esr": esr,
-    "lufs_difference": lufs_difference,
-    "crest_factor_difference_db": crest_factor_difference_db,
-    "centroid_difference_hz": centroid_difference_hz,
-}
+    metric.__name__: metric
+    for metric in (
+        mrstft, mrstft_level_matched, mfcc_cosine, mfcc_cosine_per_frame,
+        esr, lufs_difference, crest_factor_difference_db, centroid_difference_hz,
+    )
+}  # fmt: skip
 """Metrics by name; lower is better."""
 
 ALIGNMENT = ("latency_samples", "polarity")
@@ -273,13 +265,6 @@ def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor
     return torch.cat([torch.zeros(0).double(), *(frame_levels_db(audio[:, part], sample_rate) for part in parts)])
 
 
-def _mfccs(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the MFCCs of both, the output scaled to the target's mean magnitude."""
-    output, target = output.mean(dim=0), target.mean(dim=0)
-    output = output * (target.abs().mean() / output.abs().mean().clamp(min=1e-12))
-    return _mfcc(output), _mfcc(target)
-
-
 def _mfcc(audio: Tensor) -> Tensor:
     """Map ``(samples,)``, padded to one window, to ``(13, frames)``."""
     padding = max(0, 1024 - len(audio))
@@ -288,8 +273,10 @@ def _mfcc(audio: Tensor) -> Tensor:
     return _DCT.T @ decibels.clamp(min=-80.0)
 
 
-def _cosine_distance(a: Tensor, b: Tensor, dim: int) -> float:
-    """Return the mean of ``1 - cosine`` of the vectors along a dimension; equal vectors have the distance 0."""
+def _mfcc_distance(output: Tensor, target: Tensor, dim: int) -> float:
+    """Return the mean of ``1 - cosine`` of the MFCCs along a dimension; equal vectors have the distance 0."""
+    output, target = output.mean(dim=0), target.mean(dim=0)
+    a, b = _mfcc(output * (target.abs().mean() / output.abs().mean().clamp(min=1e-12))), _mfcc(target)
     norms = a.norm(dim=dim) * b.norm(dim=dim)
     cosine = torch.where(norms > 0, (a * b).sum(dim=dim) / norms.clamp(min=1e-30), 0.0)
     cosine = torch.where((a == b).all(dim=dim), 1.0, cosine)  # also for zero vectors

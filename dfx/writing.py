@@ -1,7 +1,5 @@
 """Files that are written whole: a process that is killed, or a full disk, leaves the old file or the new one."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

@@ -15,8 +15,6 @@ Level = TypeVar("Level", float, np.ndarray, "Tensor")
 REMOVED_DB = 3.0
 """A target that is at least this far below its input, in a frame of 20 ms, removes something there."""
 
-_FRAME_SECONDS = 0.02
-
 
 def db_to_amplitude(level_db: Level) -> Level:
     """Return the amplitude, or the gain factor, of a level in dB."""
@@ -45,14 +43,13 @@ def matching_gain(audio: Any, reference: Any) -> Any:
 
 def level_frame_samples(sample_rate: int) -> int:
     """Return the length in samples of the frames, of 20 ms, whose levels are measured."""
-    return max(1, round(_FRAME_SECONDS * sample_rate))
+    return max(1, round(0.02 * sample_rate))
 
 
 def frame_levels_db(audio: Tensor, sample_rate: int) -> Tensor:
     """Return the level of every whole frame of 20 ms, over all channels of ``(channels, samples)``.
 
-    Returns:
-        dBFS, at least -100, float64 ``(frames,)``; empty if the audio is shorter than a frame.
+    The levels are in dBFS, at least -100, float64 ``(frames,)``; there are none for audio shorter than a frame.
     """
     frame = level_frame_samples(sample_rate)
     frames = audio[:, : audio.shape[1] // frame * frame].double().unflatten(1, (-1, frame))

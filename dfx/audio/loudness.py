@@ -1,7 +1,5 @@
 """Integrated loudness (ITU-R BS.1770-4), of whole recordings and of recordings that are read in parts."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np
@@ -20,14 +18,9 @@ _CHANNEL_GAINS = (1.0, 1.0, 1.0, 1.41, 1.41)
 
 
 def lufs(audio: Tensor, sample_rate: int) -> float:
-    """Return the integrated loudness of a whole recording.
+    """Return the integrated loudness of a whole recording, in LUFS, at least -70.
 
-    Args:
-        audio: ``(channels, samples)``; padded with zeros to one block of 0.4 s.
-        sample_rate: in Hz.
-
-    Returns:
-        LUFS, at least -70.
+    The audio, ``(channels, samples)`` at ``sample_rate`` Hz, is padded with zeros to one block of 0.4 s.
     """
     padding = max(0, int(_BLOCK_SECONDS * sample_rate) + 1 - audio.shape[-1])
     samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
@@ -40,10 +33,7 @@ def lufs(audio: Tensor, sample_rate: int) -> float:
 class Loudness:
     """The integrated loudness of all parts that were added so far, equal to :func:`lufs` of them joined.
 
-    Memory grows by one number for every 0.1 s.
-
-    Args:
-        sample_rate: in Hz.
+    Memory grows by one number for every 0.1 s. The sample rate is in Hz.
     """
 
     def __init__(self, sample_rate: int) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +32,7 @@ SINC_ZEROS = 32
 
 
 class AudioSource(ABC):
-    """Audio of which windows can be read at any sample rate; its own rate is in Hz, its length in samples.
-
-    ``path`` names it in errors.
-    """
+    """Audio named ``path``, of which windows can be read at any sample rate; its own rate is in Hz."""
 
     path: str
     sample_rate: int
@@ -146,11 +142,6 @@ class Stream:
     format: str = "WAV"
     subtype: str = "FLOAT"
 
-    @property
-    def is_float(self) -> bool:
-        """True if samples may be NaN, infinite or beyond full scale."""
-        return self.subtype in FLOAT_SUBTYPES
-
     def read(self, samples: int, start: int | None = None) -> np.ndarray:
         """Return the next samples, or those from ``start``, float32 ``(channels, samples)``.
 
@@ -171,9 +162,7 @@ class Stream:
 def stream_file(path: str, name: str | None = None) -> Stream:
     """Open an audio file with soundfile or, for formats that soundfile cannot read, with pedalboard.
 
-    Args:
-        path: of the file.
-        name: names it in errors; by default its path.
+    The name, by default the path, is that of the file in errors.
 
     Raises:
         DataError: if the file does not exist, is not audio, or is empty.
@@ -206,7 +195,7 @@ def stream_array(audio: np.ndarray, sample_rate: int, name: str = "the audio") -
     return Stream(name, sample_rate, len(audio), audio.shape[1], decode)
 
 
-class Recording(AudioSource):
+class Recording(AudioSource, AbstractContextManager["Recording"]):
     """Windows of a stream that move forwards: none may start before the previous one.
 
     Args:
@@ -216,17 +205,12 @@ class Recording(AudioSource):
 
     def __init__(self, stream: Stream, process: Callable[[np.ndarray], np.ndarray] = lambda audio: audio) -> None:
         self.path = stream.name
-        self.sample_rate = stream.sample_rate
-        self.channels = stream.channels
-        self.samples = stream.samples
+        self.sample_rate, self.channels, self.samples = stream.sample_rate, stream.channels, stream.samples
         self._stream = stream
         self._process = process
         # The samples from `_first` on that later windows may contain.
         self._kept = np.zeros((stream.channels, 0), dtype=np.float32)
         self._first = 0
-
-    def __enter__(self) -> Recording:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
@@ -234,21 +218,17 @@ class Recording(AudioSource):
     def _read_inside(self, first: int, last: int) -> np.ndarray:
         if first < self._first:
             raise ValueError(f"{self.path}: sample {first} was requested after sample {self._first}; read forwards")
-        missing = last - self._first - self._kept.shape[1]
-        if missing > 0:
-            self._kept = np.concatenate([self._kept, self._read_next(missing)], axis=1)
+        end = self._first + self._kept.shape[1]
+        if last > end:
+            audio = self._stream.read(last - end)
+            finite = np.isfinite(audio).all(axis=0)
+            if not finite.all():
+                seconds = (end + int(np.argmin(finite))) / self.sample_rate
+                raise DataError(f"{self.path} holds a sample that is not a number, or infinite, at {seconds:.3f} s")
+            self._kept = np.concatenate([self._kept, self._process(audio)], axis=1)
         self._kept = self._kept[:, first - self._first :]
         self._first = first
         return self._kept[:, : last - first]
-
-    def _read_next(self, samples: int) -> np.ndarray:
-        position = self._first + self._kept.shape[1]
-        audio = self._stream.read(samples)
-        finite = np.isfinite(audio).all(axis=0)
-        if not finite.all():
-            seconds = (position + int(np.argmin(finite))) / self.sample_rate
-            raise DataError(f"{self.path} holds a sample that is not a number, or infinite, at {seconds:.3f} s")
-        return self._process(audio)
 
 
 @contextmanager
@@ -257,14 +237,11 @@ def readable_path(path: str) -> Iterator[str]:
     if path != PIPE:
         yield path
         return
-    # Not deleted on closing: Windows cannot open an open file again.
-    file = tempfile.NamedTemporaryFile(suffix=".wav", delete=False)  # noqa: SIM115
-    try:
-        with file:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "input.wav"
+        with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield file.name
-    finally:
-        os.unlink(file.name)
+        yield str(copy)
 
 
 def _open_with_soundfile(path: str, name: str) -> Stream:

@@ -1,7 +1,5 @@
 """The short-time Fourier transform behind every spectrogram."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,7 @@ def magnitude_spectrogram(audio: Tensor, fft_samples: int, hop_samples: int) -> 
         hop_samples: from one window to the next.
 
     Returns:
-        ``(..., fft_samples // 2 + 1, samples // hop_samples + 1)``; :func:`dfx.audio.levels.amplitude_to_db` makes
-        it decibels.
+        ``(..., fft_samples // 2 + 1, samples // hop_samples + 1)``.
     """
     window = torch.hann_window(fft_samples).to(audio)
     return torch.stft(audio, fft_samples, hop_samples, window=window, pad_mode="constant", return_complex=True).abs()

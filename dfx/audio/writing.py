@@ -52,7 +52,6 @@ class OutputFile:
         """Describe an output with the rate, channels and, if its format allows, the bit depth of a stream.
 
         Sources without a bit depth (MP3, Ogg), and float sources for an integer format, are written with 24 bits.
-
         The suffix of ``path`` selects the format; ``bit_depth`` is one of :data:`BIT_DEPTHS`.
 
         Raises:

@@ -4,8 +4,6 @@ A file is cut into excerpts, and an excerpt into steps of one frame or several. 
 example ``i`` of the next batch continues example ``i`` of this one, until its excerpt ends and another one begins.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,19 +86,13 @@ class Step(NamedTuple):
 
 
 class Steps(Dataset):
-    """Audio of the steps of pairs, indexed by :class:`Step`.
+    """Audio of the steps of pairs, indexed by :class:`Step`; the augmentation changes every excerpt.
 
-    Args:
-        pairs: the treated files.
-        window: the samples of one step.
-        augmentation: applied to every excerpt.
-        cached_excerpts: number of decoded excerpts to keep in memory; a batch uses one for each lane.
+    ``cached_excerpts`` decoded excerpts are kept in memory; a batch uses one for each lane.
     """
 
     def __init__(self, pairs: TreatedPairs, window: Window, augmentation: Augmentation, cached_excerpts: int) -> None:
-        self.pairs = pairs
-        self.window = window
-        self.augmentation = augmentation
+        self.pairs, self.window, self.augmentation = pairs, window, augmentation
         self._excerpt = functools.lru_cache(maxsize=cached_excerpts)(self._read_excerpt)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
@@ -130,16 +122,13 @@ class Excerpts(Sampler[Excerpt]):
     def __init__(
         self, lengths: Sequence[int], step_samples: int, excerpt_samples: int | None, shuffle: bool, seed: int
     ) -> None:
-        self._lengths = lengths
-        self._step_samples = step_samples
+        self._lengths, self._step_samples = lengths, step_samples
+        self._shuffle, self._seed, self._epoch = shuffle, seed, 0
         self._steps = [max(1, min(length, excerpt_samples or length) // step_samples) for length in lengths]
         self._counts = [
             max(1, length // (steps * step_samples)) if excerpt_samples else 1
             for length, steps in zip(lengths, self._steps)
         ]
-        self._shuffle = shuffle
-        self._seed = seed
-        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, as Lightning does when it begins; has no effect without shuffling."""
@@ -172,19 +161,13 @@ class TrainingLanes(Sampler[list[Step]]):
     """Batches whose lanes are always full: a lane whose excerpt has ended takes the next one.
 
     An epoch has as many batches as all of its steps fill. All lanes restart with it. ``first_batch`` batches are
-    skipped in the next epoch only.
-
-    Args:
-        sampler: the excerpts. Lightning calls ``set_epoch`` of the attribute with this name.
-        batch_size: number of lanes, of all ranks together.
-        rank_lanes: the lanes to load; by default all.
+    skipped in the next epoch only. Of the ``batch_size`` lanes, the ``rank_lanes`` are loaded, by default all.
     """
 
     def __init__(self, sampler: Excerpts, batch_size: int, rank_lanes: slice = slice(None)) -> None:
-        self.sampler = sampler
+        self.sampler = sampler  # Lightning calls `set_epoch` of the attribute with this name.
         self.first_batch = 0
-        self._batch_size = batch_size
-        self._rank_lanes = rank_lanes
+        self._batch_size, self._rank_lanes = batch_size, rank_lanes
 
     def __len__(self) -> int:
         return max(1, self.sampler.total_steps // self._batch_size)
@@ -207,27 +190,21 @@ def _steps_of(excerpts: Iterable[Excerpt]) -> Iterator[Step]:
 class EvaluationLanes(Sampler[list[Step]]):
     """Batches that contain every step once.
 
-    Excerpts run in parallel, the longer ones in the first lanes, so that a batch only loses lanes at its end. When
-    all have ended, the next ones begin.
-
-    Args:
-        sampler: the excerpts.
-        batch_size: the largest number of lanes.
+    At most ``batch_size`` excerpts run in parallel, the longer ones in the first lanes, so that a batch only loses
+    lanes at its end. When all have ended, the next ones begin.
     """
 
     def __init__(self, sampler: Excerpts, batch_size: int) -> None:
         self.sampler = sampler
         self._batch_size = batch_size
 
-    def _groups(self) -> list[list[Excerpt]]:
-        excerpts = sorted(self.sampler, key=lambda excerpt: -excerpt.steps)
-        return [excerpts[i : i + self._batch_size] for i in range(0, len(excerpts), self._batch_size)]
-
     def __len__(self) -> int:
-        return sum(group[0].steps for group in self._groups())
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[list[Step]]:
-        for group in self._groups():
+        excerpts = sorted(self.sampler, key=lambda excerpt: -excerpt.steps)
+        for first in range(0, len(excerpts), self._batch_size):
+            group = excerpts[first : first + self._batch_size]
             for number in range(group[0].steps):
                 yield [Step(excerpt, number) for excerpt in group if number < excerpt.steps]
 

@@ -1,6 +1,6 @@
 """The Lightning data module of paired audio."""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -12,6 +12,7 @@ from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 from dfx.errors import DataError
 
 
+@dataclass(eq=False, repr=False)
 class PairedAudio(pl.LightningDataModule):
     """Batches of consecutive steps from pairs of input and target files.
 
@@ -35,44 +36,30 @@ class PairedAudio(pl.LightningDataModule):
         DataError: from ``setup``, for data that cannot be used for training.
     """
 
-    def __init__(
-        self,
-        root: str,
-        sample_rate: int,
-        channels: int,
-        window: Window,
-        treatment: Treatment = Treatment(),
-        augmentation: Augmentation = Augmentation(),
-        rows: dict[str, str] | None = None,
-        batch_size: int = 16,
-        excerpt_seconds: float | None = 10.0,
-        check_audio: bool = True,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
+    root: str
+    sample_rate: int
+    channels: int
+    window: Window
+    treatment: Treatment = Treatment()
+    augmentation: Augmentation = Augmentation()
+    rows: dict[str, str] | None = None
+    batch_size: int = 16
+    excerpt_seconds: float | None = 10.0
+    check_audio: bool = True
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.root = root
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.window = window
-        self.treatment = treatment
-        self.augmentation = augmentation
-        self.rows = rows
-        self.batch_size = batch_size
-        self.excerpt_seconds = excerpt_seconds
-        self.check_audio = check_audio
-        self.num_workers = num_workers
-        self.seed = seed
         # Stored in checkpoints, so that evaluation finds the same pairs.
-        self.arguments = {"root": root, "seed": seed, "rows": rows}
+        self.arguments = {"root": self.root, "seed": self.seed, "rows": self.rows}
         self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
         self._first_batch = 0
 
     def setup(self, stage: str) -> None:
         """Find and check the pairs, once."""
-        ranks = distributed.world_size()
-        if self.batch_size % ranks:
+        if self.batch_size % (ranks := distributed.world_size()):
             fault = f"batch_size is {self.batch_size}, which {ranks} processes cannot share out evenly"
             raise DataError(f"{fault}: make it a multiple of {ranks}")
         if self.splits:

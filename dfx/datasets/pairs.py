@@ -1,7 +1,5 @@
 """Find, pair, split and check the input and target files of a data set."""
 
-from __future__ import annotations
-
 import csv
 import random
 from collections.abc import Mapping

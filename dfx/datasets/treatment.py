@@ -1,7 +1,5 @@
 """Changes to a task's audio: the treatment always, the augmentation in training and validation only."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -120,10 +118,8 @@ class TreatedPairs(Dataset):
     """Pairs of files, read with a treatment, at one sample rate (in Hz) and number of channels."""
 
     def __init__(self, pairs: Sequence[Pair], treatment: Treatment, sample_rate: int, channels: int) -> None:
-        self.pairs = pairs
-        self.treatment = treatment
-        self.sample_rate = sample_rate
-        self.channels = channels
+        self.pairs, self.treatment = pairs, treatment
+        self.sample_rate, self.channels = sample_rate, channels
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.signal
 from tqdm import tqdm
 
-from dfx.audio.reading import Recording, Stream, stream_array
+from dfx.audio.reading import FLOAT_SUBTYPES, Recording, Stream, stream_array
 from dfx.datasets.treatment import Treatment
 from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec, Trained
 from dfx.errors import DataError, UserError, nearest
@@ -137,7 +137,7 @@ def render_stream(
         latency = 0 if options.interpolation == "published" else chains[0].latency_samples
         # Also for invalid samples where no loudness is needed: an error at once is better than one after an hour.
         whole = open_stream()
-        reads_first = whole.is_float or (is_levelled and not causal)
+        reads_first = whole.subtype in FLOAT_SUBTYPES or (is_levelled and not causal)
         whole.close()
         gain_db = measure_gain(open_reader(), treatment) if reads_first else 0.0
         reader, meter = open_reader(), open_reader() if is_levelled and causal else None

@@ -1,7 +1,5 @@
 """Download files: interrupted downloads are resumed, and files are verified before they get their name."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json

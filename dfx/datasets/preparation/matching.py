@@ -1,7 +1,5 @@
 """Find the delay between two recordings of the same performance, and reject those that do not match."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import scipy.signal
@@ -85,14 +83,9 @@ def match(input: Tensor, target: Tensor, sample_rate: int) -> Match:
 
 
 def cut_to_match(input: Tensor, target: Tensor, delay_samples: int) -> tuple[Tensor, Tensor]:
-    """Cut input and target to the part that both cover.
+    """Return input and target, ``(channels, samples)``, cut to the part that both cover.
 
-    Args:
-        input, target: ``(channels, samples)``.
-        delay_samples: delay of the target, from :func:`match`.
-
-    Returns:
-        Aligned input and target of equal length.
+    The delay of the target is that of :func:`match`.
     """
     input, target = input[:, max(0, -delay_samples) :], target[:, max(0, delay_samples) :]
     samples = min(input.shape[1], target.shape[1])

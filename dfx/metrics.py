@@ -18,11 +18,8 @@ from dfx.audio.levels import REMOVED_DB, amplitude_to_db, frame_levels_db, level
 from dfx.audio.loudness import lufs
 from dfx.audio.spectrogram import magnitude_spectrogram
 
-Span = tuple[float, float]
-"""Start and end in seconds."""
-
-METRIC_SAMPLE_RATE = 22050
-"""The sample rate of the paper, in Hz, at which all metrics are computed."""
+Span = tuple[float, float]  # start and end in seconds
+METRIC_SAMPLE_RATE = 22050  # the paper's, at which all metrics are computed
 
 
 class Undefined(ValueError):
@@ -30,12 +27,7 @@ class Undefined(ValueError):
 
 
 class Comparison(NamedTuple):
-    """Metrics of one output.
-
-    Args:
-        metrics: finite values by name, in the order of :data:`COLUMNS`.
-        left_out: reasons by name, for metrics without a value.
-    """
+    """Finite metrics of one output, in the order of :data:`COLUMNS`, and the reasons for those without a value."""
 
     metrics: dict[str, float]
     left_out: dict[str, str]
@@ -62,8 +54,7 @@ def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
         raise ValueError("output or target is not finite")
     comparison = Comparison({}, {})
     native = output, target
-    if sample_rate != METRIC_SAMPLE_RATE:
-        output, target = (torchaudio.functional.resample(a, sample_rate, METRIC_SAMPLE_RATE) for a in native)
+    output, target = (torchaudio.functional.resample(audio, sample_rate, METRIC_SAMPLE_RATE) for audio in native)
     for name, metric in METRICS.items():
         try:
             comparison.metrics[name] = metric(output, target)
@@ -156,15 +147,13 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
     """Return the difference, output minus input, of the median levels in some spans, in dB.
 
-    Levels are those of frames of 20 ms. The median describes most of a breath, even if a gate passes its beginning.
+    Levels are those of frames of 20 ms, at least -100 dBFS. The median describes most of a breath, even if a gate
+    passes its beginning. The difference is negative for a quieter output, and 0 without any frame.
 
     Args:
         input, output: ``(channels, samples)``.
         spans: in seconds; parts outside of the signals or shorter than a frame are ignored.
         sample_rate: of both, in Hz.
-
-    Returns:
-        Negative for a quieter output; levels below -100 dBFS count as -100 dBFS. 0 without any frame.
     """
     before, after = (_levels_db(audio, spans, sample_rate) for audio in (input, output))
     return float(after.quantile(0.5)) - float(before.quantile(0.5)) if len(before) else 0.0
@@ -223,13 +212,11 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
 """Metrics by name; lower is better."""
 
 ALIGNMENT = ("latency_samples", "polarity")
-
 COLUMNS = (*METRICS, *ALIGNMENT)
 """Names of all values that :func:`compare` returns."""
 
 _INAUDIBLE_DB = -80.0
-_SILENCE = 1e-8
-"""Peak below which a signal counts as silent; one step of 24 bits is above it."""
+_SILENCE = 1e-8  # peak below which a signal counts as silent; one step of 24 bits is above it
 _MAX_DELAY_SECONDS = 0.05
 _ALIGNED_SECONDS = 10
 _MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()

@@ -12,9 +12,7 @@ from pathlib import Path
 def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     """Yield a path in the same folder to write to; on success it replaces ``path``, after an error it is removed.
 
-    Args:
-        path: of the file.
-        sync: write file and folder entry through to the disk, for files that must survive a power cut.
+    With ``sync``, file and folder entry are written through to the disk, to survive a power cut.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

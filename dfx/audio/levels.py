@@ -1,7 +1,5 @@
 """Levels of signals as floats, NumPy arrays or tensors: decibels, root mean square, levels of 20 ms. Needs no torch."""
 
-from __future__ import annotations
-
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +44,7 @@ def level_frame_samples(sample_rate: int) -> int:
     return max(1, round(0.02 * sample_rate))
 
 
-def frame_levels_db(audio: Tensor, sample_rate: int) -> Tensor:
+def frame_levels_db(audio: "Tensor", sample_rate: int) -> "Tensor":
     """Return the level of every whole frame of 20 ms, over all channels of ``(channels, samples)``.
 
     The levels are in dBFS, at least -100, float64 ``(frames,)``; there are none for audio shorter than a frame.

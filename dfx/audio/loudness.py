@@ -8,9 +8,7 @@ import scipy.signal
 import torch
 from torch import Tensor
 
-SILENCE_LUFS = -70.0
-"""The absolute gate of BS.1770: quieter audio has no loudness."""
-
+SILENCE_LUFS = -70.0  # the absolute gate of BS.1770: quieter audio has no loudness
 _BLOCK_SECONDS = 0.4
 _STEPS_PER_BLOCK = 4
 _RELATIVE_GATE_LU = 10.0

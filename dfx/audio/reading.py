@@ -1,7 +1,5 @@
 """Audio files, streams and arrays, read window by window at any sample rate."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import sys
@@ -21,14 +19,9 @@ from torch import Tensor
 
 from dfx.errors import DataError
 
-PIPE = "-"
-"""Stands for standard input and standard output."""
-
-FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
-"""Sample formats that hold values beyond full scale, infinities and NaN."""
-
-SINC_ZEROS = 32
-"""Zero crossings on each side of the sinc that resamples."""
+PIPE = "-"  # standard input, or standard output
+FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # sample formats that hold values beyond full scale, infinities and NaN
+SINC_ZEROS = 32  # zero crossings on each side of the sinc that resamples
 
 
 class AudioSource(ABC):
@@ -72,9 +65,8 @@ class AudioSource(ABC):
             old, new = self.sample_rate // common, sample_rate // common
             margin = math.ceil(SINC_ZEROS * max(1.0, old / new) / (0.9 * old)) + 1
             first, last = start // new - margin, -((start + samples) // -new) + margin
-            audio = torchaudio.functional.resample(
-                self._read_native(first * old, last * old), old, new, lowpass_filter_width=SINC_ZEROS
-            )
+            native = self._read_native(first * old, last * old)
+            audio = torchaudio.functional.resample(native, old, new, lowpass_filter_width=SINC_ZEROS)
             audio = audio[:, start - first * new :][:, :samples]
         if channels == 1:
             return audio.mean(dim=0, keepdim=True)
@@ -105,12 +97,8 @@ class AudioFile(AudioSource):
     samples: int
 
     @classmethod
-    def open(cls, path: str) -> AudioFile:
-        """Read the header.
-
-        Raises:
-            DataError: if the file does not exist, is not audio, or is empty.
-        """
+    def open(cls, path: str) -> "AudioFile":
+        """Read the header; errors as in :func:`stream_file`."""
         with closing(stream_file(path)) as stream:
             return cls(path, stream.sample_rate, stream.channels, stream.samples)
 
@@ -121,15 +109,10 @@ class AudioFile(AudioSource):
 
 @dataclass
 class Stream:
-    """Audio that is decoded from front to back.
+    """Audio that is decoded from front to back, with its name in errors; the format is in soundfile's terms.
 
-    Args:
-        name: names it in errors.
-        sample_rate, channels, samples: rate in Hz, and length in samples.
-        decode: returns the next samples, at most as many as requested, float32 ``(channels, samples)``.
-        close: releases the file.
-        seek: moves to a sample.
-        format, subtype: of the file, in soundfile's terms.
+    ``decode`` returns the next samples, at most as many as requested, float32 ``(channels, samples)``; ``seek`` moves
+    to a sample, and ``close`` releases the file.
     """
 
     name: str
@@ -198,9 +181,7 @@ def stream_array(audio: np.ndarray, sample_rate: int, name: str = "the audio") -
 class Recording(AudioSource, AbstractContextManager["Recording"]):
     """Windows of a stream that move forwards: none may start before the previous one.
 
-    Args:
-        stream: the audio; closed at the end of a ``with`` statement.
-        process: applied to the stream, part by part.
+    ``process`` is applied to the stream part by part; a ``with`` statement closes it.
     """
 
     def __init__(self, stream: Stream, process: Callable[[np.ndarray], np.ndarray] = lambda audio: audio) -> None:
@@ -250,14 +231,12 @@ def _open_with_soundfile(path: str, name: str) -> Stream:
     def decode(samples: int) -> np.ndarray:
         return file.read(samples, dtype="float32", always_2d=True).T
 
-    return Stream(
-        name, file.samplerate, file.channels, file.frames, decode, file.close, file.seek, file.format, file.subtype
-    )
+    shape = file.samplerate, file.channels, file.frames
+    return Stream(name, *shape, decode, file.close, file.seek, file.format, file.subtype)
 
 
 def _open_with_pedalboard(path: str, name: str) -> Stream:
     file = pedalboard.io.AudioFile(path)
     subtype = {"int8": "PCM_S8", "int16": "PCM_16", "int24": "PCM_24", "int32": "PCM_32"}.get(file.file_dtype, "FLOAT")
-    return Stream(
-        name, round(file.samplerate), file.num_channels, file.frames, file.read, file.close, file.seek, "", subtype
-    )
+    shape = round(file.samplerate), file.num_channels, file.frames
+    return Stream(name, *shape, file.read, file.close, file.seek, "", subtype)

@@ -1,7 +1,5 @@
 """Audio files with the sample rate, channels and bit depth of what was read, written part by part."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -25,20 +23,12 @@ _FORMATS_BY_SUFFIX = {"aif": "AIFF", "bwf": "WAV", "oga": "OGG", "opus": "OGG", 
 _LARGEST_WAV_BYTES = 2**32 - 2**16
 _BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 _SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
-
 BIT_DEPTHS = tuple(_SUBTYPES)
-"""Bit depths that an :class:`OutputFile` can be given."""
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """An audio file to write.
-
-    Args:
-        path: of the file, or ``-`` for standard output.
-        sample_rate, channels, samples: rate in Hz, and length in samples.
-        format, subtype: in soundfile's terms.
-    """
+    """An audio file to write, or standard output for the path ``-``; format and subtype are in soundfile's terms."""
 
     path: str
     sample_rate: int
@@ -48,7 +38,7 @@ class OutputFile:
     subtype: str
 
     @classmethod
-    def like(cls, stream: Stream, path: str, bit_depth: str | None = None) -> OutputFile:
+    def like(cls, stream: Stream, path: str, bit_depth: str | None = None) -> "OutputFile":
         """Describe an output with the rate, channels and, if its format allows, the bit depth of a stream.
 
         Sources without a bit depth (MP3, Ogg), and float sources for an integer format, are written with 24 bits.
@@ -102,9 +92,8 @@ class AudioWriter:
         self.output = output
         self.peak = 0.0
         self.clipped_samples = 0
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> AudioWriter:
+    def __enter__(self) -> "AudioWriter":
         path = self.output.path
         with contextlib.ExitStack() as stack:
             partial = stack.enter_context(_standard_output() if path == PIPE else replacing(Path(path)))

@@ -14,9 +14,7 @@ from dfx.audio.reading import AudioFile
 from dfx.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-SILENCE = 1e-5
-"""Peak of -100 dBFS, below which a file counts as silent."""
-
+SILENCE = 1e-5  # peak of -100 dBFS, below which a file counts as silent
 _SUFFIXES = {".wav", ".flac", ".aif", ".aiff", ".ogg", ".opus", ".mp3", ".caf", ".w64", ".au"}
 _CHECK_SECONDS = 30
 
@@ -35,13 +33,8 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
 
     The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (relative paths) and ``split``
     (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with files of the
-    same names. Pairs without a split are divided at random: 80 % train, 10 % validation, 10 % test.
-
-    Args:
-        root: the folder.
-        seed: of the random split.
-        rows: selects rows of the manifest whose columns match all of these patterns, which may contain ``*`` and
-            ``?``; by default all rows.
+    same names. Pairs without a split are divided at random, by ``seed``: 80 % train, 10 % validation, 10 % test.
+    ``rows`` selects those of the manifest whose columns match all of its patterns, which may contain ``*`` and ``?``.
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in

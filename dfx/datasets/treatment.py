@@ -21,8 +21,7 @@ from dfx.errors import UserError
 
 Side = Literal["input", "target"]
 
-_RINGING_PERIODS = 12
-"""Periods of the cutoff after which the ringing of a filter of 4th order is below the resolution of float32."""
+_RINGING_PERIODS = 12  # of the cutoff, after which a filter of 4th order rings below the resolution of float32
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import json
-import re
 import shutil
 import time
 import urllib.error
@@ -17,15 +16,9 @@ from tqdm import tqdm
 
 from dfx.errors import UserError
 
-ATTEMPTS = 4
-"""Number of consecutive attempts without progress after which a download fails."""
-
-WAIT_SECONDS = 1.0
-"""Pause before the next attempt, doubled after each one without progress."""
-
-TIMEOUT_SECONDS = 60.0
-"""Longest wait for a response."""
-
+ATTEMPTS = 4  # consecutive ones without progress, after which a download fails
+WAIT_SECONDS = 1.0  # pause before the next attempt, doubled after each one without progress
+TIMEOUT_SECONDS = 60.0  # longest wait for a response
 _BLOCK = 1 << 20
 
 T = TypeVar("T")
@@ -48,11 +41,7 @@ class RemoteFile(NamedTuple):
 
 
 def zenodo_file(record: str, name: str) -> RemoteFile:
-    """Look up a file of a record in Zenodo's API (https://developers.zenodo.org).
-
-    Args:
-        record: ``https://zenodo.org/api/records/NUMBER``.
-        name: of the file.
+    """Look up a file of a record, ``https://zenodo.org/api/records/NUMBER``, in Zenodo's API (developers.zenodo.org).
 
     Raises:
         DownloadError: if the record cannot be read, or has no such file.
@@ -88,7 +77,7 @@ def download(file: RemoteFile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     remedy = f"check the network and run this again to resume, or save the file with a browser as {path}"
-    _retry(file.url, lambda: _receive(file, partial), lambda: _size(partial), remedy)
+    _retry(file.url, lambda: _receive(file, partial), partial, remedy)
     fault = _fault(file, partial)
     if fault:
         partial.unlink()
@@ -110,17 +99,15 @@ class _Interrupted(Exception):
     """A temporary fault of the network or the server, after which another attempt may succeed."""
 
 
-def _retry(
-    url: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0, remedy: str = "check the network"
-) -> T:
-    failures, best = 0, progress()
+def _retry(url: str, attempt: Callable[[], T], partial: Path | None = None, remedy: str = "check the network") -> T:
+    failures, best = 0, _size(partial)
     while True:
         try:
             return attempt()
         except _Interrupted as error:
             # A server without Range starts from 0 each time: only a new maximum is progress.
-            failures = 0 if progress() > best else failures + 1
-            best = max(best, progress())
+            failures = 0 if _size(partial) > best else failures + 1
+            best = max(best, _size(partial))
             if failures == ATTEMPTS:
                 raise DownloadError(f"{url} cannot be downloaded ({error}): {remedy}") from None
             time.sleep(WAIT_SECONDS * 2**failures)
@@ -132,12 +119,10 @@ def _receive(file: RemoteFile, partial: Path) -> None:
     if file.size is not None and start >= file.size:
         return
     with _open(file.url, start) as response:
-        offset = 0
-        if response.status == 206:
-            match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            offset = int(match[1]) if match else -1
-            if offset != start:
-                raise DownloadError(f"{file.url} answers with another part of the file than was requested")
+        is_part = response.status == 206
+        if is_part and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise DownloadError(f"{file.url} answers with another part of the file than was requested")
+        offset = start if is_part else 0
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else file.size
         if total:
@@ -179,8 +164,8 @@ def _blocks(response: Any) -> Iterator[bytes]:
         raise _Interrupted(str(error) or type(error).__name__) from None
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path and path.exists() else 0
 
 
 def _fault(file: RemoteFile, path: Path) -> str:
@@ -193,11 +178,10 @@ def _fault(file: RemoteFile, path: Path) -> str:
         digest = hashlib.new(algorithm)
     except ValueError:
         raise DownloadError(f"{file.url}: its checksum {file.checksum} is of a kind that we cannot compute") from None
-    bar = tqdm(desc=f"Checking {path.stem}", total=_size(path), unit="B", unit_scale=True, leave=False)
-    with path.open("rb") as content, bar:
+    bar = {"desc": f"Checking {path.stem}", "unit": "B", "unit_scale": True, "leave": False}
+    with path.open("rb") as raw, tqdm.wrapattr(raw, "read", _size(path), bytes=False, **bar) as content:
         while block := content.read(_BLOCK):
             digest.update(block)
-            bar.update(len(block))
     if digest.hexdigest() != published.lower():
         return f"{algorithm} {digest.hexdigest()} where {published} was published"
     return ""

@@ -8,18 +8,10 @@ from torch import Tensor
 
 from dfx.alignment import find_delay
 
-MAX_DELAY_SECONDS = 10.0
-"""The largest delay that is searched, in both directions."""
-
-MAX_DRIFT_SECONDS = 0.0005
-"""The largest change of the delay within a recording: 11 samples at 22 050 Hz."""
-
-MIN_CONFIDENCE = 0.3
-"""Measured on MP3 files of 19 songs: a mix and its master reach more than 0.9, two different songs less than 0.05."""
-
-MIN_OVERLAP = 0.9
-"""The smallest part of the longer recording that the other one must cover."""
-
+MAX_DELAY_SECONDS = 10.0  # that is searched, in both directions
+MAX_DRIFT_SECONDS = 0.0005  # largest change of the delay within a recording: 11 samples at 22 050 Hz
+MIN_CONFIDENCE = 0.3  # in MP3 files of 19 songs, a mix and its master reach more than 0.9, two songs less than 0.05
+MIN_OVERLAP = 0.9  # smallest part of the longer recording that the other one must cover
 _COARSE_SECONDS = 30.0
 _FINE_SECONDS = 5.0
 _REACH_SECONDS = 0.25

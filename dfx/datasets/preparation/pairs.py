@@ -1,7 +1,5 @@
 """Convert published data sets to folders of pairs, for the scripts ``data/prepare_*.py``."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import gzip
@@ -14,7 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,12 +29,8 @@ from dfx.datasets.preparation.download import download, require_space, zenodo_fi
 from dfx.errors import DataError, UserError, errors_in_one_line
 from dfx.writing import replacing, write_csv
 
-SAMPLE_RATE = 22_050
-"""The paper's sample rate, in Hz."""
-
-MAX_TRIM_SECONDS = 1.0
-"""The most that is cut off the end of a file to make it as long as its partner."""
-
+SAMPLE_RATE = 22_050  # the paper's
+MAX_TRIM_SECONDS = 1.0  # the most that is cut off the end of a file to make it as long as its partner
 _FULL_SCALE = 1 - 2**-23  # the largest sample of a 24-bit file
 
 
@@ -53,94 +47,6 @@ class Prepared(NamedTuple):
 
     path: Path
     source: str
-
-
-@dataclass(frozen=True)
-class ZenodoPairs:
-    """Pairs in two folders of an archive on Zenodo.
-
-    Args:
-        record: the record's address in Zenodo's API.
-        archive: the name of the archive, a zip or a tar.gz.
-        input, target: folders in the archive.
-        split: maps the sorted list of names to the split of each name.
-        name: maps a file name without its suffix to the name that input and target share.
-    """
-
-    record: str
-    archive: str
-    input: str
-    target: str
-    split: Callable[[Sequence[str]], Mapping[str, str]]
-    name: Callable[[str], str] = str
-
-    def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
-        """Run the command line of a script: ``manual`` is the text of ``--help``, ``output`` the default folder.
-
-        Raises:
-            UserError: if the archive cannot be downloaded or used.
-        """
-        parser = argument_parser(manual, output)
-        parser.add_argument("--url", default=self.record, help="the record in Zenodo's API (default: %(default)s)")
-        parser.add_argument("--archive", type=Path, help=f"a local copy of {self.archive}, instead of a download")
-        options = parser.parse_args(arguments)
-        if is_prepared(options.output, options.sample_rate):
-            print(f"{options.output} is prepared already")
-            return
-        archive = options.archive or options.output / self.archive
-        if options.archive and not archive.is_file():
-            raise UserError(f"{archive}: no such file")
-        if not archive.exists():
-            download(zenodo_file(options.url, self.archive), archive)
-        self.prepare(archive, options.output, options.sample_rate)
-        if not options.archive:
-            print(f"{archive} is no longer needed")
-
-    def prepare(self, archive: Path, output: Path, sample_rate: int) -> None:
-        """Write the pairs of an archive and their manifest; files that exist already are kept.
-
-        Raises:
-            UserError: if the archive is damaged or has another layout, or the disk is full.
-        """
-        report = Report(output)
-        sides = self._unpack(archive, output, sample_rate, report)
-        pairs = {}
-        for name, pair in _pair_up(sides, report).items():
-            try:
-                pairs[name] = _cut_to_equal_length(*pair)
-            except DataError as error:
-                report.leave_out(name, str(error))
-        split = self.split(list(pairs))
-        for name, (input, target) in pairs.items():
-            source = {"input_source": input.source, "target_source": target.source}
-            report.add(name, split[name], input.path, target.path, **source)
-        report.write()
-        report.show()
-
-    def _unpack(self, archive: Path, output: Path, sample_rate: int, report: Report) -> dict[str, dict[str, Prepared]]:
-        folders = {PurePosixPath(self.input): "input", PurePosixPath(self.target): "target"}
-        sides: dict[str, dict[str, Prepared]] = {side: {} for side in folders.values()}
-        output.mkdir(parents=True, exist_ok=True)
-        other_folders = set()
-        with _damage_named(archive), tqdm(desc="Preparing", unit=" files") as bar:
-            for member in members(archive):
-                side = folders.get(member.path.parent)
-                is_hidden = member.path.name.startswith(".")  # macOS adds a hidden file for each file
-                if side is None or is_hidden or member.path.suffix.lower() != ".wav":
-                    other_folders.add(str(member.path.parent))
-                    continue
-                name = safe_name(self.name(member.path.stem))
-                try:
-                    path = _unpack_member(member, output / side / name, sample_rate, output)
-                    sides[side][name] = Prepared(path, str(member.path))
-                except DataError as error:
-                    report.leave_out(name, str(error))
-                bar.update()
-        for folder, side in folders.items():
-            if not sides[side]:
-                found = ", ".join(sorted(other_folders)[:20]) or "nothing"
-                raise UserError(f"{archive} has no audio in {folder}, but in: {found}")
-        return sides
 
 
 @dataclass
@@ -191,6 +97,99 @@ class Report:
         print(f"{len(self.rows)} pairs in {self.folder}: {counts}")
 
 
+@dataclass(frozen=True)
+class ZenodoPairs:
+    """Pairs in two folders of an archive on Zenodo.
+
+    Args:
+        record: the record's address in Zenodo's API.
+        archive: the name of the archive, a zip or a tar.gz.
+        input, target: folders in the archive.
+        split: maps the sorted list of names to the split of each name.
+        name: maps a file name without its suffix to the name that input and target share.
+    """
+
+    record: str
+    archive: str
+    input: str
+    target: str
+    split: Callable[[Sequence[str]], Mapping[str, str]]
+    name: Callable[[str], str] = str
+
+    def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
+        """Run the command line of a script: ``manual`` is the text of ``--help``, ``output`` the default folder.
+
+        Raises:
+            UserError: if the archive cannot be downloaded or used.
+        """
+        parser = argument_parser(manual, output)
+        parser.add_argument("--url", default=self.record, help="the record in Zenodo's API (default: %(default)s)")
+        parser.add_argument("--archive", type=Path, help=f"a local copy of {self.archive}, instead of a download")
+        options = parser.parse_args(arguments)
+        if is_prepared(options.output, options.sample_rate):
+            print(f"{options.output} is prepared already")
+            return
+        archive = options.archive or options.output / self.archive
+        if options.archive and not archive.is_file():
+            raise UserError(f"{archive}: no such file")
+        if not archive.exists():
+            download(zenodo_file(options.url, self.archive), archive)
+        self.prepare(archive, options.output, options.sample_rate)
+        if not options.archive:
+            print(f"{archive} is no longer needed")
+
+    def prepare(self, archive: Path, output: Path, sample_rate: int) -> None:
+        """Write the pairs of an archive and their manifest; files that exist already are kept.
+
+        Raises:
+            UserError: if the archive is damaged or has another layout, or the disk is full.
+        """
+        report = Report(output)
+        try:
+            sides = self._unpack(archive, output, sample_rate, report)
+        except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise UserError(f"{archive} is damaged or incomplete ({error}): remove it and run this again") from None
+        except NotImplementedError as error:  # an unknown method of compression
+            raise UserError(f"{archive} cannot be unpacked: {error}") from None
+        pairs = {}
+        for name, pair in _pair_up(sides, report).items():
+            try:
+                pairs[name] = _cut_to_equal_length(*pair)
+            except DataError as error:
+                report.leave_out(name, str(error))
+        split = self.split(list(pairs))
+        for name, (input, target) in pairs.items():
+            source = {"input_source": input.source, "target_source": target.source}
+            report.add(name, split[name], input.path, target.path, **source)
+        report.write()
+        report.show()
+
+    def _unpack(self, archive: Path, output: Path, sample_rate: int, report: Report) -> dict[str, dict[str, Prepared]]:
+        folders = {PurePosixPath(self.input): "input", PurePosixPath(self.target): "target"}
+        sides: dict[str, dict[str, Prepared]] = {side: {} for side in folders.values()}
+        output.mkdir(parents=True, exist_ok=True)
+        other_folders = set()
+        with tqdm(desc="Preparing", unit=" files") as bar:
+            for member in members(archive):
+                side = folders.get(member.path.parent)
+                is_hidden = member.path.name.startswith(".")  # macOS adds a hidden file for each file
+                if side is None or is_hidden or member.path.suffix.lower() != ".wav":
+                    other_folders.add(str(member.path.parent))
+                    continue
+                name = safe_name(self.name(member.path.stem))
+                try:
+                    path = _unpack_member(member, output / side / name, sample_rate, output)
+                    sides[side][name] = Prepared(path, str(member.path))
+                except DataError as error:
+                    report.leave_out(name, str(error))
+                bar.update()
+        for folder, side in folders.items():
+            if not sides[side]:
+                found = ", ".join(sorted(other_folders)[:20]) or "nothing"
+                raise UserError(f"{archive} has no audio in {folder}, but in: {found}")
+        return sides
+
+
 def argument_parser(manual: str, output: str) -> argparse.ArgumentParser:
     """Return a parser of the options that all scripts share; see :meth:`ZenodoPairs.main`."""
     parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -227,13 +226,12 @@ def members(archive: Path) -> Iterator[Member]:
                     yield Member(PurePosixPath(info.filename), info.file_size, partial(zip.open, info))
     elif magic == b"\x1f\x8b":
         # tarfile's own "r|gz" takes a truncated archive for a complete one.
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for entry in tar:
-                    if entry.isfile():
-                        # None is for entries that are no files.
-                        extract = cast(Callable[[], IO[bytes]], partial(tar.extractfile, entry))
-                        yield Member(PurePosixPath(entry.name), entry.size, extract)
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for entry in tar:
+                if entry.isfile():
+                    # None is for entries that are no files.
+                    extract = cast(Callable[[], IO[bytes]], partial(tar.extractfile, entry))
+                    yield Member(PurePosixPath(entry.name), entry.size, extract)
             while stream.read(1 << 20):  # up to its checksum
                 pass
     else:
@@ -246,20 +244,13 @@ def safe_name(name: str) -> str:
 
 
 def read_whole(path: Path, sample_rate: int) -> Tensor:
-    """Read and resample a file to float32 ``(channels, samples)``.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """Read and resample a whole file, to float32 ``(channels, samples)``; errors as in :meth:`AudioFile.open`."""
     file = AudioFile.open(str(path))
     return file.read(0, file.samples_at(sample_rate), sample_rate, file.channels)
 
 
 def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
-    """Write ``(channels, samples)`` as FLAC of 24 bits or, beyond full scale, as WAV of 32-bit float.
-
-    Returns:
-        The path: ``stem`` and the suffix of the format.
+    """Write ``(channels, samples)`` and return ``stem.flac`` (24 bits) or, beyond full scale, ``stem.wav`` (float).
 
     Raises:
         DataError: if the audio is silent, or samples are not finite.
@@ -273,22 +264,19 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     suffix, subtype = (".flac", "PCM_24") if peak <= _FULL_SCALE else (".wav", "FLOAT")
     stem.parent.mkdir(parents=True, exist_ok=True)
     require_space(stem.parent, 4 * audio.numel())
-    path = _with_suffix(stem, suffix)
+    path = Path(f"{stem}{suffix}")
     with replacing(path) as unfinished:
         soundfile.write(unfinished, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
-        _with_suffix(stem, ".wav" if suffix == ".flac" else ".flac").unlink(missing_ok=True)
+        Path(f"{stem}.wav" if suffix == ".flac" else f"{stem}.flac").unlink(missing_ok=True)
     return path
 
 
 def existing(stem: Path, sample_rate: int) -> Path | None:
     """Return the file that :func:`write_audio` wrote earlier, if it has this sample rate, or None."""
-    for suffix in (".flac", ".wav"):
-        path = _with_suffix(stem, suffix)
-        try:
+    for path in (Path(f"{stem}.flac"), Path(f"{stem}.wav")):
+        with suppress(DataError):  # missing or broken
             if AudioFile.open(str(path)).sample_rate == sample_rate:
                 return path
-        except DataError:  # missing or broken
-            continue
     return None
 
 
@@ -353,16 +341,6 @@ def _unpack_member(member: Member, stem: Path, sample_rate: int, folder: Path) -
         unpacked.unlink(missing_ok=True)
 
 
-@contextmanager
-def _damage_named(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{archive} is damaged or incomplete ({error}): remove it and run this again") from None
-    except NotImplementedError as error:  # an unknown method of compression
-        raise UserError(f"{archive} cannot be unpacked: {error}") from None
-
-
 def _pair_up(sides: Mapping[str, Mapping[str, Prepared]], report: Report) -> dict[str, Sequence[Prepared]]:
     inputs, targets = sides["input"], sides["target"]
     if not inputs.keys() & targets.keys() and len(inputs) == len(targets):
@@ -379,17 +357,12 @@ def _cut_to_equal_length(*pair: Prepared) -> list[Prepared]:
     if max(file.seconds for file in files) - samples / files[0].sample_rate > MAX_TRIM_SECONDS:
         lengths = " and ".join(f"{file.seconds:.2f} s" for file in files)
         raise DataError(f"input and target have different lengths, {lengths}")
-    cut = []
-    for side, file in zip(pair, files):
+    cut = list(pair)
+    for index, (side, file) in enumerate(zip(pair, files)):
         if file.samples > samples:
             audio = file.read(0, samples, file.sample_rate, file.channels)
-            side = side._replace(path=write_audio(audio, side.path.with_suffix(""), file.sample_rate))
-        cut.append(side)
+            cut[index] = side._replace(path=write_audio(audio, side.path.with_suffix(""), file.sample_rate))
     return cut
-
-
-def _with_suffix(stem: Path, suffix: str) -> Path:
-    return stem.with_name(stem.name + suffix)
 
 
 def _sample_rate(text: str) -> int:

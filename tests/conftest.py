@@ -1,4 +1,4 @@
-"""What several test files share: small data sets and small chains."""
+"""Fixtures that several test files share: small data sets, small chains and a finished run."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfx.effects import ChainSpec, EffectSpec
+from dfx.effects import ChainSpec
+from tests.known_effects import SAMPLE_RATE, known
 
 ROOT = Path(__file__).parent.parent
-SAMPLE_RATE = 22050
-
-
-def known(effect: str, **options: object) -> EffectSpec:
-    """One of the effects of tests/known_effects.py."""
-    return EffectSpec(f"python:tests.known_effects.{effect}", **options)
 
 
 @pytest.fixture(scope="session")
 def logged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the smoke config, logged offline, one of a group."""
+    """Return the folder of a finished run of the smoke config, logged offline in a group, with its ``output.txt``."""
     runs = tmp_path_factory.mktemp("logged")
     command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.folder", str(runs),
                "--wandb.mode", "offline", "--wandb.group", "an_ablation", "--wandb.tags", "[one_arm]"]  # fmt: skip
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
     assert ended.returncode == 0, ended.stderr
+    (runs / "smoke" / "output.txt").write_text(ended.stdout)
     return runs / "smoke"
 
 
 @pytest.fixture
 def noise() -> np.ndarray:
-    """One second of noise, ``(1, 22050)``."""
+    """Return one second of noise, ``(1, 22050)``."""
     return (0.1 * np.random.default_rng(0).standard_normal((1, SAMPLE_RATE))).astype(np.float32)
 
 
@@ -46,7 +42,7 @@ def gain_chain() -> ChainSpec:
 
 @pytest.fixture
 def make_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """Writes folders of decaying notes and the same notes through a soft clipper."""
+    """Write folders of decaying notes and the same notes through a soft clipper."""
 
     def make(count: int = 10, seconds: float = 0.5, folder: str = "pairs", sample_rate: int = SAMPLE_RATE) -> Path:
         root = tmp_path / folder

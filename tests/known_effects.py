@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from dfx.effects import Control
+from dfx.effects import Control, EffectSpec
+
+SAMPLE_RATE = 22050
 
 GRADIENT = np.array([0.7, -0.4, 0.2])
 CURVATURE = np.array([[0.5, 0.3, -0.2], [0.3, -0.4, 0.1], [-0.2, 0.1, 0.6]])
+
+
+def known(effect: str, **options: object) -> EffectSpec:
+    """Return the spec of an effect of tests/known_effects.py."""
+    return EffectSpec(f"python:tests.known_effects.{effect}", **options)
 
 
 class Gain:

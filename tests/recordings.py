@@ -92,3 +92,13 @@ def _music(random: np.random.Generator) -> np.ndarray:
         for partial in range(1, 8):
             mix += np.exp(-partial * since_beat) / partial * np.sin(2 * np.pi * frequency * partial * seconds)
     return 0.1 * mix
+
+
+def delayed(audio: torch.Tensor, by: int) -> torch.Tensor:
+    """Delay ``audio`` by ``by`` samples (advance it where negative), and fill with silence."""
+    moved = torch.roll(audio, by, dims=-1)
+    if by >= 0:
+        moved[..., :by] = 0
+    else:
+        moved[..., by:] = 0
+    return moved

@@ -2,17 +2,7 @@ import pytest
 import torch
 
 from dfx.alignment import align, find_delay
-from tests.recordings import KINDS, planted
-
-
-def delayed(audio: torch.Tensor, by: int) -> torch.Tensor:
-    """Delay ``audio`` by ``by`` samples (advance it where negative), and fill with silence."""
-    moved = torch.roll(audio, by, dims=-1)
-    if by >= 0:
-        moved[..., :by] = 0
-    else:
-        moved[..., by:] = 0
-    return moved
+from tests.recordings import KINDS, delayed, planted
 
 
 @pytest.mark.parametrize("delay", [-300, -37, -1, 0, 1, 110, 300])

@@ -8,7 +8,7 @@ from dfx.evaluation.baselines import BASELINES, make_baselines
 from dfx.evaluation.search import BaselineOptions, Search, draw_excerpts
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
-from tests.conftest import SAMPLE_RATE, known
+from tests.known_effects import SAMPLE_RATE, known
 
 LOSS = make_loss(LossOptions(fft_sizes=[512, 256]))
 PAPER = make_loss(LossOptions(kind="paper"))

@@ -24,8 +24,9 @@ from dfx.effects import ChainSpec, EffectSpec
 from dfx.errors import UserError
 from dfx.loggers.history import History, best_row, read_history
 from dfx.tasks import load_task
-from tests.conftest import SAMPLE_RATE
-from tests.test_task import data, task, trainer, weights
+from tests.known_effects import SAMPLE_RATE
+from tests.small_training import data, task, trainer, weights
+from tests.wandb_records import merged, records
 
 ROOT = Path(__file__).parent.parent
 SCALARS = {
@@ -39,23 +40,9 @@ MEDIA = {
 }  # fmt: skip
 
 
-def records(run: Path) -> list:
-    """Return the records of a run's offline log, read by W&B itself."""
-    (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    printed = subprocess.run(reader, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
-    return [json.loads(line) for line in printed.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def record(logged_run) -> list:
     return records(logged_run)
-
-
-def merged(record: list) -> dict:
-    """Return the last value of each metric in the history."""
-    rows = [line["history"]["item"] for line in record if line["type"] == "history"]
-    return {name: value for row in rows for name, value in row.items()}
 
 
 # --- records and files -------------------------------------------------------------------------------------

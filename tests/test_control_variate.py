@@ -7,7 +7,7 @@ import torch
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.blackbox.control_variate import BANDS, LEVELS_DBFS, ControlVariate
 from dfx.effects import ChainSpec, EffectSpec
-from tests.conftest import SAMPLE_RATE
+from tests.known_effects import SAMPLE_RATE
 
 EQUALIZER = [
     EffectSpec("pedalboard:LowShelfFilter", train={"gain_db": None}, fixed={"cutoff_frequency_hz": 200}),

@@ -16,7 +16,7 @@ from dfx.dashboard.summary import find_runs, write_summary
 from dfx.dashboard.workspace import CURVES, make_workspace
 from dfx.errors import UserError
 from dfx.loggers.history import read_history
-from tests.test_callbacks import merged, records
+from tests.wandb_records import merged, records
 
 ROOT = Path(__file__).parent.parent
 PREFIXES = ("train", "validation", "gradient", "parameters", "speed", "test", "media", "tables")

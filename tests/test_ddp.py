@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfx.cli import main
-from tests.test_stages import change, checkpoints, config, same  # noqa: F401
+from tests.staged_run import change, checkpoints, config, same  # noqa: F401
 
 pytestmark = pytest.mark.slow
 

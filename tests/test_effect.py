@@ -5,7 +5,7 @@ import pytest
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, Trained
 from dfx.effects.chain import _snake_case
-from tests.conftest import SAMPLE_RATE, known
+from tests.known_effects import SAMPLE_RATE, known
 
 COMPRESSOR = "pedalboard:Compressor"
 

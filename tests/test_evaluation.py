@@ -17,8 +17,8 @@ from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import EXPLAINED, Mean, Results, as_table, read_means
 from dfx.evaluation.search import BaselineOptions
 from dfx.metrics import COLUMNS
-from tests.conftest import known
-from tests.test_task import task
+from tests.known_effects import known
+from tests.small_training import task
 
 QUICK = BaselineOptions(evaluations=120, excerpts=2, excerpt_seconds=0.2, network_steps=1)
 

@@ -27,7 +27,7 @@ from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
 from dfx.tasks import TubeAmp
-from tests.conftest import SAMPLE_RATE, known
+from tests.known_effects import SAMPLE_RATE, known
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 1.0

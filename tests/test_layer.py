@@ -13,8 +13,7 @@ from dfx.blackbox import workers as workers_module
 from dfx.blackbox.workers import Workers
 from dfx.effects import Chain, ChainSpec, EffectSpec, RenderError
 from dfx.errors import UserError
-from tests.conftest import SAMPLE_RATE, known
-from tests.known_effects import CURVATURE, GRADIENT
+from tests.known_effects import CURVATURE, GRADIENT, SAMPLE_RATE, known
 
 TUBE = [
     EffectSpec("pedalboard:Distortion", train={"drive_db": (0, 20)}),

@@ -5,8 +5,7 @@ import torch
 from dfx.alignment import align
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
-from tests.recordings import KINDS, planted
-from tests.test_alignment import delayed
+from tests.recordings import KINDS, delayed, planted
 
 PAPER = LossOptions(kind="paper")
 

@@ -6,7 +6,7 @@ import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lilv, lv2
-from tests.conftest import SAMPLE_RATE
+from tests.known_effects import SAMPLE_RATE
 
 CALF = "http://calf.sourceforge.net/plugins/"
 LSP = "http://lsp-plug.in/plugins/lv2/"

@@ -3,7 +3,7 @@ import pytest
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.pedalboard import EFFECTS
-from tests.conftest import SAMPLE_RATE
+from tests.known_effects import SAMPLE_RATE
 
 WITH_PARAMETERS = [name for name in EFFECTS if name != "Invert"]
 DEFAULT_CHAIN = [

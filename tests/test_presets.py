@@ -13,7 +13,7 @@ from dfx.effects import ChainSpec, EffectSpec, vst3
 from dfx.effects.pedalboard import EFFECTS
 from dfx.errors import UserError
 from dfx.render.presets import preset_files, write_preset
-from tests.conftest import known
+from tests.known_effects import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
 ZAM = "lv2:urn:zamaudio:ZamComp"

@@ -10,8 +10,7 @@ from dfx.effects import ChainSpec, Control, EffectError, EffectSpec, RenderError
 from dfx.effects.chain import load_chain
 from dfx.effects.pedalboard import EFFECTS, PedalboardEffect
 from dfx.effects.probe import as_text, dead_parameters, main, probe, probe_signal
-from tests.conftest import SAMPLE_RATE, known
-from tests.known_effects import Gain, Late
+from tests.known_effects import SAMPLE_RATE, Gain, Late, known
 
 SECONDS = 0.5
 TUBE_AMP = str(Path(__file__).parent.parent / "configs" / "tube_amp.yaml")

@@ -15,7 +15,7 @@ from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.chain import load_chain
 from dfx.effects.probe import ProbeReport, dead_parameters, probe
-from tests.conftest import SAMPLE_RATE
+from tests.known_effects import SAMPLE_RATE
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CALF = "lv2:http://calf.sourceforge.net/plugins/"

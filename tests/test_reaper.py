@@ -11,7 +11,7 @@ from dfx.effects import ChainSpec, EffectSpec, lv2
 from dfx.errors import UserError
 from dfx.render.automation import Automation
 from dfx.render.reaper import TOLERANCE, Take, project_files, write_project
-from tests.conftest import known
+from tests.known_effects import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
 PLUGINS = [

@@ -22,8 +22,8 @@ from dfx.render import streaming
 from dfx.render.__main__ import main
 from dfx.render.model import Model
 from dfx.render.streaming import StreamingOptions, render_stream
-from tests.conftest import SAMPLE_RATE, known
-from tests.test_task import data, task, trainer
+from tests.known_effects import SAMPLE_RATE, known
+from tests.small_training import data, task, trainer
 
 GAIN = [EffectSpec("pedalboard:Gain", train={"gain_db": (-24, 24)})]
 LATE = [*GAIN, EffectSpec("pedalboard:BrickwallLimiter", train={"release_ms": None})]

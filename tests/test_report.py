@@ -19,9 +19,9 @@ import soundfile
 
 from dfx.evaluation.evaluate import evaluate
 from dfx.report import ANCHOR, ReportError, low_pass, write_report
-from tests.conftest import known
+from tests.known_effects import known
+from tests.small_training import task
 from tests.test_evaluation import pairs
-from tests.test_task import task
 
 SAMPLE_RATE = 22050
 SECONDS = 1.5

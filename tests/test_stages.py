@@ -1,25 +1,23 @@
 """Training in stages: the chain of each, the weights that it passes on, and resumption."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfx.blackbox import EffectLayer, GradientOptions
-from dfx.cli import DfxCLI, main
+from dfx.cli import main
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
-from dfx.tasks import CheckpointError, Task, TubeAmp, load_task, read_checkpoint
+from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
 from dfx.tasks.stages import StageOptions
-from tests.conftest import known
+from tests.known_effects import known
+from tests.staged_run import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
 
 STAGES = ["pretraining", "stage_1", "stage_2"]
-STEPS_IN_EPOCH = 3
 
 
 def task(effects, **options) -> TubeAmp:
@@ -30,71 +28,6 @@ def task(effects, **options) -> TubeAmp:
         encoder=EncoderOptions("conv", 0.1),
         loss=LossOptions(fft_sizes=[512, 256]),
         **options,
-    )
-
-
-@pytest.fixture
-def config(make_pairs, tmp_path) -> Path:
-    """A run of three stages of two epochs each, on notes."""
-    content = {
-        "run": {"name": "run", "folder": str(tmp_path / "runs"), "evaluate": False, "checkpoint_minutes": 1e-6},
-        "wandb": {"mode": "disabled"},
-        "model": {
-            "class_path": "TubeAmp",
-            "init_args": {
-                "context_samples": 4096,
-                "frame_samples": 1024,
-                "frames_per_step": 2,
-                "stages": {"pretraining_epochs": 2, "progressive": True},
-                "encoder": {"backbone": "conv", "width": 0.1, "start_at_defaults": False},
-                "loss": {"fft_sizes": [512, 256]},
-                "optimizer": {"learning_rate": 0.003, "schedule": "plateau", "patience": 10},
-                "augmentation": {"noise_db": [30, 50]},
-                "effects": [
-                    {"effect": "pedalboard:Distortion", "train": {"drive_db": [0, 30]}},
-                    {"effect": "python:tests.known_effects.Late"},
-                ],
-            },
-        },
-        "data": {"root": str(make_pairs(12)), "batch_size": 4, "excerpt_seconds": 0.2, "check_audio": False},
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 2,
-            "limit_train_batches": STEPS_IN_EPOCH,
-            "limit_val_batches": 2,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def change(config: Path, where: str, **options: object) -> None:
-    """Set options in a config."""
-    content = part = yaml.safe_load(config.read_text())
-    for name in where.split("."):
-        part = part[name]
-    part.update(options)
-    config.write_text(yaml.safe_dump(content))
-
-
-def fit(config: Path, *arguments: object) -> DfxCLI:
-    return DfxCLI(["fit", "--config", str(config), *map(str, arguments)])
-
-
-def checkpoints(config: Path, name: str = "run") -> dict:
-    folder = config.parent / "runs" / name / "checkpoints"
-    return {path.relative_to(folder).as_posix(): read_checkpoint(str(path)) for path in sorted(folder.rglob("*.ckpt"))}
-
-
-def same(one: dict, other: dict) -> bool:
-    """Return true if two sets of checkpoints hold the same weights, bit for bit."""
-    return one.keys() == other.keys() and all(
-        torch.equal(one[file]["state_dict"][name], other[file]["state_dict"][name])
-        for file in one
-        for name in one[file]["state_dict"]
     )
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from dfx.cli import main
 from dfx.tasks import Task
-from tests.test_stages import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
+from tests.staged_run import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
 
 pytestmark = pytest.mark.slow
 

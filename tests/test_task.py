@@ -4,53 +4,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from dfx.blackbox import GradientOptions
-from dfx.datasets import PairedAudio
 from dfx.effects import EffectError, EffectSpec
-from dfx.encoder import EncoderOptions
-from dfx.losses import LossOptions
 from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
-from dfx.tasks.optimizer import OptimizerOptions
-from tests.conftest import SAMPLE_RATE, known
-
-EFFECTS = [
-    EffectSpec("pedalboard:Compressor", train={"threshold_db": None, "ratio": None}),
-    EffectSpec("pedalboard:Distortion", train={"drive_db": (0, 30)}),
-]
-STEPS_IN_EPOCH = 6
-
-
-def task(effects=EFFECTS, kind=TubeAmp, redraw="excerpt", dropout=0.0, **options) -> Task:
-    pl.seed_everything(0, verbose=False)
-    return kind(
-        effects,
-        **{"context_samples": 4096, "frame_samples": 1024, **options},
-        encoder=EncoderOptions(width=0.1, dropout=dropout),
-        loss=LossOptions(fft_sizes=[512, 256]),
-        gradient=GradientOptions(redraw=redraw),
-        optimizer=OptimizerOptions(learning_rate=1e-3),
-    )
-
-
-def data(root, model: Task) -> PairedAudio:
-    return PairedAudio(str(root), SAMPLE_RATE, 1, model.window, batch_size=4, excerpt_seconds=0.15, check_audio=False)
-
-
-def trainer(folder=None, epochs=2, callbacks=(), **options) -> pl.Trainer:
-    saves = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
-    return pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        limit_train_batches=STEPS_IN_EPOCH,
-        logger=False,
-        enable_checkpointing=saves,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **options,
-    )
+from tests.known_effects import known
+from tests.small_training import EFFECTS, STEPS_IN_EPOCH, data, task, trainer, weights
 
 
 class Crash(pl.Callback):
@@ -62,10 +19,6 @@ class Crash(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.after:
             raise RuntimeError("power cut")
-
-
-def weights(model: Task) -> torch.Tensor:
-    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
 
 
 @pytest.mark.parametrize("redraw", ["excerpt", "frame"])

@@ -42,17 +42,8 @@ def run(script: str, *arguments: object, status: int = 0) -> tuple:
     return out, err
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Path:
-    """Return the folder of a finished run of the smoke config, logged offline; ``output.txt`` has its output."""
-    runs = tmp_path_factory.mktemp("runs")
-    out, _ = run("train.py", "fit", *SMOKE, "--run.folder", runs, "--wandb.mode", "offline")
-    (runs / "smoke" / "output.txt").write_text(out)
-    return runs / "smoke"
-
-
-def test_a_run_ends_with_a_table_and_the_paths_of_its_results(smoke):
-    out = (smoke / "output.txt").read_text()
+def test_a_run_ends_with_a_table_and_the_paths_of_its_results(logged_run):
+    out = (logged_run / "output.txt").read_text()
     for text in [
         "output / input",
         "mrstft",
@@ -60,73 +51,75 @@ def test_a_run_ends_with_a_table_and_the_paths_of_its_results(smoke):
         "lufs_difference",
         "input",
         "output",
-        str(smoke / "evaluation" / "audio"),
+        str(logged_run / "evaluation" / "audio"),
     ]:
         assert text in out
 
 
-def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(smoke):
-    config = yaml.safe_load((smoke / "resolved_config.yaml").read_text())
+def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(logged_run):
+    config = yaml.safe_load((logged_run / "resolved_config.yaml").read_text())
     assert config["model"]["init_args"]["frame_samples"] == 2048
     assert config["model"]["init_args"]["gradient"]["epsilon"] == 0.01
-    assert json.loads((smoke / "versions.json").read_text())["torch"] == version("torch")
-    metrics = json.loads((smoke / "metrics.json").read_text())
+    assert json.loads((logged_run / "versions.json").read_text())["torch"] == version("torch")
+    metrics = json.loads((logged_run / "metrics.json").read_text())
     assert metrics["step"] == 10 and {"train/loss", "validation/loss", "validation/loss_of_input"} <= set(metrics)
     for name in ("best", "last"):
-        load_task(str(smoke / "checkpoints" / f"{name}.ckpt"))
+        load_task(str(logged_run / "checkpoints" / f"{name}.ckpt"))
 
 
-def test_the_evaluation_holds_metrics_and_audio_of_every_file(smoke):
-    means = json.loads((smoke / "evaluation" / "metrics.json").read_text())
+def test_the_evaluation_holds_metrics_and_audio_of_every_file(logged_run):
+    means = json.loads((logged_run / "evaluation" / "metrics.json").read_text())
     methods = ("input", "defaults", "output")
     assert {method: set(of) for method, of in means.items()} == {m: {"loss", *COLUMNS} for m in methods}
-    rows = list(csv.DictReader((smoke / "evaluation" / "files.csv").open()))
+    rows = list(csv.DictReader((logged_run / "evaluation" / "files.csv").open()))
     assert len(rows) == len(methods) * 15
     for name in {row["file"] for row in rows}:
         for side in (*methods, "target"):
-            audio, sample_rate = soundfile.read(smoke / "evaluation" / "audio" / f"{name}_{side}.flac")
+            audio, sample_rate = soundfile.read(logged_run / "evaluation" / "audio" / f"{name}_{side}.flac")
             assert sample_rate == 22050 and len(audio) == 44100 and np.abs(audio).max() < 1
 
 
-def test_the_run_is_logged_offline_without_a_login(smoke):
-    records = list((smoke / "wandb").glob("offline-run-*/*.wandb"))
+def test_the_run_is_logged_offline_without_a_login(logged_run):
+    records = list((logged_run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(records) == 1 and records[0].stat().st_size > 0
 
 
 @pytest.mark.slow
-def test_the_resolved_config_reproduces_the_run(smoke, tmp_path):
+def test_the_resolved_config_reproduces_the_run(logged_run, tmp_path):
     run(
         "train.py",
         "fit",
         "--config",
-        smoke / "resolved_config.yaml",
+        logged_run / "resolved_config.yaml",
         "--run.folder",
         tmp_path,
         "--wandb.mode",
         "disabled",
     )
-    first, second = (json.loads((f / "evaluation" / "metrics.json").read_text()) for f in (smoke, tmp_path / "smoke"))
+    first, second = (
+        json.loads((f / "evaluation" / "metrics.json").read_text()) for f in (logged_run, tmp_path / "smoke")
+    )
     assert first == second
-    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (smoke, tmp_path / "smoke")]
+    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (logged_run, tmp_path / "smoke")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(smoke, tmp_path):
-    checkpoint = smoke / "checkpoints" / "best.ckpt"
+def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(logged_run, tmp_path):
+    checkpoint = logged_run / "checkpoints" / "best.ckpt"
     out, _ = run("evaluate.py", checkpoint, "--json", "--output", tmp_path)
-    assert json.loads(out) == json.loads((smoke / "evaluation" / "metrics.json").read_text())
+    assert json.loads(out) == json.loads((logged_run / "evaluation" / "metrics.json").read_text())
 
 
-def test_validate_test_and_predict_run_from_a_checkpoint(smoke, monkeypatch, capsys):
+def test_validate_test_and_predict_run_from_a_checkpoint(logged_run, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for subcommand in ("validate", "test", "predict"):
-        main([subcommand, *SMOKE, "--ckpt_path", str(smoke / "checkpoints" / "best.ckpt")])
+        main([subcommand, *SMOKE, "--ckpt_path", str(logged_run / "checkpoints" / "best.ckpt")])
     printed = capsys.readouterr().out
     assert "validation/loss" in printed and "test/output/mrstft" in printed
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_and_ends_with_the_same_weights(smoke, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(logged_run, tmp_path):
     arguments = ["fit", *SMOKE, "--run.folder", tmp_path, "--run.checkpoint_minutes", 1e-6]
     process = command("train.py", *arguments, "--trainer.max_epochs", 2)
     last = tmp_path / "smoke" / "checkpoints" / "last.ckpt"
@@ -137,7 +130,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(smoke, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     run("train.py", *arguments, "--run.resume", "true")
-    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (smoke, tmp_path / "smoke")]
+    weights = [load_task(str(f / "checkpoints" / "last.ckpt")).state_dict() for f in (logged_run, tmp_path / "smoke")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -195,6 +188,6 @@ def test_a_config_with_the_former_name_of_a_value_is_refused_with_its_name_now(t
         main(["fit", *SMOKE, "--config", str(tmp_path / "old.yaml")])
 
 
-def test_evaluate_ends_in_one_line_for_data_that_do_not_exist(smoke):
-    _, err = run("evaluate.py", smoke / "checkpoints" / "best.ckpt", "--data", smoke / "nowhere", status=1)
+def test_evaluate_ends_in_one_line_for_data_that_do_not_exist(logged_run):
+    _, err = run("evaluate.py", logged_run / "checkpoints" / "best.ckpt", "--data", logged_run / "nowhere", status=1)
     assert err.startswith("error: ") and "no such folder" in err and len(err.strip().splitlines()) == 1

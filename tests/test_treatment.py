@@ -9,7 +9,7 @@ from dfx.audio.reading import AudioFile
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
 from dfx.errors import UserError
 from dfx.tasks import Mastering, NonSpeech, TubeAmp
-from tests.conftest import SAMPLE_RATE
+from tests.known_effects import SAMPLE_RATE
 
 HIGHPASS = Treatment(highpass_hz=100)
 LOUDNESS = Treatment(input_lufs=-25)

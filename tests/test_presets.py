@@ -35,7 +35,7 @@ def run(path: Path):
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_a_preset_in_python_sounds_as_the_chain_does(name, tmp_path):
-    if not any(control.trainable for control in EFFECTS[name].controls(44100)):
+    if not any(control.trainable for control in EFFECTS[name](44100).targets):
         effects = [EffectSpec(f"pedalboard:{name}"), EffectSpec("pedalboard:Gain")]
     else:
         effects = [EffectSpec(f"pedalboard:{name}")]

@@ -108,13 +108,11 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
     for name in [*(spec.train or {}), *spec.fixed]:
         if name not in controls:
             raise EffectError(f"{spec.effect} has no parameter '{name}'{nearest(name, controls)}")
-    both = set(spec.train or {}) & set(spec.fixed)
-    if both:
+    if both := set(spec.train or {}) & set(spec.fixed):
         raise EffectError(f"{spec.effect}: {', '.join(sorted(both))} is both trained and fixed")
 
-    train = spec.train
-    if train is None:
-        train = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
+    by_default = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
+    train = by_default if spec.train is None else spec.train
     parameters = tuple(_parameter(controls[name], given, spec, sample_rate) for name, given in train.items())
     fixed = {name: _fixed_value(controls[name], value, spec.effect, sample_rate) for name, value in spec.fixed.items()}
     return Recipe(host, effect, spec.name or "", parameters, fixed)
@@ -139,19 +137,17 @@ def _parameter(control: Control, given: Any, spec: EffectSpec, sample_rate: int)
 
 def _trained(name: str, given: Any) -> Trained:
     """Return the options of a trained parameter from the forms that a config may give them in."""
-    if given is None:
-        return Trained()
     try:
         if not isinstance(given, Trained):
             given = Trained(**given) if isinstance(given, Mapping) else Trained(range=given)
-        if given.range is not None:
-            low, high = given.range
-            if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
-                raise TypeError
-            given = replace(given, range=(low, high))
+        if given.range is None:
+            return given
+        low, high = given.range
+        if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
+            raise TypeError
+        return replace(given, range=(low, high))
     except (TypeError, ValueError):
         raise EffectError(f"{name} is trained with [low, high], or with any of range, scale and default") from None
-    return given
 
 
 def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) -> Any:
@@ -170,9 +166,7 @@ def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) ->
 
 
 def _maximum(control: Control, sample_rate: int) -> float:
-    if control.unit == "Hz":
-        return min(control.maximum, NYQUIST_MARGIN * sample_rate)
-    return control.maximum
+    return min(control.maximum, NYQUIST_MARGIN * sample_rate if control.unit == "Hz" else math.inf)
 
 
 def _check_limits(name: str, described: str, values: Sequence[float], control: Control, maximum: float) -> None:
@@ -180,9 +174,8 @@ def _check_limits(name: str, described: str, values: Sequence[float], control: C
     if min(values) < control.minimum:
         raise EffectError(f"{name}: {described} goes below {control.minimum:g}{unit}, the effect's minimum")
     if max(values) > maximum:
-        reason = "the effect's maximum"
-        if maximum < control.maximum:
-            reason = f"{NYQUIST_MARGIN} of the sample rate, the limit for frequencies"
+        nyquist = f"{NYQUIST_MARGIN} of the sample rate, the limit for frequencies"
+        reason = nyquist if maximum < control.maximum else "the effect's maximum"
         raise EffectError(f"{name}: {described} goes above {maximum:g}{unit}, {reason}")
 
 
@@ -230,15 +223,10 @@ class ChainSpec:
         if not self.effects:
             raise EffectError("the chain has no effects: name at least one under `effects`")
         self.recipes = _with_unique_names([_resolve(spec, sample_rate, channels) for spec in self.effects])
-        self.space = ParameterSpace(
-            [
-                replace(parameter, name=f"{recipe.name}.{parameter.name}")
-                for recipe in self.recipes
-                for parameter in recipe.parameters
-            ]
-        )
-        if not self.space.parameters:
+        parameters = [replace(p, name=f"{recipe.name}.{p.name}") for recipe in self.recipes for p in recipe.parameters]
+        if not parameters:
             raise EffectError("the chain trains no parameter: name at least one under `train`")
+        self.space = ParameterSpace(parameters)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -330,11 +318,10 @@ class Chain(Effect):
 
     def read_values(self) -> np.ndarray:
         """Return the values of all trained parameters, NaN where an effect or its host cannot report them."""
-        values = np.full(sum(len(part.parameters) for part in self.parts), np.nan)
+        values = np.empty(sum(len(part.parameters) for part in self.parts))
         for effect, place, _ in self.parts:
             reported = effect.read_values()
-            if reported is not None:
-                values[place] = reported
+            values[place] = np.nan if reported is None else reported
         return values
 
 

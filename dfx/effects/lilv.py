@@ -6,6 +6,7 @@ created in any thread, but one at a time, since they may share global state of t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -15,9 +16,8 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_double, c_float, c_int32, c_uint32, c_void_p
-from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -66,32 +66,20 @@ _PACKAGES = {
 }
 """Debian packages of plugins that the configs name, by a part of their URIs."""
 
-_P = c_void_p
-_KINDS = ("nodes", "plugins", "scale_points")
-_FUNCTIONS: dict[tuple[Any, ...], list[str]] = {
-    (_P,): ["world_new"],
-    (_P, _P): [
-        *("plugin_get_bundle_uri", "plugin_get_name", "plugin_get_required_features", "plugin_get_uri"),
-        *("scale_point_get_label", "scale_point_get_value", "world_get_all_plugins"),
-        *(f"{kind}_begin" for kind in _KINDS),
-    ],
-    (_P, _P, _P): ["plugins_get_by_uri", "port_get_scale_points", "port_get_symbol"]
-    + [f"{kind}_{function}" for kind in _KINDS for function in ("get", "next")],
-    (_P, _P, _P, _P): ["port_get"],
-    (_P, _P, _P, _P, _P): ["world_get"],
-    (_P, _P, c_char_p): ["new_uri"],
-    (_P, _P, c_uint32): ["plugin_get_port_by_index"],
-    (_P, _P, c_double, _P): ["plugin_instantiate"],
-    (c_char_p, _P): ["node_as_string"],
-    (c_float, _P): ["node_as_float"],
-    (c_uint32, _P): ["plugin_get_latency_port_index", "plugin_get_num_ports"],
-    (c_bool, _P): ["plugin_has_latency"],
-    (c_bool, _P, _P): [f"{kind}_is_end" for kind in _KINDS],
-    (c_bool, _P, _P, _P): ["port_has_property", "port_is_a"],
-    (None, _P): ["node_free", "nodes_free", "scale_points_free", "world_load_all"],
-    (None, _P, _P, _P, _P): ["plugin_get_port_ranges_float"],
+
+class _Address(c_void_p):
+    """A pointer that ctypes does not convert to an integer, so that it may be passed on as it is."""
+
+
+_RESULTS: dict[str, type] = {
+    "node_as_float": c_float,
+    "node_as_string": c_char_p,
+    "plugin_get_latency_port_index": c_uint32,
+    "plugin_get_num_ports": c_uint32,
+    **dict.fromkeys(("plugin_has_latency", "port_has_property", "port_is_a"), c_bool),
+    **dict.fromkeys(("nodes_is_end", "plugins_is_end", "scale_points_is_end"), c_bool),
 }
-"""The functions of liblilv that are called, by the types of the result and of the arguments."""
+"""Types of the results of liblilv's functions; others return an address, or nothing."""
 
 
 @functools.cache
@@ -101,22 +89,31 @@ def plugin(uri: str) -> Plugin:
     Raises:
         EffectError: if liblilv or the plugin is not installed, or if the host lacks a feature that it requires.
     """
-    return _world().describe(uri)
+    world = _world()
+    address = world.find(uri)
+    required = world("plugin_get_required_features", address)
+    lacking = {world.string(node) for node in world.members("nodes", required)} - set(map(_uri, _FEATURES))
+    world("nodes_free", required)
+    if lacking:
+        raise EffectError(f"lv2:{uri} requires features that this host lacks: {', '.join(lacking)}")
 
-
-@functools.cache
-def library(uri: str, sample_rate: int) -> Library:
-    """Load the library of a plugin; on the main thread.
-
-    Raises:
-        EffectError: as :func:`plugin`, or if the plugin cannot be loaded, or refuses the sample rate.
-    """
-    return Library(_world(), uri, sample_rate)
+    count = world("plugin_get_num_ports", address)
+    ranges = np.full((3, count), np.nan, dtype=np.float32)
+    world("plugin_get_port_ranges_float", address, *(row.ctypes for row in ranges))
+    ports = tuple(_PortReader(world, address, index).read(*ranges[:, index]) for index in range(count))
+    for symbol, number in Counter(port.symbol for port in ports).items():
+        if number > 1:
+            raise EffectError(f"lv2:{uri} has {number} ports with the symbol '{symbol}'")
+    if unknown := [port.symbol for port in ports if port.kind == "unknown"]:
+        raise EffectError(f"lv2:{uri} has ports of a kind unknown to this host: {', '.join(unknown)}")
+    latency_port = world("plugin_get_latency_port_index", address) if world("plugin_has_latency", address) else None
+    return Plugin(uri, world.pop_string(world("plugin_get_name", address)) or uri, ports, latency_port)
 
 
 def uris() -> list[str]:
     """Return the URIs of all installed plugins, instruments included; on the main thread."""
-    return _world().uris()
+    world = _world()
+    return [world.string(world("plugin_get_uri", address)) for address in world.members("plugins", world.plugins)]
 
 
 def rescan() -> None:
@@ -148,30 +145,17 @@ def _world() -> World:
 
 def _load_lilv() -> ctypes.CDLL:
     for name in _library_names():
-        try:
-            loaded = ctypes.CDLL(name)
-            break
-        except OSError:
-            continue
-    else:
-        raise EffectError(
-            "LV2 plugins need the library liblilv: `apt-get install liblilv-0-0` on Debian and Ubuntu, "
-            "`brew install lilv` on macOS"
-        )
-    for (result, *arguments), names in _FUNCTIONS.items():
-        for name in names:
-            getattr(loaded, f"lilv_{name}").restype = result
-            getattr(loaded, f"lilv_{name}").argtypes = arguments
-    return loaded
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    raise EffectError(
+        "LV2 plugins need the library liblilv: `apt-get install liblilv-0-0` on Debian and Ubuntu, "
+        "`brew install lilv` on macOS"
+    )
 
 
 def _library_names() -> Iterator[str]:
-    yield "liblilv-0.so.0"
-    yield "/opt/homebrew/lib/liblilv-0.dylib"
+    yield from ("liblilv-0.so.0", "/opt/homebrew/lib/liblilv-0.dylib")
     yield ctypes.util.find_library("lilv-0") or "lilv-0.dll"
-
-
-# --- metadata ----------------------------------------------------------------------------------------
 
 
 class ScalePoint(str):
@@ -221,104 +205,57 @@ class Plugin(NamedTuple):
         """Return the number of audio inputs, without side chains, or of audio outputs."""
         return sum(port.kind == "audio" and port.is_input is is_input for port in self.ports)
 
-    def controls(self, sample_rate: int) -> dict[str, Control]:
-        """Return the controls, by symbol, with their ranges at a sample rate."""
-        return {
-            port.symbol: _scaled(port.control, sample_rate) if port.in_sample_rates else port.control
-            for port in self.ports
-            if port.control
-        }
-
-
-def _scaled(control: Control, factor: int) -> Control:
-    names = ("default", "low", "high", "minimum", "maximum")
-    return replace(control, **{name: factor * getattr(control, name) for name in names})
-
 
 class World:
     """liblilv, and the metadata of all installed plugins. ``self("x", ...)`` calls ``lilv_x``."""
 
     def __init__(self) -> None:
         self._functions = _load_lilv()
-        self._nodes: dict[str, int] = {}
-        self._world = self("world_new")
-        self("world_load_all", self._world)
-        self._plugins = self("world_get_all_plugins", self._world)
+        self._nodes: dict[str, _Address] = {}
+        self.address = self("world_new")
+        self("world_load_all", self.address)
+        self.plugins = self("world_get_all_plugins", self.address)
 
-    def __call__(self, function: str, *arguments: Any) -> Any:
-        return getattr(self._functions, f"lilv_{function}")(*arguments)
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        function = getattr(self._functions, f"lilv_{name}")
+        function.restype = _RESULTS.get(name, _Address)
+        return function(*arguments)
 
-    def uris(self) -> list[str]:
-        """Return the URIs of all installed plugins, instruments included."""
-        return [self.string(self("plugin_get_uri", plugin)) for plugin in self.members("plugins", self._plugins)]
-
-    def find(self, uri: str) -> int:
+    def find(self, uri: str) -> _Address:
         """Return the address of a plugin."""
-        plugin = self("plugins_get_by_uri", self._plugins, self.uri_node(uri))
+        plugin = self("plugins_get_by_uri", self.plugins, self.uri_node(uri))
         if plugin:
             return plugin
-        known = self.uris()
+        known = uris()
         all_known = " ".join(known)
         missing = [package for part, package in _PACKAGES.items() if part in uri and part not in all_known]
         install = f"; on Debian and Ubuntu, install it with `apt-get install {missing[0]}`" if missing else ""
         raise EffectError(f"no LV2 plugin {uri} is installed{nearest(uri, known) if known else ''}{install}")
 
-    def bundle(self, plugin: int) -> bytes:
-        """Return the path of a plugin's directory."""
-        uri = self.string(self("plugin_get_bundle_uri", plugin))
-        return os.fsencode(url2pathname(urlsplit(uri).path))
-
-    def describe(self, uri: str) -> Plugin:
-        """Read the metadata of a plugin and check that this host can run it."""
-        plugin = self.find(uri)
-        required = self("plugin_get_required_features", plugin)
-        lacking = {self.string(node) for node in self.members("nodes", required)} - set(map(_uri, _FEATURES))
-        self("nodes_free", required)
-        if lacking:
-            raise EffectError(f"lv2:{uri} requires features that this host lacks: {', '.join(lacking)}")
-
-        count = self("plugin_get_num_ports", plugin)
-        ranges = np.full((3, count), np.nan, dtype=np.float32)
-        self("plugin_get_port_ranges_float", plugin, *(row.ctypes.data for row in ranges))
-        ports = tuple(_PortReader(self, plugin, index).read(*ranges[:, index]) for index in range(count))
-        for symbol, number in Counter(port.symbol for port in ports).items():
-            if number > 1:
-                raise EffectError(f"lv2:{uri} has {number} ports with the symbol '{symbol}'")
-        unknown = [port.symbol for port in ports if port.kind == "unknown"]
-        if unknown:
-            raise EffectError(f"lv2:{uri} has ports of a kind unknown to this host: {', '.join(unknown)}")
-        has_latency = self("plugin_has_latency", plugin)
-        latency_port = self("plugin_get_latency_port_index", plugin) if has_latency else None
-        return Plugin(uri, self.pop_string(self("plugin_get_name", plugin)) or uri, ports, latency_port)
-
-    def uri_node(self, uri: str) -> int:
+    def uri_node(self, uri: str) -> _Address:
         """Return the address of liblilv's object for a URI."""
         if uri not in self._nodes:
-            self._nodes[uri] = self("new_uri", self._world, uri.encode())
+            self._nodes[uri] = self("new_uri", self.address, uri.encode())
         return self._nodes[uri]
 
-    def members(self, kind: str, collection: int | None) -> Iterator[int]:
+    def members(self, kind: str, collection: _Address) -> Iterator[_Address]:
         """Yield the members of one of liblilv's collections: ``plugins``, ``nodes`` or ``scale_points``."""
         iterator = self(f"{kind}_begin", collection)
         while not self(f"{kind}_is_end", collection, iterator):
             yield self(f"{kind}_get", collection, iterator)
             iterator = self(f"{kind}_next", collection, iterator)
 
-    def string(self, node: int) -> str:
+    def string(self, node: _Address) -> str:
         """Return the string of a node that liblilv owns."""
         return self("node_as_string", node).decode()
 
-    def pop_string(self, node: int | None) -> str | None:
+    def pop_string(self, node: _Address) -> str | None:
         """Return the string of a node that the caller owns, and free the node."""
         if not node:
             return None
         text = self.string(node)
         self("node_free", node)
         return text
-
-    def get_property(self, subject: int, predicate: str) -> int | None:
-        """Return the node of a property of a node, for the caller to free."""
-        return self("world_get", self._world, subject, self.uri_node(_uri(predicate)), None)
 
 
 _cached_world = functools.cache(World)
@@ -327,11 +264,13 @@ _cached_world = functools.cache(World)
 class _PortReader:
     """Reads the metadata of one port."""
 
-    def __init__(self, world: World, plugin: int, index: int) -> None:
+    def __init__(self, world: World, plugin: _Address, index: int) -> None:
         self._world = world
         self._plugin = plugin
         self._port = world("plugin_get_port_by_index", plugin, index)
         self._symbol = world.string(world("port_get_symbol", plugin, self._port))
+        self._is_a = functools.partial(self._query, "is_a")
+        self._has = functools.partial(self._query, "has_property")
 
     def read(self, minimum: float, maximum: float, default: float) -> Port:
         is_input = self._is_a("lv2:InputPort")
@@ -380,10 +319,8 @@ class _PortReader:
 
     def _unit(self) -> str:
         unit = self._get("units:unit") or ""
-        if unit.startswith(PREFIXES["units"]):
-            name = unit[len(PREFIXES["units"]) :]
-            return _UNITS.get(name, name)
-        return self._get("units:unit", "units:symbol") or ""
+        name = unit.removeprefix(PREFIXES["units"])
+        return _UNITS.get(name, name) if name != unit else self._get("units:unit", "units:symbol") or ""
 
     def _scale_points(self) -> tuple[ScalePoint, ...]:
         world = self._world
@@ -398,20 +335,17 @@ class _PortReader:
         world("scale_points_free", collection)
         return tuple(sorted(points, key=lambda point: point.number))
 
-    def _is_a(self, kind: str) -> bool:
-        return self._world("port_is_a", self._plugin, self._port, self._world.uri_node(_uri(kind)))
-
-    def _has(self, name: str) -> bool:
-        return self._world("port_has_property", self._plugin, self._port, self._world.uri_node(_uri(name)))
+    def _query(self, function: str, name: str) -> Any:
+        return self._world(f"port_{function}", self._plugin, self._port, self._world.uri_node(_uri(name)))
 
     def _get(self, name: str, nested: str | None = None) -> str | None:
         """Return the property ``name`` of the port, or the property ``nested`` of that."""
-        node = self._world("port_get", self._plugin, self._port, self._world.uri_node(_uri(name)))
+        world, node = self._world, self._query("get", name)
         if not node or nested is None:
-            return self._world.pop_string(node)
-        found = self._world.get_property(node, nested)
-        self._world("node_free", node)
-        return self._world.pop_string(found)
+            return world.pop_string(node)
+        found = world("world_get", world.address, node, world.uri_node(_uri(nested)), None)
+        world("node_free", node)
+        return world.pop_string(found)
 
 
 def _decimal(number: float) -> float:
@@ -419,33 +353,22 @@ def _decimal(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-# --- instances ---------------------------------------------------------------------------------------
-
-
-class _LilvInstance(ctypes.Structure):
-    _fields_ = [("descriptor", c_void_p), ("handle", c_void_p), ("private", c_void_p)]
-
-
 class _Descriptor(ctypes.Structure):
     """``LV2_Descriptor``: the functions of a plugin."""
 
     _fields_ = [
         ("uri", c_char_p),
-        ("instantiate", CFUNCTYPE(_P, _P, c_double, c_char_p, _P)),
-        ("connect_port", CFUNCTYPE(None, _P, c_uint32, _P)),
-        ("activate", CFUNCTYPE(None, _P)),
-        ("run", CFUNCTYPE(None, _P, c_uint32)),
-        ("deactivate", CFUNCTYPE(None, _P)),
-        ("cleanup", CFUNCTYPE(None, _P)),
+        ("instantiate", CFUNCTYPE(c_void_p, c_void_p, c_double, c_char_p, c_void_p)),
+        ("connect_port", CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)),
+        ("activate", CFUNCTYPE(None, c_void_p)),
+        ("run", CFUNCTYPE(None, c_void_p, c_uint32)),
+        ("deactivate", CFUNCTYPE(None, c_void_p)),
+        ("cleanup", CFUNCTYPE(None, c_void_p)),
     ]
 
 
 class _Feature(ctypes.Structure):
     _fields_ = [("uri", c_char_p), ("data", c_void_p)]
-
-
-class _UridFeature(ctypes.Structure):
-    _fields_ = [("handle", c_void_p), ("function", c_void_p)]
 
 
 class _Option(ctypes.Structure):
@@ -456,64 +379,64 @@ _instance_lock = threading.RLock()
 
 
 class Library:
-    """The functions of a plugin, ready to create instances for one sample rate."""
+    """The functions of a plugin, ready to create instances for one sample rate; loaded on the main thread.
 
-    def __init__(self, world: World, uri: str, sample_rate: int) -> None:
+    Raises:
+        EffectError: as :func:`plugin`, or if the plugin cannot be loaded, or refuses the sample rate.
+    """
+
+    def __init__(self, uri: str, sample_rate: int) -> None:
         self.uri = uri
         self.sample_rate = sample_rate
-        self._features, self._feature_data = _features(sample_rate)
+        self._features, _ = _features(sample_rate)
+        world = _world()
         address = world.find(uri)
-        self._bundle = world.bundle(address)
+        bundle = urlsplit(world.string(world("plugin_get_bundle_uri", address)))
+        self._bundle = os.fsencode(url2pathname(bundle.path))
         # liblilv unloads a library with its last instance: this one is kept for as long as the process runs.
         with _instance_lock:
-            first = world("plugin_instantiate", address, sample_rate, self._features)
+            first = world("plugin_instantiate", address, c_double(sample_rate), self._features)
         if not first:
             raise self._refused()
-        self._descriptor = _LilvInstance.from_address(first).descriptor
-        # ctypes returns a new object for every access to a function pointer: keep them.
-        functions = _Descriptor.from_address(self._descriptor)
-        self._instantiate = functions.instantiate
-        self.activate = functions.activate
-        self._deactivate = functions.deactivate
-        self._cleanup = functions.cleanup
-        self.connect_port = functions.connect_port
-        self.run = functions.run
+        # The descriptor is the first member of liblilv's instance.
+        self._descriptor = ctypes.cast(first, POINTER(c_void_p))[0]
+        self._functions = _Descriptor.from_address(self._descriptor)
 
-    def instantiate(self) -> int:
-        """Create an instance and return its handle."""
-        handle = self._instantiate(self._descriptor, self.sample_rate, self._bundle, self._features)
-        if not handle:
-            raise self._refused()
-        return handle
+    def instantiate(self, buffers: Sequence[np.ndarray | None]) -> Callable[[int], None]:
+        """Create an instance, which is freed with the last reference to the function that this returns.
+
+        Args:
+            buffers: the memory of each port, or None for a port without a connection.
+
+        Returns:
+            A function that renders the next block, of the given number of samples.
+        """
+        functions = self._functions
+        with _instance_lock:
+            handle = functions.instantiate(self._descriptor, self.sample_rate, self._bundle, self._features)
+            if not handle:
+                raise self._refused()
+            run = functools.partial(functions.run, handle)
+            # Not when Python exits: the system frees all memory, and the plugin may be running in another thread.
+            weakref.finalize(run, self.free, handle, buffers).atexit = False
+            for index, buffer in enumerate(buffers):
+                functions.connect_port(handle, index, None if buffer is None else buffer.ctypes.data)
+            if functions.activate:
+                functions.activate(handle)
+        return run
 
     def free(self, handle: int, buffers: Sequence[np.ndarray | None]) -> None:
         """Free an instance; its buffers must live until then."""
         with _instance_lock:
-            if self._deactivate:
-                self._deactivate(handle)
-            self._cleanup(handle)
+            if self._functions.deactivate:
+                self._functions.deactivate(handle)
+            self._functions.cleanup(handle)
 
     def _refused(self) -> EffectError:
         return EffectError(f"lv2:{self.uri} could not be loaded, or refused to run at {self.sample_rate} Hz")
 
 
-class Instance:
-    """One live instance, freed with the last reference to it. ``run(samples)`` renders the next block.
-
-    Args:
-        buffers: the memory of each port, or None for a port without a connection.
-    """
-
-    def __init__(self, library: Library, buffers: Sequence[np.ndarray | None]) -> None:
-        with _instance_lock:
-            handle = library.instantiate()
-            # Not when Python exits: the system frees all memory, and the plugin may be running in another thread.
-            weakref.finalize(self, library.free, handle, buffers).atexit = False
-            for index, buffer in enumerate(buffers):
-                library.connect_port(handle, index, None if buffer is None else buffer.ctypes.data)
-            if library.activate:
-                library.activate(handle)
-        self.run = functools.partial(library.run, handle)
+library = functools.cache(Library)
 
 
 @functools.cache
@@ -525,9 +448,9 @@ def _features(sample_rate: int) -> tuple[ctypes.Array, Any]:
         ("param:sampleRate", "atom:Float", c_float(sample_rate)),
     ]
     options = [_Option(0, 0, urid(key), 4, urid(kind), ctypes.addressof(value)) for key, kind, value in values]
-    data = {
-        "urid:map": _UridFeature(None, ctypes.cast(_map, c_void_p)),
-        "urid:unmap": _UridFeature(None, ctypes.cast(_unmap, c_void_p)),
+    data: dict[str, ctypes.Array] = {
+        "urid:map": (c_void_p * 2)(None, ctypes.cast(_map, c_void_p)),
+        "urid:unmap": (c_void_p * 2)(None, ctypes.cast(_unmap, c_void_p)),
         "opts:options": (_Option * (len(options) + 1))(*options),
     }
     features = [

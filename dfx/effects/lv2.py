@@ -15,7 +15,9 @@ Calf's equalizers rise from 0 by about 1 Hz per sample), nor unreported delays (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,16 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """
     plugin = lilv.plugin(name)
     _count_instances(plugin, channels)
-    return plugin.controls(sample_rate)
+    return {
+        port.symbol: _scaled(port.control, sample_rate) if port.in_sample_rates else port.control
+        for port in plugin.ports
+        if port.control
+    }
+
+
+def _scaled(control: Control, factor: int) -> Control:
+    names = ("default", "low", "high", "minimum", "maximum")
+    return replace(control, **{name: factor * getattr(control, name) for name in names})
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
@@ -49,23 +60,17 @@ def list_plugins() -> dict[str, str]:
     """Return the names of all installed plugins that this host can use as effects, by URI."""
     names = {}
     for uri in lilv.uris():
-        try:
+        with contextlib.suppress(EffectError):
             plugin = lilv.plugin(uri)
             _count_instances(plugin, channels=1)
-        except EffectError:
-            continue
-        names[uri] = plugin.name
+            names[uri] = plugin.name
     return names
 
 
-def plugin_name(uri: str) -> str:
-    """Return the name of a plugin for users."""
-    return lilv.plugin(uri).name
-
-
-def port_value(name: str, symbol: str, value: Any, sample_rate: int, channels: int) -> float:
-    """Return the number for a control's port for a value as a config may give it."""
-    return float(_number(controls(name, sample_rate, channels)[symbol], value))
+def port_value(control: Control, value: Any) -> float:
+    """Return the number of a value as a config may give it: a number, a switch, or the name of a setting."""
+    points = (point for point in control.choices if isinstance(point, lilv.ScalePoint))
+    return float(next((point.number for point in points if point == value), value))
 
 
 class Lv2Effect(Effect):
@@ -81,7 +86,7 @@ class Lv2Effect(Effect):
         self._values = np.zeros(len(plugin.ports), dtype=np.float32)
         indices = {port.symbol: index for index, port in enumerate(plugin.ports)}
         for symbol, control in controls(recipe.effect, sample_rate, channels).items():
-            self._values[indices[symbol]] = _number(control, recipe.fixed.get(symbol, control.default))
+            self._values[indices[symbol]] = port_value(control, recipe.fixed.get(symbol, control.default))
         self._trained = np.array([indices[parameter.name] for parameter in recipe.parameters], dtype=np.intp)
         self._values[self._trained] = [parameter.default for parameter in recipe.parameters]
 
@@ -89,9 +94,9 @@ class Lv2Effect(Effect):
         shapes = [(count * plugin.count_audio(is_input), BLOCK_SAMPLES) for is_input in (True, False)]
         self._inputs, self._outputs = (np.zeros(shape, dtype=np.float32) for shape in shapes)
         self._event_outputs: list[tuple[np.ndarray, np.ndarray]] = []
-        inputs, outputs = iter(self._inputs), iter(self._outputs)
-        self._buffers = [self._port_buffers(plugin, inputs, outputs) for _ in range(count)]
-        self._instances: list[lilv.Instance] = []
+        audio = {True: iter(self._inputs), False: iter(self._outputs)}
+        self._buffers = [self._port_buffers(plugin, audio) for _ in range(count)]
+        self._instances: list[Callable[[int], None]] = []
         # Start on the main thread, before training begins, to find plugins that refuse to run.
         self._start()
         self.latency_samples = self._reported_latency()
@@ -103,15 +108,13 @@ class Lv2Effect(Effect):
             self._start()
         output = np.empty_like(audio)
         for start in range(0, audio.shape[1], BLOCK_SAMPLES):
-            piece = audio[:, start : start + BLOCK_SAMPLES]
-            samples = piece.shape[1]
+            samples = min(BLOCK_SAMPLES, audio.shape[1] - start)
             # A stereo plugin gets mono audio on both inputs, and its left output is used. (The paper's code left
             # the right input silent, with the same result for Calf's plugins: they follow the louder side.)
-            self._inputs[:, :samples] = piece
+            self._inputs[:, :samples] = audio[:, start : start + samples]
             self._run(samples)
             output[:, start : start + samples] = self._outputs[: self._channels, :samples]
-        latency = self._reported_latency()
-        if latency != self.latency_samples:
+        if (latency := self._reported_latency()) != self.latency_samples:
             raise RenderError(
                 f"its latency went from {self.latency_samples} to {latency} samples: a control that changes it, "
                 "such as a look-ahead, cannot be trained; put it under `fixed`"
@@ -125,30 +128,28 @@ class Lv2Effect(Effect):
         return self._values[self._trained].astype(np.float64)
 
     def _start(self) -> None:
-        self._instances = [lilv.Instance(self._library, buffers) for buffers in self._buffers]
+        self._instances = [self._library.instantiate(buffers) for buffers in self._buffers]
         self._inputs[:] = 0
         self._run(BLOCK_SAMPLES)
 
     def _run(self, samples: int) -> None:
         for events, header in self._event_outputs:
             events[:2] = header
-        for instance in self._instances:
-            instance.run(samples)
+        for run_instance in self._instances:
+            run_instance(samples)
 
     def _reported_latency(self) -> int:
         return 0 if self._latency_port is None else round(float(self._values[self._latency_port]))
 
-    def _port_buffers(
-        self, plugin: lilv.Plugin, inputs: Iterator[np.ndarray], outputs: Iterator[np.ndarray]
-    ) -> list[np.ndarray | None]:
-        """Return the memory that each port of one instance reads or writes."""
+    def _port_buffers(self, plugin: lilv.Plugin, audio: dict[bool, Iterator[np.ndarray]]) -> list[np.ndarray | None]:
+        """Return the memory of each port of one instance; ``audio`` gives that of inputs (True) and of outputs."""
         buffers: list[np.ndarray | None] = []
         for index, port in enumerate(plugin.ports):
             buffer = None
             if port.kind == "control":
                 buffer = self._values[index:]
             elif port.kind == "audio":
-                buffer = next(inputs if port.is_input else outputs)
+                buffer = next(audio[port.is_input])
             elif port.kind == "silent":
                 buffer = np.zeros(BLOCK_SAMPLES, dtype=np.float32)
             elif port.kind == "events":
@@ -177,9 +178,3 @@ def _count_instances(plugin: lilv.Plugin, channels: int) -> int:
         f"{described} cannot render {channels}-channel audio: mono plugins render any number of channels, "
         "stereo plugins one or two, others none"
     )
-
-
-def _number(control: Control, value: Any) -> Any:
-    """Return the number of a value as a config may give it: a number, a switch, or the name of a setting."""
-    points = (point for point in control.choices if isinstance(point, lilv.ScalePoint))
-    return next((point.number for point in points if point == value), value)

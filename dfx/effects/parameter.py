@@ -24,8 +24,7 @@ class Parameter:
         smoothing_ms: time over which the effect itself smooths a new value; 0 if it jumps.
 
     Raises:
-        ValueError: if the range is empty or not finite, if a log range is not positive, or if the
-            default is outside the range.
+        ValueError: if the range is empty or not finite, not positive for a log scale, or without the default.
     """
 
     name: str

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +36,10 @@ Targets = list[tuple[Any, str]]
 
 
 class BuiltPlugin(NamedTuple):
-    """A live plugin, and the targets of each of its controls."""
+    """A live plugin, and its controls with the targets of each."""
 
     plugin: Any
-    targets: dict[str, Targets]
+    targets: dict[Control, Targets]
 
 
 def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
@@ -51,7 +52,7 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
         raise EffectError(f"pedalboard:{name} cannot be rendered frame by frame: {_NOT_STREAMABLE[name]}")
     if name not in EFFECTS:
         raise EffectError(f"pedalboard has no effect '{name}'{nearest(name, EFFECTS)}")
-    return {control.name: control for control in EFFECTS[name].controls(sample_rate)}
+    return {control.name: control for control in EFFECTS[name](sample_rate).targets}
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
@@ -60,10 +61,11 @@ def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tu
 
 
 def build_plugin(effect: str, settings: Mapping[str, Any], sample_rate: int) -> BuiltPlugin:
-    """Build the pedalboard plugin of an effect with the given values of its controls."""
-    built = EFFECTS[effect].build(sample_rate)
-    for name, value in settings.items():
-        for plugin, attribute in built.targets[name]:
+    """Build the pedalboard plugin of an effect with the given values of its controls, by default their own."""
+    built = EFFECTS[effect](sample_rate)
+    for control, targets in built.targets.items():
+        value = settings.get(control.name, control.default)
+        for plugin, attribute in targets:
             if isinstance(value, str):
                 # The modes of an attribute are members of an enumeration of the plugin's class.
                 value = getattr(getattr(type(plugin), attribute.capitalize()), value)
@@ -94,10 +96,9 @@ class PedalboardEffect(Effect):
         self._sample_rate = sample_rate
         self._channels = channels
         self._build_board()
-        definitions = [EFFECTS[recipe.effect] for recipe in recipes]
-        self._reset_is_exact = all(definition.reset_is_exact for definition in definitions)
-        has_latency = any(definition.has_latency for definition in definitions)
-        self.latency_samples = self._measure_latency() if has_latency else 0
+        effects = {recipe.effect for recipe in recipes}
+        self._reset_is_exact = effects.isdisjoint(_INEXACT_RESET)
+        self.latency_samples = 0 if effects.isdisjoint(_WITH_LATENCY) else self._measure_latency()
         self.restart()
 
     def restart(self) -> None:
@@ -127,9 +128,9 @@ class PedalboardEffect(Effect):
         plugins = []
         self._targets: list[Targets] = []
         for recipe in self._recipes:
-            defaults = {control.name: control.default for control in EFFECTS[recipe.effect].controls(self._sample_rate)}
-            plugin, targets = build_plugin(recipe.effect, {**defaults, **recipe.fixed}, self._sample_rate)
-            self._targets += [targets[parameter.name] for parameter in recipe.parameters]
+            plugin, targets = build_plugin(recipe.effect, recipe.fixed, self._sample_rate)
+            by_name = {control.name: attributes for control, attributes in targets.items()}
+            self._targets += [by_name[parameter.name] for parameter in recipe.parameters]
             plugins.append(plugin)
         self._values = [math.nan] * len(self._targets)
         self._board = pedalboard.Pedalboard(plugins)
@@ -139,40 +140,18 @@ class PedalboardEffect(Effect):
         return silence.shape[1] - self._board.process(silence, self._sample_rate, reset=False).shape[1]
 
 
-# --- the effects -------------------------------------------------------------------------------------
-
-
-class Definition(NamedTuple):
-    """How to build one effect, and its controls, at a sample rate."""
-
-    build: Callable[[int], BuiltPlugin]
-    controls: Callable[[int], list[Control]]
-    has_latency: bool = False
-    reset_is_exact: bool = True
-
-
 _UNITS = {"_db": "dB", "_hz": "Hz", "_ms": "ms", "_seconds": "s", "bit_depth": "bit"}
 """Units by the end of a control's name."""
 
 
-def _control(
-    name: str,
-    low: float,
-    high: float,
-    scale: Scale,
-    default: float,
-    smoothing_ms: float = 0.0,
-    minimum: float | None = None,
-    maximum: float = math.inf,
-) -> Control:
+def _control(name: str, low: float, high: float, scale: Scale, default: float, **options: Any) -> Control:
     unit = next((u for ending, u in _UNITS.items() if name.endswith(ending)), "")
-    if minimum is None:
-        minimum = {"Hz": 1e-3, "ms": 0.0, "s": 0.0}.get(unit, -math.inf)
-    return Control(name, default, low, high, unit, scale, minimum, maximum, smoothing_ms)
+    options.setdefault("minimum", {"Hz": 1e-3, "ms": 0.0, "s": 0.0}.get(unit, -math.inf))
+    return Control(name, default, low, high, unit, scale, **options)
 
 
 def _share(name: str, default: float, high: float = 1, smoothing_ms: float = 0.0) -> Control:
-    return _control(name, 0, high, "linear", default, smoothing_ms, minimum=0.0, maximum=1.0)
+    return _control(name, 0, high, "linear", default, smoothing_ms=smoothing_ms, minimum=0.0, maximum=1.0)
 
 
 def _cutoff(low: float, high: float, default: float) -> Control:
@@ -187,6 +166,8 @@ _GATE_THRESHOLD = _control("threshold_db", -80, 0, "linear", -60)
 _GATE_RATIO = _control("ratio", 1, 20, "log", 4, minimum=1.0)
 _Q = _control("q", 0.3, 5, "log", 0.7071, minimum=1e-3)
 _GAIN = _control("gain_db", -24, 24, "linear", 0)
+_INPUT_GAIN = _control("input_gain_db", -36, 36, "linear", 0)
+_OUTPUT_GAIN = _control("output_gain_db", -36, 36, "linear", 0)
 _FEEDBACK = _control("feedback", 0, 0.9, "linear", 0, smoothing_ms=50, minimum=-0.99, maximum=0.99)
 
 # Training ranges are recommendations. Limits are those of pedalboard's setters or, where a setter accepts
@@ -254,63 +235,43 @@ _NOT_STREAMABLE = {
     "PitchShift": "it returns nothing for the first second",
     "Resample": "it resamples inside",
 }
+_WITH_LATENCY = {"BrickwallLimiter"}
+_INEXACT_RESET = {"Phaser", "Reverb"}
 
 
-def _built_in(name: str, effect_controls: list[Control]) -> Definition:
-    def build_at(sample_rate: int) -> BuiltPlugin:
-        plugin = getattr(pedalboard, name)()
-        return BuiltPlugin(plugin, {control.name: [(plugin, control.name)] for control in effect_controls})
-
-    return Definition(
-        build_at,
-        lambda sample_rate: effect_controls,
-        has_latency=name == "BrickwallLimiter",
-        reset_is_exact=name not in ("Phaser", "Reverb"),
-    )
+def _built_in(name: str, declared: list[Control], sample_rate: int) -> BuiltPlugin:
+    plugin = getattr(pedalboard, name)()
+    return BuiltPlugin(plugin, {control: [(plugin, control.name)] for control in declared})
 
 
-BANDS = 4
-_CROSSOVERS = [(30, 400, 120), (300, 3000, 1000), (2000, 10000, 6000)]
+_CROSSOVERS = [
+    _control("crossover_1_hz", 30, 400, "log", 120),
+    _control("crossover_2_hz", 300, 3000, "log", 1000),
+    _control("crossover_3_hz", 2000, 10000, "log", 6000),
+]
 
 
-def _multiband(dynamics: Callable[[], Any], band_controls: list[Control]) -> Definition:
-    """Define four bands, each with ``dynamics`` and a gain, between an input and an output gain.
+def _multiband(dynamics: Callable[[], Any], band_controls: list[Control], sample_rate: int) -> BuiltPlugin:
+    """Build four bands, each with ``dynamics`` and a gain, between an input and an output gain.
 
     First-order low- and high-pass filters with the same cutoff sum to their input, and so does a tree of
     them: while all bands have unity gain, the output equals the input (to 2e-7).
     """
-
-    def build_at(sample_rate: int) -> BuiltPlugin:
-        input_gain, output_gain = pedalboard.Gain(0), pedalboard.Gain(0)
-        targets: dict[str, Targets] = {f"crossover_{i + 1}_hz": [] for i in range(len(_CROSSOVERS))}
-        targets |= {"input_gain_db": [(input_gain, "gain_db")], "output_gain_db": [(output_gain, "gain_db")]}
-        bands: list[pedalboard.Plugin] = []
-        for band in range(BANDS):
-            filters: list[pedalboard.Plugin] = [pedalboard.HighpassFilter() for _ in range(band)]
-            if band < BANDS - 1:
-                filters.append(pedalboard.LowpassFilter())
-            for i, crossover in enumerate(filters):
-                targets[f"crossover_{i + 1}_hz"].append((crossover, "cutoff_frequency_hz"))
-            processor, gain = dynamics(), pedalboard.Gain(0)
-            targets |= {f"band_{band + 1}_{control.name}": [(processor, control.name)] for control in band_controls}
-            targets[f"band_{band + 1}_gain_db"] = [(gain, "gain_db")]
-            bands.append(pedalboard.Pedalboard([*filters, processor, gain]))
-        return BuiltPlugin(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
-
-    def controls_at(sample_rate: int) -> list[Control]:
-        crossovers = [
-            _control(f"crossover_{i + 1}_hz", low, high, "log", default)
-            for i, (low, high, default) in enumerate(_CROSSOVERS)
-        ]
-        bands = [
-            replace(control, name=f"band_{b + 1}_{control.name}")
-            for b in range(BANDS)
-            for control in [*band_controls, _GAIN]
-        ]
-        gains = [_control(f"{end}_gain_db", -36, 36, "linear", 0) for end in ("input", "output")]
-        return [gains[0], *crossovers, *bands, gains[1]]
-
-    return Definition(build_at, controls_at)
+    input_gain, output_gain = pedalboard.Gain(0), pedalboard.Gain(0)
+    targets: dict[Control, Targets] = {_INPUT_GAIN: [(input_gain, "gain_db")], **{hz: [] for hz in _CROSSOVERS}}
+    bands: list[pedalboard.Plugin] = []
+    for band in range(len(_CROSSOVERS) + 1):
+        filters: list[pedalboard.Plugin] = [pedalboard.HighpassFilter() for _ in range(band)]
+        if band < len(_CROSSOVERS):
+            filters.append(pedalboard.LowpassFilter())
+        for control, crossover in zip(_CROSSOVERS, filters):
+            targets[control].append((crossover, "cutoff_frequency_hz"))
+        processor, gain = dynamics(), pedalboard.Gain(0)
+        for plugin, control in [*((processor, control) for control in band_controls), (gain, _GAIN)]:
+            targets[replace(control, name=f"band_{band + 1}_{control.name}")] = [(plugin, control.name)]
+        bands.append(pedalboard.Pedalboard([*filters, processor, gain]))
+    targets[_OUTPUT_GAIN] = [(output_gain, "gain_db")]
+    return BuiltPlugin(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
 
 
 THIRD_OCTAVES_HZ = (
@@ -320,33 +281,24 @@ THIRD_OCTAVES_HZ = (
 """Nominal centre frequencies of third-octave bands (IEC 61260-1)."""
 
 
-def _graphic_equalizer() -> Definition:
-    """Define one bell filter for every third-octave band below Nyquist, and an output gain."""
-
-    def centres(sample_rate: int) -> list[float]:
-        return [hz for hz in THIRD_OCTAVES_HZ if hz <= NYQUIST_MARGIN * sample_rate]
-
-    def build_at(sample_rate: int) -> BuiltPlugin:
-        bells = {hz: pedalboard.PeakFilter(cutoff_frequency_hz=hz) for hz in centres(sample_rate)}
-        gain = pedalboard.Gain(0)
-        targets: dict[str, Targets] = {f"gain_{int(hz)}_hz_db": [(b, "gain_db")] for hz, b in bells.items()}
-        targets["q"] = [(bell, "q") for bell in bells.values()]
-        targets["output_gain_db"] = [(gain, "gain_db")]
-        return BuiltPlugin(pedalboard.Pedalboard([*bells.values(), gain]), targets)
-
-    def controls_at(sample_rate: int) -> list[Control]:
-        gains = [_control(f"gain_{int(hz)}_hz_db", -12, 12, "linear", 0) for hz in centres(sample_rate)]
-        # A bandwidth of one third of an octave.
-        q = Control("q", 4.318, unit="", minimum=1e-3, trainable=False)
-        return [*gains, q, _control("output_gain_db", -36, 36, "linear", 0)]
-
-    return Definition(build_at, controls_at)
+def _graphic_equalizer(sample_rate: int) -> BuiltPlugin:
+    """Build one bell filter for every third-octave band below Nyquist, and an output gain."""
+    centres = [hz for hz in THIRD_OCTAVES_HZ if hz <= NYQUIST_MARGIN * sample_rate]
+    bells = [pedalboard.PeakFilter(cutoff_frequency_hz=hz) for hz in centres]
+    output_gain = pedalboard.Gain(0)
+    targets: dict[Control, Targets] = {
+        _control(f"gain_{int(hz)}_hz_db", -12, 12, "linear", 0): [(bell, "gain_db")] for hz, bell in zip(centres, bells)
+    }
+    # A bandwidth of one third of an octave.
+    targets[Control("q", 4.318, minimum=1e-3, trainable=False)] = [(bell, "q") for bell in bells]
+    targets[_OUTPUT_GAIN] = [(output_gain, "gain_db")]
+    return BuiltPlugin(pedalboard.Pedalboard([*bells, output_gain]), targets)
 
 
-EFFECTS: dict[str, Definition] = {
-    **{name: _built_in(name, declared) for name, declared in _BUILT_INS.items()},
-    "MultibandCompressor": _multiband(pedalboard.Compressor, [_THRESHOLD, _RATIO, _ATTACK, _RELEASE]),
-    "MultibandGate": _multiband(pedalboard.NoiseGate, [_GATE_THRESHOLD, _GATE_RATIO, _ATTACK, _RELEASE]),
-    "GraphicEqualizer": _graphic_equalizer(),
+EFFECTS: dict[str, Callable[[int], BuiltPlugin]] = {
+    **{name: partial(_built_in, name, declared) for name, declared in _BUILT_INS.items()},
+    "MultibandCompressor": partial(_multiband, pedalboard.Compressor, [_THRESHOLD, _RATIO, _ATTACK, _RELEASE]),
+    "MultibandGate": partial(_multiband, pedalboard.NoiseGate, [_GATE_THRESHOLD, _GATE_RATIO, _ATTACK, _RELEASE]),
+    "GraphicEqualizer": _graphic_equalizer,
 }
-"""All effects of this host, by name."""
+"""How to build each effect of this host at a sample rate, by name."""

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import contextlib
 import dataclasses
+import itertools
 import json
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from dfx.effects.chain import Chain, ChainSpec, load_chain
 from dfx.effects.effect import RenderError
@@ -83,7 +87,7 @@ class ProbeReport:
         difference_of_instances: between two new instances; 0 if the chain is deterministic.
         restart_error: of a second pass after a restart, relative to a new instance.
         frame_errors: of rendering in frames relative to the whole, by the samples of a frame.
-        frame_microseconds: for a frame of 1024 samples at values that change slightly with every frame.
+        frame_microseconds: for a frame of 1024 samples at values that change slightly with every frame (median of 40).
         times_real_time: duration of a frame over its rendering time.
         surprises: deviations from the description, as sentences.
     """
@@ -121,23 +125,16 @@ def probe(spec: ChainSpec, seconds: float = 2.0) -> ProbeReport:
     live = bench.find_live()
     parameters = [_report_parameter(bench, i, live.get(i), surprises) for i in range(len(spec.parameters))]
     _check_read_back(bench, parameters, surprises)
-    latency, inverted = _measure_latency(bench)
-    instances, restart, frames = _measure_repetition(bench)
-    microseconds = _measure_cost(bench)
     report = ProbeReport(
         effects=[effect.effect for effect in spec.effects],
         sample_rate=spec.sample_rate,
         channels=spec.channels,
         parameters=parameters,
         latency_reported=bench.chain.latency_samples,
-        latency_measured=latency,
-        inverted=inverted,
+        **_measure_latency(bench),
         level_db=_level_db(output, bench.audio),
-        difference_of_instances=instances,
-        restart_error=restart,
-        frame_errors=frames,
-        frame_microseconds=microseconds,
-        times_real_time=1e6 * FRAME_SAMPLES / spec.sample_rate / microseconds,
+        **_measure_repetition(bench),
+        **_measure_cost(bench),
         surprises=surprises,
     )
     report.surprises += _surprises(report, peak)
@@ -145,8 +142,7 @@ def probe(spec: ChainSpec, seconds: float = 2.0) -> ProbeReport:
 
 
 def _surprises(report: ProbeReport, peak: float) -> Iterator[str]:
-    dead = [parameter.name for parameter in report.parameters if parameter.dead]
-    if dead:
+    if dead := [parameter.name for parameter in report.parameters if parameter.dead]:
         yield (
             f"dead parameter{'s' if len(dead) > 1 else ''} {', '.join(dead)}: no value in the range changes "
             "the output; a switch may disable it, or the sample rate may put it out of reach"
@@ -207,9 +203,6 @@ def probe_signal(sample_rate: int, channels: int = 1, seconds: float = 2.0) -> n
     return audio.astype(np.float32)
 
 
-# --- measurements ------------------------------------------------------------------------------------
-
-
 class _Bench:
     """A live chain and the probe signal. Parameters are in [0, 1]; every pass begins with a restart."""
 
@@ -231,26 +224,23 @@ class _Bench:
         """Return a setting, or one closer to the defaults at which the chain does not fail."""
         for share in (1.0, 0.5, 0.25, 0.125):
             closer = self.defaults + share * (np.where(self._fails, self.defaults, setting) - self.defaults)
-            try:
+            with contextlib.suppress(RenderError):
                 self.output(closer)
                 return closer
-            except RenderError:
-                continue
         return self.defaults
 
     def moved(self, index: int, to: float, setting: np.ndarray | None = None) -> np.ndarray:
         """Return a setting, by default the defaults, with one parameter moved."""
-        parameters = (self.defaults if setting is None else setting).copy()
-        parameters[index] = to
-        return parameters
+        setting = self.defaults if setting is None else setting
+        return np.where(np.arange(len(setting)) == index, to, setting)
 
     def frames(self, parameters: np.ndarray, audio: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Render audio, by default the probe signal, one frame after the other."""
         values = self.values(parameters)
         return _frames(self.chain, self.audio if audio is None else audio, lambda start: values)
 
-    def output(self, parameters: np.ndarray) -> np.ndarray:
-        return np.concatenate([*self.frames(parameters)], axis=1)
+    def output(self, parameters: np.ndarray, audio: np.ndarray | None = None) -> np.ndarray:
+        return np.concatenate([*self.frames(parameters, audio)], axis=1)
 
     def find_live(self) -> dict[int, np.ndarray]:
         """Return the indices of the live parameters, each with a setting of the others at which it is live."""
@@ -267,8 +257,7 @@ class _Bench:
             least = ROUNDING / 10 * max(np.abs(frame).max() for frame in frames)
             bounds = [max(least, ABOVE_ROUNDING * np.abs(a - b).max()) for a, b in zip(frames, rounded)]
             for i in suspects:
-                ends = [end for end in (1.0, 0.0) if end != setting[i]]
-                if any(self._differs(i, end, setting, frames, bounds) for end in ends):
+                if any(self._differs(i, end, setting, frames, bounds) for end in (1.0, 0.0) if end != setting[i]):
                     live[i] = setting
         return live
 
@@ -304,10 +293,9 @@ def _report_parameter(bench: _Bench, index: int, setting: np.ndarray | None, sur
         try:
             outputs[place] = bench.output(bench.moved(index, position))
         except RenderError as error:
-            fault = "output not finite or far too loud"
-            if error.__cause__:
-                fault = f"the chain fails ({error.__cause__})"
             if place in ("low", "high"):
+                cause = error.__cause__
+                fault = f"the chain fails ({cause})" if cause else "output not finite or far too loud"
                 surprises.append(f"{fault} at the {place} end of {parameter.name}")
 
     def difference_db(a: str, b: str) -> float | None:
@@ -360,24 +348,21 @@ def _measure_glide(bench: _Bench, index: int, setting: np.ndarray) -> float | No
     return GLIDES_MS[place] if place < len(GLIDES_MS) else None
 
 
-def _measure_latency(bench: _Bench) -> tuple[int | None, bool]:
-    """Return the delay of noise through the chain, in samples, and whether its polarity is inverted."""
+def _measure_latency(bench: _Bench) -> dict[str, Any]:
     samples = bench.spec.sample_rate
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (bench.spec.channels, samples)).astype(np.float32)
-    output = np.concatenate([*bench.frames(bench.defaults, noise)], axis=1)
+    output = bench.output(bench.defaults, noise)
     # Padded to twice the length, the circular correlation is the linear one.
     spectra = [np.fft.rfft(audio, 2 * samples) for audio in (noise, output)]
     correlation = np.fft.irfft((spectra[0].conj() * spectra[1]).sum(axis=0))[: samples // 2]
     correlation /= np.sqrt(np.square(noise).sum() * np.square(output).sum()) + 1e-30
     delay = int(np.abs(correlation).argmax())
     if abs(correlation[delay]) < 0.1:
-        return None, False
-    return delay, bool(correlation[delay] < 0)
+        return {"latency_measured": None, "inverted": False}
+    return {"latency_measured": delay, "inverted": bool(correlation[delay] < 0)}
 
 
-def _measure_repetition(bench: _Bench) -> tuple[float, float, dict[int, float]]:
-    """Return the errors between new instances, of a restart, and of frames by their samples."""
-
+def _measure_repetition(bench: _Bench) -> dict[str, Any]:
     def rendered(chain: Chain, values: np.ndarray, samples: int = bench.audio.shape[1]) -> np.ndarray:
         return np.concatenate([*_frames(chain, bench.audio, lambda start: values, samples)], axis=1)
 
@@ -392,21 +377,17 @@ def _measure_repetition(bench: _Bench) -> tuple[float, float, dict[int, float]]:
             frames[samples] = max(frames[samples], error(rendered(bench.chain, values, samples), whole))
 
     new, other = (bench.spec.build().render(bench.audio, values) for _ in range(2))
-    return error(new, other), error(rendered(bench.chain, values), new), frames
+    restart_error = error(rendered(bench.chain, values), new)
+    return {"difference_of_instances": error(new, other), "restart_error": restart_error, "frame_errors": frames}
 
 
-def _measure_cost(bench: _Bench) -> float:
-    """Return the microseconds for a frame, the median of 40."""
+def _measure_cost(bench: _Bench) -> dict[str, Any]:
     frame = bench.audio[:, :FRAME_SAMPLES]
     near = np.where(bench.defaults > 0.5, bench.defaults - 0.01, bench.defaults + 0.01)
-    both = [bench.values(bench.defaults), bench.values(bench.working(near))]
+    values = itertools.cycle([bench.values(bench.defaults), bench.values(bench.working(near))])
     bench.chain.restart()
-    times = []
-    for step in range(40):
-        start = time.perf_counter()
-        bench.chain.render(frame, both[step % 2])
-        times.append(time.perf_counter() - start)
-    return 1e6 * float(np.median(times))
+    seconds = float(np.median(timeit.repeat(lambda: bench.chain.render(frame, next(values)), number=1, repeat=40)))
+    return {"frame_microseconds": 1e6 * seconds, "times_real_time": FRAME_SAMPLES / bench.spec.sample_rate / seconds}
 
 
 def _check_read_back(bench: _Bench, reports: list[ParameterReport], surprises: list[str]) -> None:
@@ -415,21 +396,17 @@ def _check_read_back(bench: _Bench, reports: list[ParameterReport], surprises: l
         values = bench.values(bench.working(np.full(len(reports), share)))
         bench.chain.render(bench.audio[:, :FRAME_SAMPLES], values)
         for report, value, reported in zip(reports, values, bench.chain.read_values()):
-            if np.isnan(reported) or report.reads_back is False:
-                continue
-            # The texts of plugins are rounded.
-            report.reads_back = bool(abs(reported - value) <= 1e-3 * (report.high - report.low))
-            if not report.reads_back:
-                surprises.append(f"{report.name} was set to {value:g} but reads back {reported:g}")
+            if not np.isnan(reported) and report.reads_back is not False:
+                # The texts of plugins are rounded.
+                report.reads_back = bool(abs(reported - value) <= 1e-3 * (report.high - report.low))
+                if not report.reads_back:
+                    surprises.append(f"{report.name} was set to {value:g} but reads back {reported:g}")
 
 
 def _level_db(audio: np.ndarray, reference: np.ndarray) -> float | None:
     """Return the level of audio relative to other audio; None if one of them is silent."""
     power, reference_power = (float(np.square(a, dtype=np.float64).mean()) for a in (audio, reference))
     return 10 * float(np.log10(power / reference_power)) if power and reference_power else None
-
-
-# --- command line ------------------------------------------------------------------------------------
 
 
 def as_text(report: ProbeReport) -> str:
@@ -440,13 +417,11 @@ def as_text(report: ProbeReport) -> str:
         reads_back = {True: "yes", False: "no", None: "-"}[p.reads_back]
         numbers = [f"{number:.6g}" for number in (p.low, p.high, p.default)]
         rows.append([p.name, p.unit, *numbers, *effect, reads_back, _cell(p.glide_ms, ".3g")])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    aligned = [[f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
     frames = "".join(f", {error:.2g} in frames of {samples}" for samples, error in report.frame_errors.items())
     lines = [
         f"{' > '.join(report.effects)} at {report.sample_rate} Hz, channels: {report.channels}",
         "",
-        *map("  ".join, aligned),
+        tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=("left", "left", *["right"] * 7)),
         "",
         f"latency      {report.latency_reported} samples, measured {_cell(report.latency_measured, 'd')}",
         f"level        {_cell(report.level_db, '+.1f')} dB at the defaults",
@@ -466,9 +441,8 @@ def _cell(number: float | None, form: str) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a user's error ends it with one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dfx.effects.probe", description="Measure how an effect or a chain behaves."
-    )
+    description = "Measure how an effect or a chain behaves."
+    parser = argparse.ArgumentParser(prog="python -m dfx.effects.probe", description=description)
     parser.add_argument("spec", help="host:effect, for instance pedalboard:Compressor, or the path of a config")
     parser.add_argument("--sample-rate", type=int, help="in Hz (default: the config's, or 44100)")
     parser.add_argument("--channels", type=int, help="number of channels (default: the config's, or 1)")

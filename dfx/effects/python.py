@@ -40,10 +40,10 @@ class PythonEffect(Effect):
     """One instance of a user's class."""
 
     def __init__(self, recipe: Recipe, sample_rate: int, channels: int) -> None:
-        declared = controls(recipe.effect, sample_rate, channels)
-        self._instance = _load(recipe.effect)(sample_rate, channels)
+        effect = _load(recipe.effect)
+        self._instance = effect(sample_rate, channels)
         self._names = [parameter.name for parameter in recipe.parameters]
-        self._values = {name: control.default for name, control in declared.items()} | recipe.fixed
+        self._values = {control.name: control.default for control in effect.controls} | recipe.fixed
         self.latency_samples = getattr(self._instance, "latency_samples", 0)
 
     def render(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:

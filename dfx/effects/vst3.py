@@ -127,8 +127,7 @@ def load_plugin(recipe: Recipe, values: dict[str, float], sample_rate: int, chan
 def positions(recipe: Recipe, values: np.ndarray, sample_rate: int, channels: int) -> np.ndarray:
     """Return positions in [0, 1] for values of the trained parameters, both ``(points, P)``."""
     entries = describe(recipe.effect, sample_rate, channels).entries
-    to_positions = Positions([entries[parameter.name].table for parameter in recipe.parameters])
-    return np.array([to_positions(row) for row in values])
+    return np.array(Positions([entries[parameter.name].table for parameter in recipe.parameters])(values))
 
 
 class PluginEffect(Effect):
@@ -153,17 +152,16 @@ class PluginEffect(Effect):
         self._parameter_indices = [entry.parameter_index for entry in entries]
         self._positions = Positions([entry.table for entry in entries])
         self.restart_is_exact = description.reset_is_exact
-        self.plugins = []
-        for _ in range(max(1, channels // description.channels)):
-            plugin = _load_with(description, recipe.fixed).plugin
+        count = max(1, channels // description.channels)
+        self.plugins = [_load_with(description, recipe.fixed).plugin for _ in range(count)]
+        for plugin in self.plugins:
             _set_reload_type(plugin, ReloadType.ClearsAudioOnReset)
-            self.plugins.append(plugin)
         self._process_silence()
         self.latency_samples: int = self.plugins[0].reported_latency_samples
         self.restart()
 
     def restart(self) -> None:
-        if not self.restart_is_exact and _on_main_thread():
+        if not self.restart_is_exact and threading.current_thread() is threading.main_thread():
             for plugin in self.plugins:
                 _set_reload_type(plugin, ReloadType.PersistsAudioOnReset)
                 plugin.reset()
@@ -222,15 +220,12 @@ class Positions:
             if len(table) > 2
         ]
 
-    def __call__(self, values: np.ndarray) -> list[float]:
-        """Return positions in [0, 1] for float64 values in their units, shape ``(P,)``."""
+    def __call__(self, values: np.ndarray) -> list[Any]:
+        """Return positions in [0, 1] for float64 values in their units, shape ``(..., P)``, as nested lists."""
         raws = np.clip(self._start + (values - self._low) * self._slope, 0.0, 1.0)
         for place, known_values, known_raws in self._curved:
-            raws[place] = np.interp(values[place], known_values, known_raws)
+            raws[..., place] = np.interp(values[..., place], known_values, known_raws)
         return raws.tolist()
-
-
-# --- descriptions ------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -247,7 +242,8 @@ def describe(name: str, sample_rate: int, channels: int) -> Description:
         raise EffectError(f"vst3:{name} is an instrument: it takes no audio")
     entries = _entries(name, plugin)
     plugin_channels = _plugin_channels(name, plugin, sample_rate, channels)
-    return Description(path, plugin_name or None, plugin_channels, _reset_is_exact(plugin), entries)
+    reset_is_exact = plugin._reload_type == ReloadType.ClearsAudioOnReset
+    return Description(path, plugin_name or None, plugin_channels, reset_is_exact, entries)
 
 
 def _plugin_channels(name: str, plugin: Any, sample_rate: int, channels: int) -> int:
@@ -271,10 +267,10 @@ def _entries(name: str, plugin: Any) -> dict[str, Entry]:
         if key in described and parameter.is_automatable and not _NOT_CONTROLS.search(parameter.name)
         if len(described[key].ranges) > 1
     }
-    twice = [key for key, count in Counter(keys).items() if count > 1 and key in entries]
-    if twice:
+    if twice := [key for key, count in Counter(keys).items() if count > 1 and key in entries]:
         raise EffectError(f"vst3:{name} has two parameters '{twice[0]}', and no way to tell them apart")
-    _clear_parameter_cache(plugin)
+    # The cached parameters refer to the plugin, and keep it alive until the garbage is collected.
+    plugin.__python_parameter_cache__.clear()
     return entries
 
 
@@ -286,14 +282,13 @@ def _entry(key: str, index: int, parameter: Any, described: Any) -> Entry:
     trainable = parameter.num_steps > CONTINUOUS_STEPS
     numbers = _numbers(values, raws) if described.type is float else None
 
-    table: Table
-    if described.type is bool or (numbers and [*numbers] == [0.0, 1.0] and not trainable):
-        table = {bool(value): raw for value, raw in zip(values, raws)}
-        return Entry(Control(key, _nearest_value(table, parameter.raw_value), trainable=False), index, table)
-    if not numbers and not trainable:
-        table = {str(value): raw for value, raw in zip(values, raws)}
-        default = _nearest_value(table, parameter.raw_value)
-        return Entry(Control(key, default, trainable=False, choices=tuple(table)), index, table)
+    is_switch = described.type is bool or (numbers and [*numbers] == [0.0, 1.0] and not trainable)
+    if is_switch or (not numbers and not trainable):
+        kind = bool if is_switch else str
+        table: Table = {kind(value): raw for value, raw in zip(values, raws)}
+        default = min(table, key=lambda value: abs(table[value] - parameter.raw_value))
+        choices = () if is_switch else tuple(table)
+        return Entry(Control(key, default, trainable=False, choices=choices), index, table)
 
     # If a plugin displays no numbers, or displays them out of order, the raw position is the value.
     table = numbers or {0.0: 0.0, 1.0: 1.0}
@@ -320,13 +315,6 @@ def _numbers(values: Sequence[float], raws: Sequence[float]) -> Table | None:
     if np.abs(positions - line).max() <= np.abs(steps).max() / 2:
         shown, positions = shown[[0, -1]], positions[[0, -1]]
     return dict(zip(shown.tolist(), positions.tolist()))
-
-
-def _nearest_value(table: Table, raw: float) -> Any:
-    return min(table, key=lambda value: abs(table[value] - raw))
-
-
-# --- finding and loading -----------------------------------------------------------------------------
 
 
 def installed() -> dict[str, str]:
@@ -378,18 +366,13 @@ def _load_with(description: Description, values: Mapping[str, Any]) -> LoadedPlu
     return LoadedPlugin(description.path, plugin, places)
 
 
-def _on_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def _check_main_thread() -> None:
-    if not _on_main_thread():
+    if threading.current_thread() is not threading.main_thread():
         raise EffectError("plugins can be loaded on the main thread only: build the chain there")
 
 
-# --- private API of pedalboard, used nowhere else ----------------------------------------------------
-# `pedalboard._pedalboard.to_python_parameter_name`, and three attributes of external plugins: `_parameters`,
-# `_reload_type` and `__python_parameter_cache__`.
+# The private API of pedalboard that is used, in this file only: `pedalboard._pedalboard.to_python_parameter_name`, and
+# three attributes of external plugins: `_parameters`, `_reload_type` and `__python_parameter_cache__`.
 
 
 def native_parameters(plugin: Any) -> list[Any]:
@@ -397,15 +380,6 @@ def native_parameters(plugin: Any) -> list[Any]:
     return plugin._parameters
 
 
-def _reset_is_exact(plugin: Any) -> bool:
-    return plugin._reload_type == ReloadType.ClearsAudioOnReset
-
-
 def _set_reload_type(plugin: Any, reload_type: ReloadType) -> None:
     # pedalboard's own __setattr__ would first read all parameters again, for 0.1 s and 7 MB.
     object.__setattr__(plugin, "_reload_type", reload_type)
-
-
-def _clear_parameter_cache(plugin: Any) -> None:
-    # The cached parameters refer to the plugin, and keep it alive until the garbage is collected.
-    plugin.__python_parameter_cache__.clear()

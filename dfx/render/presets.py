@@ -174,10 +174,8 @@ def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> N
             continue
         head = f"a pset:Preset ;\n    lv2:appliesTo <{recipe.effect}> ;"
         manifest.append(f"<{recipe.name}.ttl>\n    {head}\n    rdfs:seeAlso <{recipe.name}.ttl> .\n")
-        numbers = {
-            symbol: lv2.port_value(recipe.effect, symbol, value, chain.sample_rate, chain.channels)
-            for symbol, value in settings[recipe.name].items()
-        }
+        controls = lv2.controls(recipe.effect, chain.sample_rate, chain.channels)
+        numbers = {name: lv2.port_value(controls[name], value) for name, value in settings[recipe.name].items()}
         ports = " , ".join(
             f'[\n        lv2:symbol "{symbol}" ;\n        pset:value {_decimal(number)}\n    ]'
             for symbol, number in numbers.items()

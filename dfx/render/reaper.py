@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfx.effects import ChainSpec, lv2, vst3
+from dfx.effects import ChainSpec, lilv, lv2, vst3
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError
 from dfx.render.automation import Automation, thin_out
@@ -196,7 +196,7 @@ def _vst3(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
 def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
     chain = take.chain
     controls = lv2.controls(recipe.effect, chain.sample_rate, chain.channels)
-    name = _plain(f"LV2: {lv2.plugin_name(recipe.effect)}")
+    name = _plain(f"LV2: {lilv.plugin(recipe.effect).name}")
     yield f'<LV2 "{name}" {recipe.effect} ""'
     yield ">"
     trained = {parameter.name: values[:, i] for i, parameter in enumerate(recipe.parameters)}
@@ -206,7 +206,7 @@ def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
             span = control.maximum - control.minimum
             curve = take.automation.times, (trained[symbol] - control.minimum) / span
         elif symbol in recipe.fixed:
-            value = lv2.port_value(recipe.effect, symbol, recipe.fixed[symbol], chain.sample_rate, chain.channels)
+            value = lv2.port_value(control, recipe.fixed[symbol])
             low, high = (control.minimum, control.maximum) if np.isfinite(control.minimum) else (0.0, 1.0)
             curve = take.automation.times[:1], np.array([(value - low) / (high - low)])
         else:

@@ -32,8 +32,7 @@ HOSTS = {
 }
 """The modules of the hosts, imported on first use."""
 
-_MAX_RMS = 1e4
-"""Largest RMS that is accepted from an effect: 80 dB above full scale."""
+_MAX_RMS = 1e4  # the largest that is accepted from an effect: 80 dB above full scale
 
 EffectCallback = Callable[[slice], None]
 """Called before an effect is built, renders or restarts, with the slice of the chain's values that it takes."""
@@ -234,11 +233,7 @@ class ChainSpec:
         return self.space.parameters
 
     def settings(self, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-        """Return the values of every control of every effect, by the effects' names.
-
-        Args:
-            values: of the trained parameters in their units, by ``effect.parameter``.
-        """
+        """Return the values of all controls by effect, with the trained ones given by ``effect.parameter``."""
         settings = {}
         for recipe in self.recipes:
             controls = _host(recipe.host).controls(recipe.effect, self.sample_rate, self.channels)

@@ -123,7 +123,4 @@ class Host(Protocol):
         """Return the controls of an effect by name; raise :class:`EffectError` if it cannot be used."""
 
     def build(self, recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-        """Build live effects, each with its number of trained parameters.
-
-        ``recipes`` are consecutive effects of one chain, so that a host may render several in one call.
-        """
+        """Build live effects, each of one or several consecutive recipes, with their numbers of trained parameters."""

@@ -74,8 +74,7 @@ class _Address(c_void_p):
 _RESULTS: dict[str, type] = {
     "node_as_float": c_float,
     "node_as_string": c_char_p,
-    "plugin_get_latency_port_index": c_uint32,
-    "plugin_get_num_ports": c_uint32,
+    **dict.fromkeys(("plugin_get_latency_port_index", "plugin_get_num_ports"), c_uint32),
     **dict.fromkeys(("plugin_has_latency", "port_has_property", "port_is_a"), c_bool),
     **dict.fromkeys(("nodes_is_end", "plugins_is_end", "scale_points_is_end"), c_bool),
 }
@@ -223,8 +222,7 @@ class World:
 
     def find(self, uri: str) -> _Address:
         """Return the address of a plugin."""
-        plugin = self("plugins_get_by_uri", self.plugins, self.uri_node(uri))
-        if plugin:
+        if plugin := self("plugins_get_by_uri", self.plugins, self.uri_node(uri)):
             return plugin
         known = uris()
         all_known = " ".join(known)
@@ -250,10 +248,8 @@ class World:
         return self("node_as_string", node).decode()
 
     def pop_string(self, node: _Address) -> str | None:
-        """Return the string of a node that the caller owns, and free the node."""
-        if not node:
-            return None
-        text = self.string(node)
+        """Return the string of a node that the caller owns, and free the node; None for a null pointer."""
+        text = self.string(node) if node else None
         self("node_free", node)
         return text
 
@@ -403,13 +399,10 @@ class Library:
         self._functions = _Descriptor.from_address(self._descriptor)
 
     def instantiate(self, buffers: Sequence[np.ndarray | None]) -> Callable[[int], None]:
-        """Create an instance, which is freed with the last reference to the function that this returns.
+        """Return a function that renders the next samples of a new instance, which is freed with the function.
 
         Args:
             buffers: the memory of each port, or None for a port without a connection.
-
-        Returns:
-            A function that renders the next block, of the given number of samples.
         """
         functions = self._functions
         with _instance_lock:

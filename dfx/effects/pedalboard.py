@@ -77,12 +77,11 @@ class LatencyBuffer:
     """Delays a stream whose start a look-ahead has dropped, with silence in place of the dropped samples."""
 
     def __init__(self, channels: int, latency_samples: int) -> None:
-        self._latency_samples = latency_samples
         self._audio = np.zeros((channels, latency_samples), dtype=np.float32)
 
     def fill(self, output: np.ndarray, samples: int) -> np.ndarray:
         """Append ``output``, which may be shorter than ``samples``, and return the next ``samples`` of the stream."""
-        if not self._latency_samples:
+        if not self._audio.size:
             return output
         output, self._audio = np.split(np.concatenate([self._audio, output], axis=1), [samples], axis=1)
         return output

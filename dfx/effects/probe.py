@@ -164,14 +164,11 @@ def _surprises(report: ProbeReport, peak: float) -> Iterator[str]:
 
 
 def dead_parameters(spec: ChainSpec, seconds: float = 2.0) -> list[str]:
-    """Return the names of the parameters without effect; on the main thread.
+    """Return the names of the parameters without effect; on the main thread, with the errors of :func:`probe`.
 
     A parameter is dead if moving it to either end of its range changes no frame of the output by clearly more
     than rounding does, neither with the others at their defaults nor at ``RANDOM_SETTINGS`` random settings. A
     rendering ends at the first difference, so live parameters cost little.
-
-    Raises:
-        UserError: as :func:`probe`.
     """
     live = _Bench(spec, seconds).find_live()
     return [parameter.name for i, parameter in enumerate(spec.parameters) if i not in live]
@@ -190,10 +187,8 @@ def probe_signal(sample_rate: int, channels: int = 1, seconds: float = 2.0) -> n
     samples = int(seconds * sample_rate)
     position = np.arange(samples) / samples
     phase = 2 * np.pi * seconds * position
-    tones = sum(
-        np.sin(hz * phase + random.uniform(0, 2 * np.pi, (channels, 1)))
-        for hz in np.geomspace(16, 0.49 * sample_rate, 64)
-    )
+    frequencies = np.geomspace(16, 0.49 * sample_rate, 64)
+    tones = sum(np.sin(hz * phase + random.uniform(0, 2 * np.pi, (channels, 1))) for hz in frequencies)
     tones *= 10 ** (-4 * position / 0.6) / np.abs(tones).max()
 
     noise = random.uniform(-1, 1, (channels, samples))

@@ -43,14 +43,9 @@ from dfx.errors import nearest
 BLOCK_SAMPLES = 256
 """Length of the blocks that a plugin renders. Frames of a multiple of it give the same samples as the whole."""
 
-RAW_STEP = 1 / 1000
-"""Distance between the raw positions at which pedalboard reads a parameter's text."""
-
-CONTINUOUS_STEPS = 1_000_000
-"""Parameters with fewer steps are switches, modes or lists of numbers."""
-
-LOG_RATIO = 10
-"""Times and frequencies are trained on a log scale if their range spans at least this ratio."""
+RAW_STEP = 1 / 1000  # distance between the raw positions at which pedalboard reads a parameter's text
+CONTINUOUS_STEPS = 1_000_000  # parameters with fewer steps are switches, modes or lists of numbers
+LOG_RATIO = 10  # times and frequencies are trained on a log scale if their range spans at least this ratio
 
 _NOT_CONTROLS = re.compile(r"\b(program|preset|bypass|gain reduction|meter|latency|sample rate|buffer size)\b", re.I)
 _UNITS = {"hz": "Hz", "khz": "kHz", "db": "dB", "sec": "s"}
@@ -214,11 +209,7 @@ class Positions:
         low, start = np.array([e[0] for e in ends], dtype=np.float64).reshape(-1, 2).T
         high, end = np.array([e[-1] for e in ends], dtype=np.float64).reshape(-1, 2).T
         self._low, self._start, self._slope = low, start, (end - start) / (high - low)
-        self._curved = [
-            (place, np.array([*table]), np.array([*table.values()]))
-            for place, table in enumerate(tables)
-            if len(table) > 2
-        ]
+        self._curved = [(i, np.array([*t]), np.array([*t.values()])) for i, t in enumerate(tables) if len(t) > 2]
 
     def __call__(self, values: np.ndarray) -> list[Any]:
         """Return positions in [0, 1] for float64 values in their units, shape ``(..., P)``, as nested lists."""
@@ -230,11 +221,7 @@ class Positions:
 
 @functools.cache
 def describe(name: str, sample_rate: int, channels: int) -> Description:
-    """Load a plugin once and return its description.
-
-    Raises:
-        EffectError: as :func:`controls`.
-    """
+    """Load a plugin once and return its description; the errors are those of :func:`controls`."""
     location, _, plugin_name = name.partition("#")
     path = _find(location)
     plugin = _load(path, plugin_name or None)

@@ -27,8 +27,6 @@ _ROWS, _COLUMNS = 160, 400
 _MARKERS = "osD^vP*Xh<>dp"
 _LINE_STYLES = ("-", "--", ":", "-.")
 
-# --- a recording -------------------------------------------------------------------------------------
-
 
 def draw_rendering(
     input: Tensor,
@@ -111,9 +109,6 @@ def _plot_parameter(axis: Axes, parameter: Parameter, values: np.ndarray, border
         _set_plain_ticks(axis.yaxis, [float(f"{tick:.2g}") for tick in ticks])
 
 
-# --- excerpts of a validation ------------------------------------------------------------------------
-
-
 def draw_excerpt_spectrograms(excerpts: Mapping[str, Mapping[str, np.ndarray]], sample_rate: int) -> Figure:
     """Draw the spectrograms of an excerpt's sides (input, output, target) next to each other, a row for each excerpt.
 
@@ -193,9 +188,6 @@ def draw_excerpt_automation(
     return figure
 
 
-# --- many runs ---------------------------------------------------------------------------------------
-
-
 def draw_curves(
     histories: Sequence[Sequence[Mapping[str, Any]]],
     title: str,
@@ -215,16 +207,18 @@ def draw_curves(
     Returns:
         The figure; None if no run has logged any of the metrics.
     """
-    is_single = len(histories) == 1
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axis = figure.subplots()
+    if len(histories) == 1:
+        styles = {metric: ("-", f"C{number}") for number, metric in enumerate(metrics)}
+    else:
+        styles = {metric: (style, "") for metric, style in zip(metrics, _LINE_STYLES)}
     for run, history in enumerate(histories):
-        for number, (style, metric) in enumerate(zip(_LINE_STYLES, metrics)):
+        for metric, (style, color) in styles.items():
             points = [(row["total_step"], row[metric]) for row in history if metric in row]
             if points:
-                color, style = (f"C{number}", "-") if is_single else (f"C{run % 10}", style)
                 marker = "." if len(points) < 30 else ""
-                axis.plot(*zip(*points), style, marker=marker, color=color, lw=1.1, ms=4)
+                axis.plot(*zip(*points), style, marker=marker, color=color or f"C{run % 10}", lw=1.1, ms=4)
     if not axis.lines:
         return None
     axis.set_title(title, fontsize=9, loc="left")
@@ -243,9 +237,8 @@ def draw_curves(
         top = high or max(axis.get_ylim()[1], low + 1)
         axis.set_ylim(low - 0.04 * (top - low), top)
     if len(metrics) > 1:
-        for number, (style, metric) in enumerate(zip(_LINE_STYLES, metrics)):
-            color, style = (f"C{number}", "-") if is_single else ("0.4", style)
-            axis.plot([], [], style, color=color, label=metric.split("/")[1])
+        for metric, (style, color) in styles.items():
+            axis.plot([], [], style, color=color or "0.4", label=metric.split("/")[1])
         axis.legend(fontsize=7, frameon=False)
     return figure
 
@@ -306,9 +299,6 @@ def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-# --- shared parts ------------------------------------------------------------------------------------
-
-
 def _levels_db(audio: Tensor, fft_samples: int, hop_samples: int) -> np.ndarray:
     """Return the levels of the mean of the channels, ``(bins, windows)``."""
     return amplitude_to_db(magnitude_spectrogram(audio.mean(dim=0), fft_samples, hop_samples)).numpy()
@@ -327,15 +317,9 @@ def _band_levels_db(audio: np.ndarray, sample_rate: int, edges: np.ndarray) -> n
 
 
 def _show_levels(axis: Axes, levels: np.ndarray, seconds: float, height: float, colours: Any = "magma") -> AxesImage:
+    extent = (0, seconds, 0, height)
     return axis.imshow(
-        levels,
-        origin="lower",
-        aspect="auto",
-        cmap=colours,
-        vmin=-_RANGE_DB,
-        vmax=0,
-        extent=(0, seconds, 0, height),
-        interpolation="nearest",
+        levels, colours, aspect="auto", interpolation="nearest", vmin=-_RANGE_DB, vmax=0, origin="lower", extent=extent
     )
 
 

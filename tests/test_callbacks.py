@@ -16,9 +16,8 @@ import soundfile
 import torch
 
 from dfx.blackbox import EffectLayer
-from dfx.callbacks import Excerpts, Health, LoggingOptions
-from dfx.callbacks.excerpts import SIDES
-from dfx.callbacks.health import _Step, signal_to_noise
+from dfx.callbacks.excerpts import SIDES, Excerpts, LoggingOptions
+from dfx.callbacks.health import Health, _Step, signal_to_noise
 from dfx.cli import main
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.errors import UserError

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.blackbox.isolation import IsolatedLanes
-from dfx.callbacks import RunFolder
+from dfx.callbacks.run_folder import RunFolder
 from dfx.datasets import PairedAudio
 from dfx.effects import ChainSpec, EffectError, EffectSpec, RenderError, lilv
 from dfx.encoder import EncoderOptions

@@ -75,8 +75,9 @@ def last_checkpoint(folder: Path) -> Path | None:
             errors.append(str(error))
         else:
             if path != last:
-                message = f"{last} is missing or broken: the run resumes from the previous checkpoint, {path}"
-                rank_zero_only(print)(message)
+                rank_zero_only(print)(
+                    f"{last} is missing or broken: the run resumes from the previous checkpoint, {path}"
+                )
             return path
     if errors:
         raise CheckpointError("; ".join(errors))

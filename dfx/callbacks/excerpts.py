@@ -110,8 +110,7 @@ class Excerpts(pl.Callback):
         if trainer.state.fn == "fit" and trainer.is_global_zero and pl_module.stage.renders:
             if self._starts is None:
                 self._starts = self._choose_excerpts(trainer, pl_module.chain.sample_rate)
-            validation = self._validation = _Validation(pl_module, self._options.excerpt_seconds, self._starts)
-            self._hook = pl_module.register_forward_hook(lambda module, inputs, result: validation.keep(result))
+            self._validation = _Validation(pl_module, self._options.excerpt_seconds, self._starts)
 
     @best_effort
     def on_validation_batch_end(
@@ -124,7 +123,6 @@ class Excerpts(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
         if not self._validation:
             return
-        self._hook.remove()
         # Lightning logs a validation at the step before it.
         self._validation.finish(max(0, trainer.global_step - 1), float(trainer.callback_metrics["validation/loss"]))
         self._has_media = False
@@ -151,8 +149,7 @@ class Excerpts(pl.Callback):
         }
         chosen = np.linspace(0, len(first_steps) - 1, min(self._options.excerpts, len(first_steps))).round().astype(int)
         names = {}
-        for place in (list(first_steps)[index] for index in chosen):
-            excerpt = first_steps[place]
+        for place, excerpt in (list(first_steps.items())[index] for index in chosen):
             start = f"_{excerpt.start / sample_rate:.1f}s" if excerpt.start else ""
             names[place] = loader.dataset.pairs.pairs[excerpt.pair].name.replace("/", "_") + start
         return names
@@ -176,10 +173,8 @@ class Excerpts(pl.Callback):
             if isinstance(logger, WandbRun):
                 audio = [excerpt.in_one_player(task.chain.sample_rate) for excerpt in excerpts]
                 images = {"media/spectrograms": folder / SPECTROGRAMS, "media/automation": folder / AUTOMATION_IMAGE}
-                tables = {
-                    "tables/automation": validation.automation(excerpts),
-                    "tables/parameters": validation.parameters,
-                }
+                automation = validation.automation(excerpts)
+                tables = {"tables/automation": automation, "tables/parameters": validation.parameters}
                 logger.log_media(validation.step, {"media/audio": audio}, images, tables)
 
     @staticmethod
@@ -214,7 +209,7 @@ class _Excerpt(NamedTuple):
 
 
 class _Validation:
-    """Records one validation: the audio of the excerpts, and the parameters of all examples.
+    """Records one validation through a hook: the audio of the excerpts, and the parameters of all examples.
 
     Attributes:
         step: the training step before it.
@@ -232,10 +227,10 @@ class _Validation:
         # The recorded frames of each excerpt, and the lanes that currently hold one.
         self._parts: dict[str, list[dict[str, Tensor]]] = {}
         self._lanes: dict[int, str] = {}
+        self._hook = task.register_forward_hook(self._keep)
 
-    def keep(self, result: Any) -> None:
-        """Keep the result of the task's forward pass, output and parameters, until :meth:`add_batch`."""
-        # With several ranks, Lightning also calls the task with whole steps, whose result is the loss.
+    def _keep(self, module: Any, inputs: Any, result: Any) -> None:
+        # Output and parameters. With several ranks, Lightning also calls the task with whole steps, for their loss.
         if isinstance(result, tuple):
             self._result = result
 
@@ -243,11 +238,8 @@ class _Validation:
         """Record the batch of the last forward pass."""
         output, parameters = self._result
         self._all.append(parameters.flatten(0, 1).cpu().numpy())
-        self._lanes = {
-            lane: name
-            for lane, name in self._lanes.items()
-            if lane < len(batch["restart"]) and not batch["restart"][lane]
-        }
+        continued = {lane for lane, restart in enumerate(batch["restart"].tolist()) if not restart}
+        self._lanes = {lane: name for lane, name in self._lanes.items() if lane in continued}
         for (index, lane), name in self._starts.items():
             if index == batch_idx:
                 self._lanes[lane], self._parts[name] = name, []
@@ -255,40 +247,27 @@ class _Validation:
         for lane, name in self._lanes.items():
             if len(self._parts[name]) * window.step_samples >= self._max_samples:
                 continue
-            input, target = batch["input"][lane], batch["target"][lane]
-            part = {
-                "input": window.delayed_step(input),
-                "output": output[lane],
-                "target": window.delayed_step(target),
-                "effect_input": window.step(input),
-                "parameters": parameters[lane],
-            }
+            part = {side: window.delayed_step(batch[side][lane]) for side in ("input", "target")}
+            part.update(
+                output=output[lane], parameters=parameters[lane], effect_input=window.step(batch["input"][lane])
+            )
             self._parts[name].append({key: tensor.cpu() for key, tensor in part.items()})
 
     def finish(self, step: int, loss: float) -> None:
         """Summarize the parameters after the last batch."""
-        self.step = step
-        self._loss = loss
+        self._hook.remove()
+        self.step, self._loss = step, loss
         everywhere = np.concatenate(self._all)
         at_bounds = np.minimum(everywhere, 1 - everywhere) < AT_BOUNDS
         self.share_at_bounds = float(at_bounds.mean())
         values = self._space.denormalize(everywhere)
         columns = zip(self._space.parameters, values.mean(0), values.min(0), values.max(0), at_bounds.mean(0))
-        self.parameters = [
-            {
-                "name": parameter.name,
-                "value": _round(mean),
-                "unit": parameter.unit,
-                "low": parameter.low,
-                "high": parameter.high,
-                "default": parameter.default,
-                "least": _round(least),
-                "most": _round(most),
-                "share_at_bounds": _round(share),
-                "sensitivity_db": None,
-            }
-            for parameter, mean, least, most, share in columns
-        ]
+        self.parameters = []
+        for parameter, mean, least, most, share in columns:
+            row: dict[str, Any] = {"name": parameter.name, "value": _round(mean), "unit": parameter.unit}
+            row.update(low=parameter.low, high=parameter.high, default=parameter.default)
+            row.update(least=_round(least), most=_round(most), share_at_bounds=_round(share), sensitivity_db=None)
+            self.parameters.append(row)
 
     def excerpts(self) -> list[_Excerpt]:
         found = []
@@ -336,8 +315,7 @@ class _Validation:
         frame_seconds = self._task.window.frame_samples / self._sample_rate
         draw_excerpt_automation(values, self._space.parameters, frame_seconds).savefig(folder / AUTOMATION_IMAGE)
         # Written last: a folder without it is incomplete.
-        about = {"step": self.step, "validation/loss": self._loss, "excerpts": list(sides)}
-        write_json(folder / ABOUT, about)
+        write_json(folder / ABOUT, {"step": self.step, "validation/loss": self._loss, "excerpts": list(sides)})
 
 
 def _prune(media: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -60,9 +61,7 @@ class Health(pl.Callback):
             self._step.metrics["gradient/norm"] = float(torch.nn.utils.get_total_norm(gradients))
 
     @best_effort
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if self._step:
             self._log(trainer, self._step.end())
             self._step = None
@@ -93,13 +92,8 @@ def signal_to_noise(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     Args:
         one, other: gradients of all weights, in the same order.
     """
-    product, difference = (
-        float(torch.stack(parts).sum())
-        for parts in (
-            [torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other)],
-            [(a - b).square().sum() for a, b in zip(one, other)],
-        )
-    )
+    product = float(torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other)]).sum())
+    difference = float(torch.stack([(a - b).square().sum() for a, b in zip(one, other)]).sum())
     return 4 * product / difference if difference > 0 else float("nan")
 
 
@@ -118,10 +112,8 @@ class _Step:
         self._overhead = 0.0
         self._hooks = []
         for name, part in {"effects": task.effect_layer, "encoder": task.encoder, "loss": task.loss}.items():
-            self._hooks += [
-                part.register_forward_pre_hook(lambda module, inputs, name=name: self._begin(name)),
-                part.register_forward_hook(lambda module, inputs, output, name=name: self._end(name, inputs, output)),
-            ]
+            self._hooks.append(part.register_forward_pre_hook(partial(self._begin, name)))
+            self._hooks.append(part.register_forward_hook(partial(self._end, name)))
         self._start = self._now()
 
     def _now(self) -> float:
@@ -130,10 +122,10 @@ class _Step:
             torch.cuda.synchronize(self._task.device)
         return time.perf_counter()
 
-    def _begin(self, part: str) -> None:
+    def _begin(self, part: str, module: Any, inputs: Any) -> None:
         self._started[part] = self._now()
 
-    def _end(self, part: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _end(self, part: str, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._seconds[part] += self._now() - self._started[part]
         if part == "effects":
             batch, frames = (*inputs[1].shape[:-1], 1)[:2]

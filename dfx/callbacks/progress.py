@@ -19,8 +19,7 @@ class Progress(pl.Callback):
 
     def __init__(self) -> None:
         self._renderings = 0
-        self._seconds = 0.0
-        self._since = 0.0
+        self._seconds = self._since = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
@@ -38,9 +37,8 @@ class Progress(pl.Callback):
             pl_module.log_dict(spent, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        now = time.monotonic()
-        self._seconds += now - self._since
-        self._since = now
+        before, self._since = self._since, time.monotonic()
+        self._seconds += self._since - before
         return {"renderings": self._renderings, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,55 +28,34 @@ _NOT_OF_THE_EXPERIMENT = ("run.", "wandb.", "logging.", "config")
 """Prefixes of options that may differ between equal experiments."""
 
 
-@dataclass
 class Run:
-    """The contents of a run's folder.
+    """The contents of a run's folder; files that do not exist yet leave their attributes empty.
 
     Args:
         folder: the run's folder.
         color: color of the run in figures, as hexadecimal RGB.
+
+    Attributes:
         config: all options by their dotted names.
         history: rows of :func:`~dfx.loggers.history.read_history`.
-        versions, tested: ``versions.json`` and ``evaluation/metrics.json``; empty if the file is missing.
+        versions, tested: ``versions.json`` and ``evaluation/metrics.json``.
         parameters: rows of ``parameters.csv``.
+
+    Raises:
+        UserError: if one of its files cannot be read.
     """
 
-    folder: Path
-    color: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    tested: dict[str, dict[str, float]] = field(default_factory=dict)
-    parameters: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, folder: Path, color: str = "") -> Run:
-        """Read a run's folder; files that do not exist yet leave their fields empty.
-
-        Raises:
-            UserError: if one of its files cannot be read.
-        """
+    def __init__(self, folder: Path, color: str) -> None:
+        self.folder, self.name, self.color = folder, folder.resolve().name, color
         try:
-            return cls(
-                folder,
-                color,
-                _flatten(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}),
-                read_history(folder),
-                _read_json(folder / "versions.json"),
-                _read_json(folder / "evaluation" / "metrics.json"),
-                _read_parameters(folder / PARAMETERS),
-            )
+            self.config = _flatten(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+            self.history = read_history(folder)
+            self.versions = _read_json(folder / "versions.json")
+            self.tested = _read_json(folder / "evaluation" / "metrics.json")
+            self.parameters = _read_parameters(folder / PARAMETERS)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())}") from error
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    @property
-    def _training(self) -> list[dict[str, Any]]:
-        """The rows of the history before the evaluation."""
-        return [row for row in self.history if not any(name.startswith("test/") for name in row)]
+        self._training = [row for row in self.history if not any(name.startswith("test/") for name in row)]
 
     @property
     def steps(self) -> int:
@@ -104,21 +83,14 @@ class Run:
         """Yield the media of the validations, the last first, with audio and images as data URIs."""
         folders = sorted(about.parent for about in (self.folder / "media").glob(f"step_*/{ABOUT}"))
         for folder in reversed(folders[-1:] if only_last else folders):
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            yield {
-                "step": about["step"],
-                "loss": about["validation/loss"],
-                "sounds": {
-                    name: {
-                        side: _data_uri((folder / f"{name}_{side}.flac").read_bytes(), "audio/flac") for side in SIDES
-                    }
-                    for name in about["excerpts"]
-                },
-                "images": {
-                    image: _data_uri((folder / image).read_bytes(), "image/png")
-                    for image in (SPECTROGRAMS, AUTOMATION_IMAGE)
-                },
-            }
+            about = _read_json(folder / ABOUT)
+            sounds: dict[str, dict[str, str]] = {}
+            for name, side in itertools.product(about["excerpts"], SIDES):
+                audio = (folder / f"{name}_{side}.flac").read_bytes()
+                sounds.setdefault(name, {})[side] = _data_uri(audio, "audio/flac")
+            files = (SPECTROGRAMS, AUTOMATION_IMAGE)
+            images = {file: _data_uri((folder / file).read_bytes(), "image/png") for file in files}
+            yield {"step": about["step"], "loss": about["validation/loss"], "sounds": sounds, "images": images}
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -135,7 +107,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         if not inside:
             raise UserError(f"{folder} is not a run and contains none: there is no {CONFIG}")
         found += inside
-    return [Run.read(folder, to_hex(f"C{index % 10}")) for index, folder in enumerate(dict.fromkeys(found))]
+    return [Run(folder, to_hex(f"C{index % 10}")) for index, folder in enumerate(dict.fromkeys(found))]
 
 
 def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -154,12 +126,9 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
     runs = find_runs(folders)
     several = len(runs) > 1
     output = output or folders[0] / "summary.html"
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=True, loader=loader
     )
     environment.filters["number"] = _number
     environment.filters["numbers"] = lambda means, metrics: [_number(means.get(metric)) for metric in metrics]
@@ -196,8 +165,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     histories = [run.history for run in runs]
     for section, panels in CURVES.items():
         for panel in panels:
-            figure = draw_curves(histories, *panel)
-            if figure:
+            if figure := draw_curves(histories, *panel):
                 file = io.BytesIO()
                 figure.savefig(file, format="svg")
                 sections.setdefault(section, {})[panel.title] = _data_uri(file.getvalue(), "image/svg+xml")

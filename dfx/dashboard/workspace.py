@@ -81,15 +81,13 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
     except ImportError:
         raise UserError("the workspace needs wandb-workspaces: pip install wandb-workspaces") from None
 
-    def curves(panel: Curves) -> wr.LinePlot:
-        return wr.LinePlot(
-            title=panel.title, x=STEP, y=list(panel.metrics), range_y=panel.range, log_y=panel.log or None
-        )
-
-    sections = [
-        ws.Section(name=name, panels=[curves(panel) for panel in panels], is_open=True)
-        for name, panels in CURVES.items()
-    ]
+    sections = []
+    for name, panels in CURVES.items():
+        plots: list[Any] = [
+            wr.LinePlot(title=title, x=STEP, y=list(metrics), range_y=range, log_y=log or None)
+            for title, metrics, log, range in panels
+        ]
+        sections.append(ws.Section(name=name, panels=plots, is_open=True))
     tested: list[Any] = [
         wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/{method}/{metric}" for method in METHODS])
         for metric in TESTED
@@ -110,7 +108,6 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Metric("Group") == group) if group else "",
-            groupby=[ws.Config(by)] if by else [],
+            filters=ws.And(ws.Metric("Group") == group) if group else "", groupby=[ws.Config(by)] if by else []
         ),
     )

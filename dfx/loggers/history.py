@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -26,18 +27,12 @@ class History(Logger):
         stage: index of the current stage.
     """
 
+    name = version = None
+
     def __init__(self, folder: Path, stage: int = 0) -> None:
         super().__init__()
         self._path = folder / HISTORY
         self._stage = stage
-
-    @property
-    def name(self) -> str | None:
-        return None
-
-    @property
-    def version(self) -> str | None:
-        return None
 
     @rank_zero_only
     @best_effort
@@ -65,12 +60,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         return []
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        # The last line is incomplete if the run was killed while writing it.
+        with contextlib.suppress(ValueError):
             row = json.loads(line)
-        except ValueError:
-            # An incomplete last line of a run that was killed while writing it.
-            continue
-        rows.setdefault((row["stage"], row["step"]), {}).update(row)
+            rows.setdefault((row["stage"], row["step"]), {}).update(row)
     ordered = [rows[key] for key in sorted(rows)]
     before, stage, last = 0, None, 0
     for row in ordered:

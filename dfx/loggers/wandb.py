@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -16,6 +17,21 @@ from dfx.loggers.best_effort import best_effort, in_one_line
 
 _FINISH_SECONDS = 600.0
 """How long the end of a run waits for uploads. The rest stays in the local record, for `wandb sync`."""
+
+
+def _unless_failed(method: Callable[..., None]) -> Callable[..., None]:
+    """Decorator for methods of :class:`WandbRun` on rank 0: a failure ends the use of W&B instead of the run."""
+
+    @rank_zero_only
+    @functools.wraps(method)
+    def wrapper(run: WandbRun, *args: Any, **kwargs: Any) -> None:
+        if not run._has_failed:
+            try:
+                method(run, *args, **kwargs)
+            except Exception as error:
+                run._give_up(error)
+
+    return wrapper
 
 
 class WandbRun(WandbLogger):
@@ -52,7 +68,6 @@ class WandbRun(WandbLogger):
             **options,
         )
         self._run_name = folder.name
-        self._is_offline = offline
         self._has_failed = False
 
     @property
@@ -63,33 +78,29 @@ class WandbRun(WandbLogger):
         try:
             return super().experiment
         except Exception as error:
-            if self._is_offline:
+            if self._offline:
                 self._give_up(error)
                 return DummyExperiment()
-            warnings.warn(
-                f"W&B cannot be reached ({in_one_line(error)}): the run is recorded offline; `wandb sync` uploads it",
-                stacklevel=2,
+            message = (
+                f"W&B cannot be reached ({in_one_line(error)}): the run is recorded offline; `wandb sync` uploads it"
             )
-            self._switch_to_offline()
+            warnings.warn(message, stacklevel=2)
+            # Private attributes of Lightning's WandbLogger, which has no public way to change the mode after __init__.
+            self._offline = True
+            self._wandb_init["mode"] = "offline"
             return self.experiment
 
-    def _switch_to_offline(self) -> None:
-        self._is_offline = True
-        # Private attributes of Lightning's WandbLogger, which has no public way to change the mode after __init__.
-        self._offline = True
-        self._wandb_init["mode"] = "offline"
-
-    @rank_zero_only
     @best_effort
+    @_unless_failed
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(super().log_metrics, metrics, None if step is None else self.first_step + step)
+        super().log_metrics(metrics, None if step is None else self.first_step + step)
 
-    @rank_zero_only
+    @_unless_failed
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        self._try(super().log_hyperparams, params)
+        super().log_hyperparams(params)
 
-    @rank_zero_only
     @best_effort
+    @_unless_failed
     def log_media(
         self,
         step: int,
@@ -105,46 +116,30 @@ class WandbRun(WandbLogger):
             images: for each name, a PNG file.
             tables: for each name, at least one row; rows are dictionaries with the same keys.
         """
+        import wandb
 
-        def log() -> None:
-            import wandb
+        media: dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
+        media.update((name, wandb.Image(str(path))) for name, path in images.items())
+        for name, rows in tables.items():
+            media[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
+        self.experiment.log({**media, "trainer/global_step": self.first_step + step})
 
-            media: dict[str, Any] = {name: [wandb.Audio(**sound) for sound in of] for name, of in audio.items()}
-            media.update((name, wandb.Image(str(path))) for name, path in images.items())
-            for name, rows in tables.items():
-                media[name] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-            self.experiment.log({**media, "trainer/global_step": self.first_step + step})
-
-        self._try(log)
-
-    @rank_zero_only
     @best_effort
+    @_unless_failed
     def log_best(self, path: Path, metrics: Mapping[str, float]) -> None:
         """Log a checkpoint as an artifact of the type ``model`` that has the run's name and carries its metrics.
 
         The record refers to the file without a copy: leave the file in place until it is uploaded.
         """
+        import wandb
 
-        def log() -> None:
-            import wandb
+        artifact = wandb.Artifact(self._run_name, type="model", metadata=dict(metrics))
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        self.experiment.log_artifact(artifact, aliases=["best"])
 
-            artifact = wandb.Artifact(self._run_name, type="model", metadata=dict(metrics))
-            artifact.add_file(str(path), policy="immutable", skip_cache=True)
-            self.experiment.log_artifact(artifact, aliases=["best"])
-
-        self._try(log)
-
-    @rank_zero_only
+    @_unless_failed
     def finalize(self, status: str) -> None:
-        self._try(super().finalize, status)
-
-    def _try(self, function: Callable[..., Any], *args: Any) -> None:
-        if self._has_failed:
-            return
-        try:
-            function(*args)
-        except Exception as error:
-            self._give_up(error)
+        super().finalize(status)
 
     def _give_up(self, error: Exception) -> None:
         self._has_failed = True

@@ -15,11 +15,10 @@ def main() -> None:
         description="Write the listening page of an evaluation again, from the folder written by evaluate.py.",
     )
     parser.add_argument("evaluation", type=Path, help="the folder, for instance runs/tube_amp/evaluation")
-    for name, default, text in (
-        ("--seconds", PAGE_SECONDS, "maximum length of each file, from its beginning (default: %(default)g)"),
-        ("--megabytes", PAGE_MEGABYTES, "maximum size of a page; more files go to the next (default: %(default)g)"),
-    ):
-        parser.add_argument(name, type=_positive, default=default, help=text)
+    length = "maximum length of each file, from its beginning (default: %(default)g)"
+    parser.add_argument("--seconds", type=_positive, default=PAGE_SECONDS, help=length)
+    size = "maximum size of a page; more files go to the next (default: %(default)g)"
+    parser.add_argument("--megabytes", type=_positive, default=PAGE_MEGABYTES, help=size)
     arguments = parser.parse_args()
     for path in write_report(arguments.evaluation, arguments.seconds, arguments.megabytes):
         print(path)

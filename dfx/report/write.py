@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -75,8 +76,8 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
 
     files = []
     for file in tqdm(about["files"], desc="Writing the page", unit="file", leave=False):
-        audio, encoded = _read_tracks(folder, file["stem"], tracks, seconds)
-        files.append((_data_of_file(folder, file, audio, rows, settings), encoded))
+        audio, sample_rate, encoded = _read_tracks(folder, file["stem"], tracks, seconds)
+        files.append((_data_of_file(folder, file, audio, sample_rate, rows, settings), encoded))
     pages = _paginate(files, 1e6 * megabytes)
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
     shared = {
@@ -96,8 +97,8 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     template = environment.get_template("page.html")
-    first = 0
-    for number, (path, page) in enumerate(zip(paths, pages)):
+    firsts = itertools.accumulate(map(len, pages), initial=0)
+    for number, (path, page, first) in enumerate(zip(paths, pages, firsts)):
         content = template.render(
             title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize(),
             interpolation=INTERPOLATIONS[shared["interpolation"]],
@@ -107,7 +108,6 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
             audio=[encoded for _, encoded in page],
         )
         write_text(path, content)
-        first += len(page)
     for stale in set(folder.glob("report_*.html")) - set(paths):
         stale.unlink()
     return paths
@@ -118,11 +118,11 @@ def _paginate(files: Sequence[_File], max_bytes: float) -> list[list[_File]]:
     size = 0
     for data, encoded in files:
         length = len(json.dumps(data)) + sum(map(len, encoded.values()))
-        if pages[-1] and size + length > max_bytes:
-            pages.append([])
-            size = 0
-        pages[-1].append((data, encoded))
         size += length
+        if pages[-1] and size > max_bytes:
+            pages.append([])
+            size = length
+        pages[-1].append((data, encoded))
     return pages
 
 
@@ -145,8 +145,8 @@ def low_pass(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 def _read_tracks(
     folder: Path, stem: str, tracks: Sequence[str], seconds: float
-) -> tuple[dict[str, tuple[np.ndarray, int]], dict[str, str]]:
-    """Return the audio and the sample rate of each track, and the same as FLAC in base64 with the anchor added."""
+) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:
+    """Return the audio of each track, its sample rate, and the tracks as FLAC in base64 with the anchor added."""
     audio, encoded = {}, {}
     for track in tracks:
         path = folder / "audio" / f"{stem}_{track}.flac"
@@ -155,31 +155,31 @@ def _read_tracks(
         except soundfile.LibsndfileError:
             raise ReportError(f"{path} is missing or broken: run evaluate.py again") from None
         part = whole[: max(1, round(seconds * sample_rate))]
-        audio[track] = part, sample_rate
+        audio[track] = part
         encoded[track] = _base64(path.read_bytes() if len(part) == len(whole) else _flac(part, sample_rate))
-    encoded[ANCHOR] = _base64(_flac(low_pass(*audio["target"]), sample_rate))
-    return audio, encoded
+    encoded[ANCHOR] = _base64(_flac(low_pass(audio["target"], sample_rate), sample_rate))
+    return audio, sample_rate, encoded
 
 
 def _data_of_file(
     folder: Path,
     file: Mapping[str, Any],
-    audio: Mapping[str, tuple[np.ndarray, int]],
+    audio: Mapping[str, np.ndarray],
+    sample_rate: int,
     rows: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the data of a file, without its audio, as page.js reads them."""
-    peak = max(float(np.abs(samples).max()) for samples, _ in audio.values()) or 1.0
-    spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, (samples, sample_rate) in audio.items()}
+    peak = max(float(np.abs(samples).max()) for samples in audio.values()) or 1.0
+    spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, samples in audio.items()}
     maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
     of_file = [row for row in rows if row["file"] == file["name"]]
-    target, sample_rate = audio["target"]
-    seconds = len(target) / sample_rate
+    seconds = len(audio["target"]) / sample_rate
     return {
         "name": file["name"],
         "seconds": seconds,
         "whole_seconds": file["seconds"],
-        "waveforms": {track: _waveform(samples, peak) for track, (samples, _) in audio.items()},
+        "waveforms": {track: _waveform(samples, peak) for track, samples in audio.items()},
         "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
         "automation": _automation(folder / "automation" / f"{file['stem']}.csv", seconds),
         "metrics": {
@@ -208,8 +208,7 @@ def _waveform(audio: np.ndarray, peak: float) -> dict[str, object]:
     starts = _starts(len(audio))
     low = np.minimum.reduceat(audio.min(axis=1), starts)
     high = np.maximum.reduceat(audio.max(axis=1), starts)
-    scaled = np.round(127 * np.stack([low, high]) / peak).astype(np.int8)
-    return {"columns": len(starts), "levels": _base64(scaled.tobytes())}
+    return _packed(np.round(127 * np.stack([low, high]) / peak).astype(np.int8))
 
 
 def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -224,7 +223,10 @@ def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 def _spectrogram(spectrum: np.ndarray, maximum: float) -> dict[str, object]:
     """Return levels as uint8: 255 at the maximum of all tracks, 0 at 80 dB below."""
-    levels = np.round(255 * np.clip(1 + amplitude_to_db(spectrum / maximum) / _RANGE_DB, 0, 1)).astype(np.uint8)
+    return _packed(np.round(255 * np.clip(1 + amplitude_to_db(spectrum / maximum) / _RANGE_DB, 0, 1)).astype(np.uint8))
+
+
+def _packed(levels: np.ndarray) -> dict[str, object]:
     return {"columns": levels.shape[1], "levels": _base64(levels.tobytes())}
 
 

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"not finished: {', '.join(missing)}")
     print(f"table, figure and runs: {folder}")
     for failure in failures:
-        print(f"error: {failure.point} failed, {failure.message} ({failure.log})", file=sys.stderr)
+        print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -80,16 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the commands of unfinished points, and run none")
     parser.add_argument("--summarize", action="store_true", help="compare the finished points, and run none")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one on this machine")
-    parser.add_argument(
-        "--gpus", type=float, default=0, help="with --ray: number of GPUs of each run, or a fraction of one"
-    )
+    gpus = "with --ray: number of GPUs of each run, or a fraction of one"
+    parser.add_argument("--gpus", type=float, default=0, help=gpus)
     modes = ("offline", "online", "disabled")
     parser.add_argument("--wandb-mode", choices=modes, default="offline", help="mode of all runs; overrides the file")
     return parser
 
 
 def _of_arms(points: list[Point], arms: Sequence[str] | None) -> list[Point]:
-    known = list(dict.fromkeys(point.arm for point in points))
+    known = {point.arm for point in points}
     for arm in arms or ():
         if arm not in known:
             raise SweepError(f"the sweep has no arm '{arm}'{nearest(arm, known)}")

@@ -49,15 +49,6 @@ class Budget:
         return cls(jobs, max(1, available_cores() // jobs))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A point whose run has failed."""
-
-    point: str
-    message: str
-    log: Path
-
-
 def is_finished(folder: Path, point: Point) -> bool:
     """Return whether a point has been trained and evaluated; its last file holds the metrics of the evaluation."""
     try:
@@ -93,10 +84,8 @@ def register(folder: Path, points: Sequence[Point]) -> None:
         # Without the interpreter, whose path depends on the machine.
         command = point.command[1:]
         if known.get(point.name, command) != command and (folder / point.name).exists():
-            raise SweepError(
-                f"{folder / point.name} was run with other options than those of the sweep: choose another --folder, "
-                "or delete it"
-            )
+            options = "other options than those of the sweep"
+            raise SweepError(f"{folder / point.name} was run with {options}: choose another --folder, or delete it")
         known[point.name] = command
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
@@ -118,9 +107,13 @@ class Runner:
     wandb_mode: WandbMode
     threads: int
 
-    def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> Failure | None:
-        """Run a point to its end unless it is finished; if another process is running it, wait."""
-        log = self.folder / "logs" / f"{point.name}.log"
+    def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
+        """Run a point to its end unless it is finished; if another process is running it, wait.
+
+        Returns:
+            One line about the failure if the run has failed.
+        """
+        log = self.log(point.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with _locked(log.with_suffix(".lock")) as inherited, log.open("ab") as file:
             if is_finished(self.folder, point):
@@ -139,7 +132,11 @@ class Runner:
         # The last error message or exception, else the last line.
         errors = [line for line in printed if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
         last = (errors or [line for line in printed if line] or ["it printed nothing"])[-1]
-        return Failure(point.name, f"exit status {status}: {last[:300]}", log)
+        return f"{point.name} failed, exit status {status}: {last[:300]} ({log})"
+
+    def log(self, name: str) -> Path:
+        """Return the path of the output of a point."""
+        return self.folder / "logs" / f"{name}.log"
 
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -156,7 +153,7 @@ def _locked(path: Path) -> Iterator[Sequence[int]]:
         yield (file.fileno(),)
 
 
-def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure]:
+def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[str]:
     """Run points on this machine in parallel. An interrupt or SIGTERM ends all of them; they can be resumed."""
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="points")
     running: list[subprocess.Popen] = []
@@ -182,7 +179,7 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[Failure
         signal.signal(signal.SIGTERM, before)
 
 
-def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> list[Failure]:
+def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> list[str]:
     """Run points on a Ray cluster, on whose machines this folder and this Python have the same paths.
 
     Args:
@@ -204,18 +201,18 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SweepError(f"the Ray cluster at {address} cannot be reached: {str(error).splitlines()[0]}") from None
 
-    def work(point: Point) -> Failure | None:
+    def work(point: Point) -> str | None:
         os.chdir(here)
         return runner.run(point)
 
-    def results(waiting: list[Any]) -> Iterator[Failure | None]:
+    def results(waiting: list[Any]) -> Iterator[str | None]:
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
             name = names[done]
             try:
                 yield ray.get(done)
             except ray.exceptions.RayError as error:
-                yield Failure(name, str(error).strip().splitlines()[-1], runner.folder / "logs" / f"{name}.log")
+                yield f"{name} failed, {str(error).strip().splitlines()[-1]} ({runner.log(name)})"
 
     task: Any = ray.remote(num_cpus=runner.threads, num_gpus=gpus, max_retries=2)(work)
     try:
@@ -225,14 +222,14 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
         ray.shutdown()
 
 
-def _follow(results: Iterable[Failure | None], count: int) -> list[Failure]:
+def _follow(results: Iterable[str | None], count: int) -> list[str]:
     """Collect the failures among results, with a progress bar."""
-    failures: list[Failure] = []
+    failures: list[str] = []
     with tqdm(total=count, desc="Sweep", unit="run") as bar:
         for failure in results:
             if failure:
                 failures.append(failure)
-                bar.write(f"{failure.point} failed, {failure.message} ({failure.log})")
+                bar.write(failure)
             bar.update()
             bar.set_postfix(failed=len(failures))
     return failures

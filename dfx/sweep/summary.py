@@ -14,14 +14,7 @@ from dfx.sweep.grid import Point
 from dfx.sweep.runner import WandbMode, is_finished
 from dfx.writing import write_csv
 
-COLUMNS = (
-    "validation loss at the end",
-    "validation loss at best",
-    "renderings",
-    "test loss",
-    "test mrstft",
-    "seconds",
-)
+COLUMNS = ("validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds")
 """Columns of the table: means over the seeds, each with its standard deviation. ``renderings`` counts renderings of one
 example in one step of training; ``seconds`` is the time of training and validation on the cores of a run. Test metrics
 are those of the best checkpoint."""
@@ -40,9 +33,7 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
     from dfx.loggers.history import read_history
 
     runs = []
-    for point in points:
-        if not is_finished(folder, point):
-            continue
+    for point in [point for point in points if is_finished(folder, point)]:
         run = folder / point.name
         history = [row for row in read_history(run) if "validation/loss" in row]
         last = history[-1]
@@ -50,9 +41,9 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
         tested = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["output"]
         renderings, seconds = last["progress/renderings"], last["progress/seconds"]
         results = (losses[-1], min(losses), renderings, tested["loss"], tested["mrstft"], seconds)
-        course = [(row["progress/renderings"], row["validation/loss"]) for row in history]
         # Pretraining renders nothing.
-        course = [(renderings, loss) for renderings, loss in course if renderings > 0]
+        rendered = [row for row in history if row["progress/renderings"] > 0]
+        course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
         runs.append({"arm": point.arm, "run": point.name, **dict(zip(COLUMNS, results)), "course": course})
     return runs
 
@@ -113,7 +104,6 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point], wandb_mode: Wan
 
         options: Any = {"project": "dfx", "group": sweep, "job_type": "summary", "name": f"{sweep}_summary"}
         with wandb.init(dir=folder, mode=wandb_mode, settings=wandb.Settings(silent=True), **options) as run:
-            data = [list(arm.values()) for arm in arms]
-            table_of_arms = wandb.Table(list(arms[0]), data)
+            table_of_arms = wandb.Table(list(arms[0]), [list(arm.values()) for arm in arms])
             run.log({"summary": table_of_arms, "figure": wandb.Image(str(folder / "summary.png"))})
     return table

@@ -73,12 +73,10 @@ def last_checkpoint(folder: Path) -> Path | None:
             read_checkpoint(str(path))
         except CheckpointError as error:
             errors.append(str(error))
-        else:
-            if path != last:
-                rank_zero_only(print)(
-                    f"{last} is missing or broken: the run resumes from the previous checkpoint, {path}"
-                )
-            return path
+            continue
+        if path != last:
+            rank_zero_only(print)(f"{last} is missing or broken: the run resumes from the previous checkpoint, {path}")
+        return path
     if errors:
         raise CheckpointError("; ".join(errors))
     return None

@@ -123,8 +123,7 @@ class Excerpts(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
         if not self._validation:
             return
-        # Lightning logs a validation at the step before it.
-        self._validation.finish(max(0, trainer.global_step - 1), float(trainer.callback_metrics["validation/loss"]))
+        self._validation.finish(trainer)
         self._has_media = False
         self._log(trainer, self._validation, {"parameters/share_at_bounds": self._validation.share_at_bounds})
         write_csv(self._folder / PARAMETERS, self._validation.parameters)
@@ -248,15 +247,16 @@ class _Validation:
             if len(self._parts[name]) * window.step_samples >= self._max_samples:
                 continue
             part = {side: window.delayed_step(batch[side][lane]) for side in ("input", "target")}
-            part.update(
-                output=output[lane], parameters=parameters[lane], effect_input=window.step(batch["input"][lane])
-            )
+            part["effect_input"] = window.step(batch["input"][lane])
+            part.update(output=output[lane], parameters=parameters[lane])
             self._parts[name].append({key: tensor.cpu() for key, tensor in part.items()})
 
-    def finish(self, step: int, loss: float) -> None:
+    def finish(self, trainer: pl.Trainer) -> None:
         """Summarize the parameters after the last batch."""
         self._hook.remove()
-        self.step, self._loss = step, loss
+        # Lightning logs a validation at the step before it.
+        self.step = max(0, trainer.global_step - 1)
+        self._loss = float(trainer.callback_metrics["validation/loss"])
         everywhere = np.concatenate(self._all)
         at_bounds = np.minimum(everywhere, 1 - everywhere) < AT_BOUNDS
         self.share_at_bounds = float(at_bounds.mean())

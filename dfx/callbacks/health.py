@@ -130,20 +130,17 @@ class _Step:
         if part == "effects":
             batch, frames = (*inputs[1].shape[:-1], 1)[:2]
             self._renderings = batch * frames * self._task.effect_layer.renderings
-            output.register_hook(lambda gradient: self._begin_backward_of("effects"))
+            output.register_hook(lambda gradient: self.begin_backward("effects"))
         if part == "encoder":
             self._hooks.append(output.register_hook(lambda gradient: self._compare_halves(output, gradient)))
 
-    def begin_backward(self) -> None:
-        self._begin_backward_of("loss")
+    def begin_backward(self, part: str = "loss") -> None:
+        self._backward.append((part, self._now()))
 
     def end_backward(self) -> None:
-        self._begin_backward_of("")
+        self.begin_backward("")
         for (part, start), (_, end) in zip(self._backward, self._backward[1:]):
             self._seconds[part] += end - start
-
-    def _begin_backward_of(self, part: str) -> None:
-        self._backward.append((part, self._now()))
 
     @best_effort
     def _compare_halves(self, parameters: Tensor, gradient: Tensor) -> None:
@@ -163,7 +160,7 @@ class _Step:
         self._overhead += overhead
         # Exclude this time from the part that is being measured.
         self._backward = [(part, begin + overhead) for part, begin in self._backward]
-        self._begin_backward_of("encoder")
+        self.begin_backward("encoder")
 
     def end(self) -> dict[str, float]:
         """Remove the hooks, and return the metrics of the step."""

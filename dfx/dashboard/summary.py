@@ -40,6 +40,9 @@ class Run:
         history: rows of :func:`~dfx.loggers.history.read_history`.
         versions, tested: ``versions.json`` and ``evaluation/metrics.json``.
         parameters: rows of ``parameters.csv``.
+        steps: training steps in all stages.
+        minutes: time of training, without interruptions.
+        best_loss: see :func:`~dfx.loggers.history.best_row`; None if there was no validation.
 
     Raises:
         UserError: if one of its files cannot be read.
@@ -55,25 +58,13 @@ class Run:
             self.parameters = _read_parameters(folder / PARAMETERS)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())}") from error
-        self._training = [row for row in self.history if not any(name.startswith("test/") for name in row)]
-
-    @property
-    def steps(self) -> int:
-        """Training steps in all stages."""
-        return max((int(row["total_step"]) + 1 for row in self._training), default=0)
-
-    @property
-    def minutes(self) -> float:
-        """Time of training, without interruptions."""
-        times = [row["time"] for row in self._training]
+        training = [row for row in self.history if not any(name.startswith("test/") for name in row)]
+        self.steps = max((row["total_step"] + 1 for row in training), default=0)
+        times = [row["time"] for row in training]
         intervals = sorted(later - earlier for earlier, later in zip(times, times[1:]))
         longest = max(600.0, 100 * intervals[len(intervals) // 2]) if intervals else 0.0
-        return sum(interval for interval in intervals if 0 <= interval < longest) / 60
-
-    @property
-    def best_loss(self) -> float | None:
-        best = best_row(self.history) if self.history else None
-        return best["validation/loss"] if best else None
+        self.minutes = sum(interval for interval in intervals if 0 <= interval < longest) / 60
+        self.best_loss = (best_row(self.history) or {}).get("validation/loss")
 
     def option(self, name: str) -> str:
         value = self.config.get(name, "-")

@@ -19,6 +19,7 @@ import scipy.signal
 import soundfile
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.colors import LinearSegmentedColormap
 from tqdm import tqdm
 
 from dfx.audio.levels import amplitude_to_db
@@ -73,11 +74,8 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     about, rows, settings, means = (_read_json(folder, name) for name in ("evaluation", "files", "settings", "means"))
     # From the unprocessed input to the target.
     tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
-
-    files = []
-    for file in tqdm(about["files"], desc="Writing the page", unit="file", leave=False):
-        audio, sample_rate, encoded = _read_tracks(folder, file["stem"], tracks, seconds)
-        files.append((_data_of_file(folder, file, audio, sample_rate, rows, settings), encoded))
+    progress = tqdm(about["files"], desc="Writing the page", unit="file", leave=False)
+    files = [_read_file(folder, file, tracks, seconds, rows, settings) for file in progress]
     pages = _paginate(files, 1e6 * megabytes)
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
     shared = {
@@ -143,13 +141,18 @@ def low_pass(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     return filtered[reach : reach + len(audio)].astype(audio.dtype)
 
 
-def _read_tracks(
-    folder: Path, stem: str, tracks: Sequence[str], seconds: float
-) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:
-    """Return the audio of each track, its sample rate, and the tracks as FLAC in base64 with the anchor added."""
+def _read_file(
+    folder: Path,
+    file: Mapping[str, Any],
+    tracks: Sequence[str],
+    seconds: float,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> _File:
+    """Return the data of a file as page.js reads them, and its tracks with the anchor added."""
     audio, encoded = {}, {}
     for track in tracks:
-        path = folder / "audio" / f"{stem}_{track}.flac"
+        path = folder / "audio" / f"{file['stem']}_{track}.flac"
         try:
             whole, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError:
@@ -158,30 +161,17 @@ def _read_tracks(
         audio[track] = part
         encoded[track] = _base64(path.read_bytes() if len(part) == len(whole) else _flac(part, sample_rate))
     encoded[ANCHOR] = _base64(_flac(low_pass(audio["target"], sample_rate), sample_rate))
-    return audio, sample_rate, encoded
-
-
-def _data_of_file(
-    folder: Path,
-    file: Mapping[str, Any],
-    audio: Mapping[str, np.ndarray],
-    sample_rate: int,
-    rows: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return the data of a file, without its audio, as page.js reads them."""
     peak = max(float(np.abs(samples).max()) for samples in audio.values()) or 1.0
     spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, samples in audio.items()}
     maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
     of_file = [row for row in rows if row["file"] == file["name"]]
-    seconds = len(audio["target"]) / sample_rate
-    return {
+    data = {
         "name": file["name"],
-        "seconds": seconds,
+        "seconds": len(audio["target"]) / sample_rate,
         "whole_seconds": file["seconds"],
         "waveforms": {track: _waveform(samples, peak) for track, samples in audio.items()},
         "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
-        "automation": _automation(folder / "automation" / f"{file['stem']}.csv", seconds),
+        "automation": _automation(folder / "automation" / f"{file['stem']}.csv", len(audio["target"]) / sample_rate),
         "metrics": {
             row["method"]: {name: value for name, value in row.items() if isinstance(value, (int, float))}
             for row in of_file
@@ -190,6 +180,7 @@ def _data_of_file(
         # One setting for all files, or one for each.
         "settings": {name: values.get(file["name"], values) for name, values in settings.items()},
     }
+    return data, encoded
 
 
 def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
@@ -216,7 +207,8 @@ def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     window = 2 ** round(np.log2(0.046 * sample_rate))
     hop = max(1, min(window // 4, len(audio) // _COLUMNS))
     magnitude = magnitude_spectrogram(torch.from_numpy(audio), window, hop).numpy()
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2), _BANDS + 1))[:-1]
+    mels = np.linspace(_hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2), _BANDS + 1)[:-1]
+    edges = 700 * (10 ** (mels / 2595) - 1)
     bins = np.minimum(np.round(edges * window / sample_rate).astype(int), len(magnitude) - 1)
     return np.maximum.reduceat(np.maximum.reduceat(magnitude, bins, axis=0), _starts(magnitude.shape[1]), axis=1)
 
@@ -246,19 +238,10 @@ def _hz_to_mel(hz: float) -> float:
     return 2595 * math.log10(1 + hz / 700)
 
 
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    return 700 * (10 ** (mel / 2595) - 1)
-
-
 def _colours() -> dict[str, str]:
     """Return 256 RGB triples for dark and for light screens."""
-    ramps = {}
-    for name, colours in _RAMPS.items():
-        corners = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
-        positions = np.linspace(0, 255, len(corners))
-        levels = np.stack([np.interp(np.arange(256), positions, corner) for corner in corners.T], axis=1)
-        ramps[name] = _base64(np.round(levels).astype(np.uint8).tobytes())
-    return ramps
+    maps = {name: LinearSegmentedColormap.from_list(name, ramp)(np.arange(256)) for name, ramp in _RAMPS.items()}
+    return {name: _base64(np.round(255 * rgba[:, :3]).astype(np.uint8).tobytes()) for name, rgba in maps.items()}
 
 
 def _flac(audio: np.ndarray, sample_rate: int) -> bytes:

@@ -74,8 +74,7 @@ class Sweep:
             name = f"{arm}_seed{of_point[SEED]}" if SEED in of_point else arm
             points.append(Point(name, arm, [*self._expand(of_point), *options]))
         names = [point.name for point in points]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
+        if twice := next((name for name in names if names.count(name) > 1), None):
             raise SweepError(
                 f"two points of the sweep {self.name} are named {twice}: rename a config, or remove a value"
             )

@@ -246,9 +246,7 @@ def draw_curves(
 def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draw validation loss over renderings: a line for the mean of each arm, in a band of one standard deviation.
 
-    Args:
-        runs: rows of :func:`dfx.sweep.summary.read_runs`.
-        title: of the figure.
+    The runs are rows of :func:`dfx.sweep.summary.read_runs`.
     """
     figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -272,8 +270,7 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
 def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the cosine of the encoder's gradient over the renderings it costs, a panel for each chain, time and batch.
 
-    Args:
-        rows: rows of :func:`dfx.benchmark.fidelity.fidelity`.
+    The rows are those of :func:`dfx.benchmark.fidelity.fidelity`.
     """
     panels = list(dict.fromkeys((row["chain"], row["when"], row["batch"]) for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))

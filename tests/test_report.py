@@ -18,7 +18,7 @@ import scipy.signal
 import soundfile
 
 from dfx.evaluation.evaluate import evaluate
-from dfx.report import ANCHOR, ReportError, low_pass, write_report
+from dfx.report.write import ANCHOR, ReportError, low_pass, write_report
 from tests.known_effects import known
 from tests.small_training import task
 from tests.test_evaluation import pairs

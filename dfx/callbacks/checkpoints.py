@@ -55,13 +55,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint from which a run resumes: the last one, or the previous one if the last is broken.
+    """Return the checkpoint in a folder from which a run resumes: the last, or the previous one if that is broken.
 
-    Args:
-        folder: the run's folder of checkpoints.
-
-    Returns:
-        The path; None if the run ended before it wrote a checkpoint.
+    It is None if the run ended before it wrote a checkpoint.
 
     Raises:
         CheckpointError: if there are checkpoints but none can be read.
@@ -111,12 +107,7 @@ class MidEpochCheckpoint(ModelCheckpoint):
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and has saved a checkpoint.
-
-    Args:
-        signum: the signal that stopped it.
-        message: where the checkpoint is, and how to resume.
-    """
+    """A run was stopped by the signal ``signum``; the message says where its checkpoint is, and how to resume."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -124,14 +115,11 @@ class Stopped(Exception):
 
 
 class StopOnSignal(Checkpoint):
-    """Stops a run on a signal, with a checkpoint: after the current step, or after the current validation.
+    """Stops a run on a signal, with a checkpoint at ``path``: after the current step, or the current validation.
 
     The signals are SIGTERM, Ctrl-C (a second one ends the run at once) and, under SLURM, SIGUSR1, which announces the
     end of a job's time (``sbatch --signal=SIGUSR1@90``) and requeues the job. With several processes, a signal to one
     of them stops all. This callback must come after those that write checkpoints.
-
-    Args:
-        path: path of the last checkpoint.
 
     Raises:
         Stopped: after everything is written.

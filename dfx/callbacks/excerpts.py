@@ -68,8 +68,8 @@ class LoggingOptions:
 class Excerpts(pl.Callback):
     """Saves and logs the output of fixed validation excerpts, and statistics of the parameters over all of validation.
 
-    The excerpts are spread evenly over the validation set. Their audio comes from the validation itself; only
-    :meth:`~dfx.blackbox.EffectLayer.sensitivity` renders more.
+    Files are in the run's ``folder``. The excerpts are spread evenly over the validation set; their audio comes from
+    the validation itself. Only :meth:`~dfx.blackbox.EffectLayer.sensitivity` renders more.
 
     Every validation logs ``parameters/share_at_bounds``, the share of parameters, over all frames, that are closer
     than 0.01 to 0 or 1, and rewrites ``parameters.csv``. The first validation, every
@@ -84,15 +84,10 @@ class Excerpts(pl.Callback):
       ``media/automation``, ``tables/automation`` and ``tables/parameters``.
 
     With several ranks, all of this covers the validation examples of rank 0.
-
-    Args:
-        folder: the run's folder.
-        options: amount and intervals.
     """
 
     def __init__(self, folder: Path, options: LoggingOptions) -> None:
-        self._folder = folder
-        self._options = options
+        self._folder, self._options = folder, options
         self._validations = 0
         self._validation: _Validation | None = None
         self._has_media = True
@@ -183,21 +178,13 @@ class Excerpts(pl.Callback):
 
 
 class _Excerpt(NamedTuple):
-    """An excerpt as it was validated.
-
-    Args:
-        name: name of its pair, followed by its start if it does not begin with the recording.
-        sides: for each side ``(channels, samples)``, aligned and at one gain, at which none of them clips.
-        effect_input: ``(channels, samples)``, the audio passed to the effects.
-        parameters: ``(frames, P)``, in [0, 1].
-        values: ``(frames, P)``, the same in their units.
-    """
+    """An excerpt as it was validated, with all sides aligned and at one gain, at which none of them clips."""
 
     name: str
-    sides: dict[str, np.ndarray]
-    effect_input: Tensor
-    parameters: Tensor
-    values: np.ndarray
+    sides: dict[str, np.ndarray]  # (channels, samples) each
+    effect_input: Tensor  # (channels, samples)
+    parameters: Tensor  # (frames, P), in [0, 1]
+    values: np.ndarray  # (frames, P), in the parameters' units
 
     def in_one_player(self, sample_rate: int) -> dict[str, Any]:
         """Return the arguments of ``wandb.Audio`` for all sides, one after the other."""
@@ -208,18 +195,11 @@ class _Excerpt(NamedTuple):
 
 
 class _Validation:
-    """Records one validation through a hook: the audio of the excerpts, and the parameters of all examples.
-
-    Attributes:
-        step: the training step before it.
-        share_at_bounds: share of parameters at their bounds, over all frames.
-        parameters: a table with a row for each parameter.
-    """
+    """Records one validation through a hook: the audio of the excerpts, and the parameters of all examples."""
 
     def __init__(self, task: Task, excerpt_seconds: float, starts: dict[tuple[int, int], str]) -> None:
         self._task = task
-        self._space = task.chain.space
-        self._sample_rate = task.chain.sample_rate
+        self._space, self._sample_rate = task.chain.space, task.chain.sample_rate
         self._max_samples = excerpt_seconds * self._sample_rate
         self._all: list[np.ndarray] = []
         self._starts = starts

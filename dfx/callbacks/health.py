@@ -26,9 +26,6 @@ class Health(pl.Callback):
       the forward and backward passes of the effect layer (rendering and estimator), the encoder, and the loss. The
       remainder is the optimizer and Lightning. Reading the data happens between steps and is not included.
     - ``speed/share_logging``: share of all logging in the time of this fit so far.
-
-    Args:
-        every_n_steps: interval between measured steps.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -80,6 +77,7 @@ class Health(pl.Callback):
 def signal_to_noise(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Return the signal-to-noise ratio of the sum of two estimates of one gradient, as a ratio of powers.
 
+    Both estimates hold the gradients of all weights, in the same order.
     For independent ``a`` and ``b`` with the same mean, the expectation of ``4 a.b`` is the power of the mean of their
     sum, and that of ``|a - b|^2`` the variance of their sum. A value near 0, of either sign, means noise only.
 
@@ -88,9 +86,6 @@ def signal_to_noise(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     that of the examples and that of the directions. The ratio is too small for directions whose errors cancel over a
     batch (``hadamard``), since they cancel less within its halves. An error common to both halves, such as the bias
     of a control variate, counts as signal.
-
-    Args:
-        one, other: gradients of all weights, in the same order.
     """
     product = float(torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other)]).sum())
     difference = float(torch.stack([(a - b).square().sum() for a, b in zip(one, other)]).sum())

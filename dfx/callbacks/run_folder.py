@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +19,9 @@ PACKAGES = [
 
 
 class RunFolder(pl.Callback):
-    """Writes ``versions.json`` at the beginning of a run, and ``metrics.json`` after every epoch.
+    """Writes to a run's folder ``versions.json`` at the beginning, and ``metrics.json`` after every epoch.
 
     If an effect fails, ``failed_values.json`` holds the effect, its values and the message.
-
-    Args:
-        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,8 +51,7 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, the platform, and the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
-        try:
+        found[package] = "not installed"
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
     return found

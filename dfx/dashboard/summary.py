@@ -102,14 +102,11 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the summary of all runs in some folders.
+    """Write the summary of all runs in some folders, and return the path of the file.
 
     Args:
         folders: see :func:`find_runs`.
         output: path of the HTML file; by default ``summary.html`` in the first folder.
-
-    Returns:
-        The path of the file.
 
     Raises:
         UserError: if there are no runs, or the file cannot be written.
@@ -188,10 +185,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_parameters(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [
-        {key: text if key in ("name", "unit") or not text else float(text) for key, text in row.items()} for row in rows
+        {key: text if key in ("name", "unit") or not text else float(text) for key, text in row.items()}
+        for row in csv.DictReader(lines)
     ]

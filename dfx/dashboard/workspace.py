@@ -14,14 +14,7 @@ STEP = "trainer/global_step"
 
 
 class Curves(NamedTuple):
-    """A panel of curves.
-
-    Args:
-        title: title of the panel.
-        metrics: names of the logged metrics.
-        log: whether the values are drawn on a logarithmic scale.
-        range: range of the values, where it is known.
-    """
+    """A panel of metrics over steps, on a linear or logarithmic scale; the range of their values, where it is known."""
 
     title: str
     metrics: tuple[str, ...]
@@ -57,8 +50,6 @@ CURVES: dict[str, list[Curves]] = {
 TESTED = ("loss", "mrstft", "mrstft_level_matched", "mfcc_cosine", "lufs_difference")
 """Metrics of the evaluation after training, logged as ``test/METHOD/METRIC``."""
 
-METHODS = ("input", "output")
-
 MEDIA = ("media/audio", "media/spectrograms", "media/automation")
 TABLES = ("tables/parameters", "tables/automation")
 
@@ -89,7 +80,7 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
         ]
         sections.append(ws.Section(name=name, panels=plots, is_open=True))
     tested: list[Any] = [
-        wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/{method}/{metric}" for method in METHODS])
+        wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/input/{metric}", f"test/output/{metric}"])
         for metric in TESTED
     ]
     media: list[Any] = [wr.MediaBrowser(title=name.split("/")[1], media_keys=[name], num_columns=1) for name in MEDIA]

@@ -31,7 +31,7 @@ from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions
 from dfx.losses import Loss, loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation
-from dfx.report import write_report
+from dfx.report.write import write_report
 from dfx.tasks import Task
 from dfx.writing import write_csv, write_text
 

@@ -17,14 +17,10 @@ HISTORY = "history.jsonl"
 
 
 class History(Logger):
-    """Appends all metrics to ``history.jsonl`` as soon as they are logged, so that a killed run keeps them.
+    """Appends all metrics to ``history.jsonl`` in a run's folder as they are logged, so that a killed run keeps them.
 
     Each line is a JSON object of ``stage`` (its index), ``step``, ``time`` (seconds since 1970) and metrics by name.
     Steps count from 0 in every stage. A resumed run appends, and may repeat steps: see :func:`read_history`.
-
-    Args:
-        folder: the run's folder.
-        stage: index of the current stage.
     """
 
     name = version = None

@@ -80,14 +80,12 @@ class WandbRun(WandbLogger):
         except Exception as error:
             if self._offline:
                 self._give_up(error)
-                return DummyExperiment()
-            message = (
-                f"W&B cannot be reached ({in_one_line(error)}): the run is recorded offline; `wandb sync` uploads it"
-            )
-            warnings.warn(message, stacklevel=2)
-            # Private attributes of Lightning's WandbLogger, which has no public way to change the mode after __init__.
-            self._offline = True
-            self._wandb_init["mode"] = "offline"
+            else:
+                reason = f"W&B cannot be reached ({in_one_line(error)})"
+                warnings.warn(f"{reason}: the run is recorded offline; `wandb sync` uploads it", stacklevel=2)
+                # Private attributes of Lightning's logger, which has no public way to change the mode after __init__.
+                self._offline = True
+                self._wandb_init["mode"] = "offline"
             return self.experiment
 
     @best_effort
@@ -143,7 +141,5 @@ class WandbRun(WandbLogger):
 
     def _give_up(self, error: Exception) -> None:
         self._has_failed = True
-        warnings.warn(
-            f"W&B has failed ({in_one_line(error)}): the run continues without it, and its folder holds all metrics",
-            stacklevel=3,
-        )
+        reason = f"W&B has failed ({in_one_line(error)})"
+        warnings.warn(f"{reason}: the run continues without it, and its folder holds all metrics", stacklevel=3)

@@ -9,7 +9,3 @@ the tracks anew for each file and listener. Listeners rate each track against th
 target and a low-passed anchor among the tracks (after ITU-R BS.1534, MUSHRA), and download the ratings as CSV. Audio
 beyond the size limit of one page continues in ``report_2.html`` and so on, which are linked to each other.
 """
-
-from dfx.report.write import ANCHOR, PAGE_MEGABYTES, PAGE_SECONDS, ReportError, low_pass, write_report
-
-__all__ = ["ANCHOR", "PAGE_MEGABYTES", "PAGE_SECONDS", "ReportError", "low_pass", "write_report"]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dfx.errors import errors_in_one_line
-from dfx.report import PAGE_MEGABYTES, PAGE_SECONDS, write_report
+from dfx.report.write import PAGE_MEGABYTES, PAGE_SECONDS, write_report
 
 
 def main() -> None:

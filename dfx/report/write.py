@@ -165,13 +165,14 @@ def _read_file(
     spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, samples in audio.items()}
     maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
     of_file = [row for row in rows if row["file"] == file["name"]]
+    shown = len(audio["target"]) / sample_rate
     data = {
         "name": file["name"],
-        "seconds": len(audio["target"]) / sample_rate,
+        "seconds": shown,
         "whole_seconds": file["seconds"],
         "waveforms": {track: _waveform(samples, peak) for track, samples in audio.items()},
         "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
-        "automation": _automation(folder / "automation" / f"{file['stem']}.csv", len(audio["target"]) / sample_rate),
+        "automation": _automation(folder / "automation" / f"{file['stem']}.csv", shown),
         "metrics": {
             row["method"]: {name: value for name, value in row.items() if isinstance(value, (int, float))}
             for row in of_file
@@ -186,8 +187,7 @@ def _read_file(
 def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
     """Return the columns of the file up to a time."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            points = list(csv.DictReader(file))
+        points = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError:
         raise ReportError(f"{path} is missing: run evaluate.py again") from None
     shown = [point for point in points if float(point["seconds"]) < seconds] or points[:1]

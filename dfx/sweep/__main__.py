@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfx.errors import errors_in_one_line, nearest
-from dfx.sweep.grid import Point, SweepError, read_sweep
-from dfx.sweep.runner import Budget, Runner, full_command, is_finished, register, run_here, run_on_ray
+from dfx.sweep.grid import SweepError, read_sweep
+from dfx.sweep.runner import Budget, Runner, is_finished, register, run_here, run_on_ray
 from dfx.sweep.summary import summarize
 
 
@@ -34,24 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     given = _parser().parse_args(arguments[:cut])
     sweep = read_sweep(given.file)
-    points = _of_arms(sweep.points(given.seeds, arguments[cut + 1 :]), given.arms)
+    points = sweep.points(given.seeds, arguments[cut + 1 :])
+    known = {point.arm for point in points}
+    for arm in given.arms or ():
+        if arm not in known:
+            raise SweepError(f"the sweep has no arm '{arm}'{nearest(arm, known)}")
+    points = [point for point in points if point.arm in (given.arms or known)]
     folder = Path(given.folder or Path("runs", "sweeps", sweep.name))
     if not given.summarize:
         register(folder, points)
     left = [point for point in points if not is_finished(folder, point)]
+    budget = Budget.of(len(left), given.jobs)
+    runner = Runner(folder, sweep.name, given.wandb_mode, given.threads or budget.threads)
     if given.list:
         for point in left:
-            print(shlex.join(full_command(folder, sweep.name, point, given.wandb_mode)))
+            print(shlex.join(runner.command(point)))
         return 0
     failures = []
     if left and not given.summarize:
-        budget = Budget.of(len(left), given.jobs)
-        threads = given.threads or budget.threads
-        runner = Runner(folder, sweep.name, given.wandb_mode, threads)
         if given.ray:
             failures = run_on_ray(runner, left, given.ray, given.gpus)
         else:
-            how = f"{budget.jobs} at once, {threads} thread{'s' if threads > 1 else ''} each"
+            how = f"{budget.jobs} at once, {runner.threads} thread{'s' if runner.threads > 1 else ''} each"
             print(f"{len(left)} of {len(points)} runs to do, {how}; in {folder}")
             failures = run_here(runner, left, budget.jobs)
     print(f"\n{summarize(folder, sweep.name, points, given.wandb_mode)}\n")
@@ -85,14 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     modes = ("offline", "online", "disabled")
     parser.add_argument("--wandb-mode", choices=modes, default="offline", help="mode of all runs; overrides the file")
     return parser
-
-
-def _of_arms(points: list[Point], arms: Sequence[str] | None) -> list[Point]:
-    known = {point.arm for point in points}
-    for arm in arms or ():
-        if arm not in known:
-            raise SweepError(f"the sweep has no arm '{arm}'{nearest(arm, known)}")
-    return [point for point in points if not arms or point.arm in arms]
 
 
 if __name__ == "__main__":

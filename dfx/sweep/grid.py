@@ -24,34 +24,21 @@ class SweepError(UserError):
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Args:
-        name: name of the run, unique in the sweep.
-        arm: name shared with the points of other seeds.
-        command: command that trains it, without the options of folder and logging.
-    """
-
-    name: str
-    arm: str
-    command: list[str]
+    name: str  # unique in the sweep
+    arm: str  # shared with the points of other seeds
+    command: list[str]  # without the options of folder and logging
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of values of parameters.
+    """A grid of values of parameters."""
 
-    Args:
-        name: name of the sweep, and group of its runs in Weights & Biases.
-        program: script to run, relative to the root of the repository.
-        parameters: the values of each parameter.
-        command: command with macros; ``${args}`` stands for the parameters of a point.
-    """
-
-    name: str
-    program: str
-    parameters: dict[str, list[Any]]
-    command: list[str]
+    name: str  # also the group of its runs in Weights & Biases
+    program: str  # relative to the root of the repository
+    parameters: dict[str, list[Any]]  # the values of each parameter
+    command: list[str]  # with macros; ``${args}`` stands for the parameters of a point
 
     def points(self, seeds: Sequence[int] | None = None, options: Sequence[str] = ()) -> list[Point]:
         """Return all points, arm by arm in the order of the file.

@@ -58,20 +58,6 @@ def is_finished(folder: Path, point: Point) -> bool:
     return True
 
 
-def full_command(folder: Path, sweep: str, point: Point, wandb_mode: WandbMode) -> list[str]:
-    """Return the command that trains a point in its folder; it resumes the run if the folder exists."""
-    return [
-        *point.command,
-        f"--run.folder={folder}",
-        f"--run.name={point.name}",
-        "--run.evaluate=true",
-        *(["--run.resume=true"] if (folder / point.name).is_dir() else []),
-        f"--wandb.mode={wandb_mode}",
-        f"--wandb.group={sweep}",
-        f"--wandb.tags={json.dumps([point.arm])}",
-    ]
-
-
 def register(folder: Path, points: Sequence[Point]) -> None:
     """Save the options of the points in the sweep's folder.
 
@@ -93,14 +79,7 @@ def register(folder: Path, points: Sequence[Point]) -> None:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs a point in a process.
-
-    Args:
-        folder: the sweep's folder.
-        sweep: name of the sweep.
-        wandb_mode: W&B mode of the runs.
-        threads: number of threads of a run, for torch and for rendering.
-    """
+    """Runs the points of a sweep, each in a process with a number of threads, for torch and for rendering."""
 
     folder: Path
     sweep: str
@@ -108,18 +87,14 @@ class Runner:
     threads: int
 
     def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
-        """Run a point to its end unless it is finished; if another process is running it, wait.
-
-        Returns:
-            One line about the failure if the run has failed.
-        """
+        """Run a point unless it is finished, and return one line if it fails; wait for a process that is running it."""
         log = self.log(point.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with _locked(log.with_suffix(".lock")) as inherited, log.open("ab") as file:
             if is_finished(self.folder, point):
                 return None
             before = file.tell()
-            command = full_command(self.folder, self.sweep, point, self.wandb_mode)
+            command = self.command(point)
             command += [f"--model.init_args.rendering.workers={self.threads}", "--trainer.enable_progress_bar=false"]
             environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
             streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
@@ -133,6 +108,13 @@ class Runner:
         errors = [line for line in printed if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
         last = (errors or [line for line in printed if line] or ["it printed nothing"])[-1]
         return f"{point.name} failed, exit status {status}: {last[:300]} ({log})"
+
+    def command(self, point: Point) -> list[str]:
+        """Return the command that trains a point in its folder; it resumes the run if the folder exists."""
+        resume = ["--run.resume=true"] if (self.folder / point.name).is_dir() else []
+        run = [f"--run.folder={self.folder}", f"--run.name={point.name}", "--run.evaluate=true", *resume]
+        tags = f"--wandb.tags={json.dumps([point.arm])}"
+        return [*point.command, *run, f"--wandb.mode={self.wandb_mode}", f"--wandb.group={self.sweep}", tags]
 
     def log(self, name: str) -> Path:
         """Return the path of the output of a point."""
@@ -157,11 +139,7 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[str]:
     """Run points on this machine in parallel. An interrupt or SIGTERM ends all of them; they can be resumed."""
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="points")
     running: list[subprocess.Popen] = []
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     futures = [executor.submit(runner.run, point, running.append) for point in points]
     try:
         return _follow((future.result() for future in as_completed(futures)), len(points))

@@ -27,8 +27,7 @@ class History(Logger):
 
     def __init__(self, folder: Path, stage: int = 0) -> None:
         super().__init__()
-        self._path = folder / HISTORY
-        self._stage = stage
+        self._path, self._stage = folder / HISTORY, stage
 
     @rank_zero_only
     @best_effort

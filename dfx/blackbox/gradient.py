@@ -25,9 +25,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dfx import distributed
 from dfx.blackbox.control_variate import Cells, ControlVariate
-from dfx.blackbox.perturbation import Perturbation, Redraw
+from dfx.blackbox.perturbation import Redraw
+from dfx.blackbox.workers import Workers
 from dfx.errors import UserError
+
+_CACHED_SAMPLES = 1 << 16
 
 
 @dataclass
@@ -95,11 +99,6 @@ class GradientOptions:
         if self.divisor == "epsilon" and self.sides == 1:
             raise UserError("divisor: epsilon is that of the released code: set sides: 2")
 
-    def make_perturbation(self) -> Perturbation:
-        """Return the source of directions."""
-        directions = "coordinate" if self.estimator == "finite_difference" else self.directions
-        return Perturbation(directions, self.redraw, self.draws, self.seed)
-
     def renderings(self, parameters: int) -> int:
         """Return the renderings per example in a step with gradients, including the nominal one."""
         directions = parameters if self.estimator == "finite_difference" else self.draws
@@ -121,25 +120,6 @@ class Points(NamedTuple):
     weights: np.ndarray
 
 
-class Measurement(NamedTuple):
-    """The quantities that an estimate needs of the renderings of a step.
-
-    Args:
-        slopes: ``(batch, directions, frames)``, the change of the loss from ``p-`` or ``p`` to ``p+``.
-        cells: statistics for the control variate, if there is one.
-    """
-
-    slopes: np.ndarray
-    cells: Cells | None
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Measurement]) -> Measurement:
-        """Join the parts of a batch, in their order."""
-        cells = [part.cells for part in parts if part.cells]
-        slopes = np.concatenate([part.slopes for part in parts])
-        return cls(slopes, Cells(*map(np.concatenate, zip(*cells))) if cells else None)
-
-
 class Estimator:
     """Estimates gradients according to :class:`GradientOptions`. Arrays are float64 unless stated otherwise.
 
@@ -149,16 +129,17 @@ class Estimator:
         options: of the gradient.
         names: of the parameters.
         sample_rate: in Hz.
+        workers: that measure the differences.
 
     Raises:
         UserError: if ``epsilon_of`` names an unknown parameter.
     """
 
-    def __init__(self, options: GradientOptions, names: Sequence[str], sample_rate: int) -> None:
+    def __init__(self, options: GradientOptions, names: Sequence[str], sample_rate: int, workers: Workers) -> None:
         unknown = set(options.epsilon_of) - set(names)
         if unknown:
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
-        self.options = options
+        self.options, self._workers = options, workers
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])
         self._control_variate: ControlVariate | None = None
         if options.control_variate == "regression":
@@ -189,68 +170,49 @@ class Estimator:
             # Step inwards, where no bound is in the way.
             directions = np.where(nominal > 0.5, -directions, directions)
             weights = directions / epsilon
-        move = epsilon * directions
-        plus = np.clip(nominal + move, 0.0, 1.0)
+        plus, minus = (np.clip(nominal + sign * epsilon * directions, 0.0, 1.0) for sign in (1, -1))
         if sides == 1:
             return Points(np.concatenate([nominal, plus], axis=1), plus - nominal, weights)
-        minus = np.clip(nominal - move, 0.0, 1.0)
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
-    def blocks(self, rendered: np.ndarray) -> list[slice]:
-        """Return parts of the batch, to measure one by one, whose differences fit into the cache.
-
-        They depend on the shape alone, not on the number of workers: rounding depends on the size of a block, and a
-        run repeats to the last bit.
-        """
-        batch = len(rendered)
-        size = -(-batch // min(batch, -(-rendered.size // _CACHED_SAMPLES)))
-        return [slice(first, first + size) for first in range(0, batch, size)]
-
-    def measure(self, grad_output: np.ndarray, rendered: np.ndarray, frames: int) -> Measurement:
-        """Measure slopes and cells of a block of examples. This method is thread-safe.
+    def estimate(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
+        """Return the estimated vector-Jacobian product, ``(batch, frames, P)``, then update the control variate.
 
         Args:
             grad_output: float32 ``(batch, channels, frames * samples)``, the gradient of the loss.
-            rendered: float32 ``(batch, renderings, channels, frames * samples)``, at ``Points.parameters``.
-            frames: number of frames.
-        """
-        if self.options.sides == 1:
-            plus, minus = rendered[:, 1:], rendered[:, :1]
-        else:
-            plus, minus = np.split(rendered[:, 1:], 2, axis=1)
-        difference = plus - minus
-        by_frame = difference.reshape(*difference.shape[:3], frames, -1)
-        grad = grad_output.reshape(*grad_output.shape[:2], frames, -1)
-        slopes = np.einsum("bdcfs,bcfs->bdf", by_frame, grad).astype(np.float64)
-        if self._control_variate is None:
-            return Measurement(slopes, None)
-        return Measurement(slopes, self._control_variate.measure(rendered[:, 0], grad_output, difference, frames))
-
-    def estimate(self, measured: Measurement, points: Points) -> np.ndarray:
-        """Return the estimated vector-Jacobian product, ``(batch, frames, P)``.
-
-        Args:
-            measured: all examples of ``points``.
+            rendered: float32 ``(batch, renderings, channels, frames * samples)``, at ``points.parameters``.
             points: the points that were rendered.
         """
-        if self._control_variate is None or measured.cells is None:
-            return np.einsum("bdf,bdfp->bfp", measured.slopes, points.weights)
+        batch, frames = len(rendered), points.parameters.shape[2]
+        # Measure blocks of examples whose differences fit into the cache. Their size depends on the shape alone, not on
+        # the number of workers, since rounding depends on it, and a run repeats to the last bit.
+        size = -(-batch // min(batch, -(-rendered.size // _CACHED_SAMPLES)))
+        slopes = np.empty(points.steps.shape[:3])
+        cells_of: dict[int, Cells] = {}
+
+        def measure(numbers: range) -> None:
+            for number in numbers:
+                block = slice(number * size, (number + 1) * size)
+                nominal, plus, grad = rendered[block, :1], rendered[block, 1:], grad_output[block]
+                plus, minus = (plus, nominal) if self.options.sides == 1 else np.split(plus, 2, axis=1)
+                difference = plus - minus
+                by_frame, grad_by_frame = (a.reshape(*a.shape[:-1], frames, -1) for a in (difference, grad))
+                slopes[block] = np.einsum("bdcfs,bcfs->bdf", by_frame, grad_by_frame)
+                if self._control_variate is not None:
+                    cells_of[number] = self._control_variate.measure(nominal[:, 0], grad, difference, frames)
+
+        self._workers.run(measure, -(-batch // size))
+        if self._control_variate is None:
+            return np.einsum("bdf,bdfp->bfp", slopes, points.weights)
+        cells = Cells(*map(np.concatenate, zip(*(cells_of[number] for number in sorted(cells_of)))))
         # The prediction comes from earlier steps, so it is independent of new directions and does not bias the
         # estimate. Directions held for an excerpt are part of its statistics, among those of all other examples.
-        prediction = self._control_variate.predict(measured.cells)
-        residual_slopes = measured.slopes - np.einsum("bdfp,bfp->bdf", points.steps, prediction)
+        prediction = self._control_variate.predict(cells)
+        residual_slopes = slopes - np.einsum("bdfp,bfp->bdf", points.steps, prediction)
         residual = np.einsum("bdf,bdfp->bfp", residual_slopes, points.weights)
+        all_cells = Cells(*map(distributed.gather_array, cells))
+        self._control_variate.update(all_cells, distributed.gather_array(points.steps))
         return prediction + self.options.residual_weight * residual
-
-    def update(self, cells: Cells, steps: np.ndarray) -> None:
-        """Update the control variate, after the estimate.
-
-        Args:
-            cells: measured statistics of the whole batch.
-            steps: ``Points.steps`` of the whole batch.
-        """
-        if self._control_variate is not None:
-            self._control_variate.update(cells, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the control variate, as tensors."""
@@ -260,6 +222,3 @@ class Estimator:
         """Continue from a state of :meth:`state_dict`, which may be that of a run without a control variate."""
         if self._control_variate is not None and state:
             self._control_variate.load_state_dict(state)
-
-
-_CACHED_SAMPLES = 1 << 16

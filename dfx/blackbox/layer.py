@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx import distributed
-from dfx.blackbox.control_variate import Cells
-from dfx.blackbox.gradient import Estimator, GradientOptions, Measurement, Points
+from dfx.blackbox.gradient import Estimator, GradientOptions, Points
 from dfx.blackbox.isolation import call_in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions
+from dfx.blackbox.perturbation import Perturbation
 from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import ROUNDING, dead_parameters
@@ -55,10 +56,11 @@ class EffectLayer(nn.Module):
             )
         self.renderings = self.gradient.renderings(len(chain.parameters))
         self.progress = 0.0
-        self._perturbation = self.gradient.make_perturbation()
-        self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate)
         self._rendering = rendering or RenderingOptions()
-        self._workers = Workers(self._rendering.workers or available_cores())
+        workers = Workers(self._rendering.workers or available_cores())
+        self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate, workers)
+        directions = "coordinate" if self.gradient.estimator == "finite_difference" else self.gradient.directions
+        self._perturbation = Perturbation(directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed)
         training = {"keep_history": True, "restart_chains": self.gradient.restart == "excerpt"}
         self._training_lanes = make_lanes(chain, self.renderings, self._rendering, **training)
         self._evaluation_lanes = make_lanes(chain, 1, self._rendering)
@@ -96,25 +98,7 @@ class EffectLayer(nn.Module):
         points = self._estimator.points(nominal, directions.numpy(), self.progress)
         rendered = self._render(self._training_lanes, audio, points.parameters, restart)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
-        return _BlackBox.apply(parameters, output, rendered, points, self)
-
-    def estimate_gradient(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
-        """Return the gradient of the parameters, ``(batch, frames, P)``; see :class:`Estimator` for the arguments."""
-        blocks = self._estimator.blocks(rendered)
-        measurements: dict[int, Measurement] = {}
-
-        def work(numbers: range) -> None:
-            for number in numbers:
-                block, frames = blocks[number], points.parameters.shape[2]
-                measurements[number] = self._estimator.measure(grad_output[block], rendered[block], frames)
-
-        self._workers.run(work, len(blocks))
-        measured = Measurement.concatenate([measurements[number] for number in range(len(blocks))])
-        gradient = self._estimator.estimate(measured, points)
-        if measured.cells is not None:
-            cells = Cells(*map(distributed.gather_array, measured.cells))
-            self._estimator.update(cells, distributed.gather_array(points.steps))
-        return gradient
+        return _BlackBox.apply(parameters, output, rendered, points, self._estimator)
 
     def end_excerpts(self) -> None:
         """Discard the history of the training lanes; every lane must restart with its next frame."""
@@ -169,11 +153,8 @@ class EffectLayer(nn.Module):
         each = np.arange(count)
         moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
         audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
-        lanes = make_lanes(self.chain, 1, self._rendering)
-        try:
+        with contextlib.closing(make_lanes(self.chain, 1, self._rendering)) as lanes:
             rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]
-        finally:
-            lanes.close()
         change = np.sqrt(np.square(rendered[1:] - rendered[0], dtype=np.float64).mean(axis=(1, 2)))
         level = np.sqrt(np.square(rendered[0], dtype=np.float64).mean())
         change[change <= ROUNDING * level] = 0.0
@@ -213,17 +194,16 @@ class _BlackBox(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parameters: Tensor, output: Tensor, rendered: np.ndarray, points: Points, layer: EffectLayer
+        ctx: Any, parameters: Tensor, output: Tensor, rendered: np.ndarray, points: Points, estimator: Estimator
     ) -> Tensor:
         ctx.save_for_backward(parameters)
-        ctx.rendered, ctx.points, ctx.layer = rendered, points, layer
+        ctx.rendered, ctx.points, ctx.estimator = rendered, points, estimator
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (parameters,) = ctx.saved_tensors
-        shape = ctx.rendered[:, 0].shape
-        grad = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(shape)
-        estimate = ctx.layer.estimate_gradient(grad, ctx.rendered, ctx.points)
+        grad = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(ctx.rendered[:, 0].shape)
+        estimate = ctx.estimator.estimate(grad, ctx.rendered, ctx.points)
         return torch.from_numpy(estimate).to(parameters), None, None, None, None

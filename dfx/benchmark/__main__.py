@@ -18,39 +18,40 @@ from dfx.errors import UserError, errors_in_one_line, nearest
 from dfx.figures import draw_fidelity
 
 _WIDTHS = {"chain": 16, "name": 37}
+_COLUMNS = {
+    "fidelity": "chain batch parameters when name renderings "
+    "cosine_encoder cosine_parameters error_encoder error_parameters",
+    "speed": "chain mode batch workers layer_ms bare_ms original_ms step_ms layer_over_limit threads_over_limit "
+    "original_over_layer regression_over_layer share_of_step layer_mb original_mb",
+}
 
 
 def main() -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--chains", nargs="+", help="names; by default all that can be built here")
+    shared.add_argument("--batches", nargs="+", type=int, default=[16, 100], help="examples in a batch")
+    shared.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
     parser = argparse.ArgumentParser(prog="python -m dfx.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {"fidelity": "compare estimated gradients with exact ones", "speed": "time the layer against its effects"}
-    for name, help in helps.items():
-        command = commands.add_parser(name, help=help)
-        command.add_argument("--chains", nargs="+", help="names; by default all that can be built here")
-        command.add_argument("--batches", nargs="+", type=int, default=[16, 100], help="examples in a batch")
-        command.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
-        if name == "fidelity":
-            command.add_argument("--means-of", type=int, default=6, help="batches to average over")
-            command.add_argument("--seconds", type=float, default=2.0, help="of every note")
-            command.add_argument("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
-            command.add_argument("--seed", type=int, default=0, help="of the encoder")
-            command.add_argument("--figure", type=Path, help="path of a PNG to draw")
-        else:
-            command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-            command.add_argument("--seconds", type=float, default=4.0, help="per chain, mode and batch")
+    add = commands.add_parser(
+        "fidelity", help="compare estimated gradients with exact ones", parents=[shared]
+    ).add_argument
+    add("--means-of", type=int, default=6, help="batches to average over")
+    add("--seconds", type=float, default=2.0, help="of every note")
+    add("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
+    add("--seed", type=int, default=0, help="of the encoder")
+    add("--figure", type=Path, help="path of a PNG to draw")
+    add = commands.add_parser("speed", help="time the layer against its effects", parents=[shared]).add_argument
+    add("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    add("--seconds", type=float, default=4.0, help="per chain, mode and batch")
     given = parser.parse_args()
 
     chosen = _choose(given.chains)
     if given.command == "fidelity":
         measured = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
-        columns = ["chain", "batch", "parameters", "when", "name", "renderings"]
-        columns += ["cosine_encoder", "cosine_parameters", "error_encoder", "error_parameters"]
     else:
         measured = speed(chosen, given.modes, given.batches, given.seconds)
-        columns = ["chain", "mode", "batch", "workers", "layer_ms", "bare_ms", "original_ms", "step_ms"]
-        columns += ["layer_over_limit", "threads_over_limit", "original_over_layer", "regression_over_layer"]
-        columns += ["share_of_step", "layer_mb", "original_mb"]
-    rows = list(measured) if given.json else _print_rows(measured, columns)
+    rows = list(measured) if given.json else _print_rows(measured, _COLUMNS[given.command].split())
     if given.json:
         print(json.dumps(rows, indent=1))
     if given.command == "fidelity" and given.figure:
@@ -76,13 +77,10 @@ def _print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[
     show(columns)
     shown = []
     for row in rows:
-        show(_cell(row[column]) for column in columns)
+        cells = (row[column] for column in columns)
+        show(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
         shown.append(row)
     return shown
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,11 @@ class _Setup:
 
     def __init__(self, chain: BenchmarkChain, batch: int, batches: int, samples: int, seed: int) -> None:
         torch.manual_seed(seed)
-        self.spec, self.batch, self._seed = chain.spec, batch, seed
+        self.spec, self.batch, self._batches, self._seed = chain.spec, batch, batches, seed
         self.input, self.target = notes(max(batch, 111), samples)
         self._loss = make_loss(LossOptions())
-        self._batches = batches
-        options = EncoderOptions(width=0.35)
-        self.encoder = Encoder(chain.spec.space.defaults.tolist(), SAMPLE_RATE, options, samples, samples)
+        defaults, options = chain.spec.space.defaults.tolist(), EncoderOptions(width=0.35)
+        self.encoder = Encoder(defaults, SAMPLE_RATE, options, samples, samples)
 
     def train(self, steps: int) -> None:
         """Train the encoder."""
@@ -55,13 +54,8 @@ class _Setup:
             self._loss_of(self.encoder(self.input[chosen]), layer, chosen).backward()
             optimizer.step()
 
-    def exact(self) -> list[Gradients]:
-        """Return the exact gradients of every batch."""
-        layer = EffectLayer(self.spec, EXACT)
-        return [self._gradients(layer, chosen) for chosen in self._choose(self._batches)]
-
-    def estimated(self, options: GradientOptions) -> list[Gradients]:
-        """Return an estimate for every batch, after some steps that train a control variate."""
+    def gradients(self, options: GradientOptions) -> list[Gradients]:
+        """Return the gradients of every batch, after some steps that train a control variate."""
         layer = EffectLayer(self.spec, options)
         warmup = 0 if options.control_variate == "none" else round(2 / (1 - options.forgetting_factor))
         for chosen in self._choose(warmup, seed=1):
@@ -114,10 +108,10 @@ def fidelity(
         for when in ("start", "late") if late_steps else ("start",):
             if when == "late":
                 setup.train(late_steps)
-            exact = setup.exact()
+            exact = setup.gradients(EXACT)
             row = {"chain": chain.name, "host": chain.host, "batch": batch, "parameters": count, "when": when}
             for name, options in tqdm(ESTIMATORS.items(), desc=f"{chain.name}, batch {batch}, {when}", leave=False):
-                compared = [_compare(*pair) for pair in zip(setup.estimated(options), exact)]
+                compared = [_compare(*pair) for pair in zip(setup.gradients(options), exact)]
                 means = {key: sum(c[key] for c in compared) / len(compared) for key in compared[0]}
                 yield {**row, "name": name, **asdict(options), "renderings": options.renderings(count), **means}
 

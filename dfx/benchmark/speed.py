@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -66,7 +67,7 @@ def speed(
         yield from _measure(chain, mode, batch, seconds)
 
 
-def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> list[dict[str, Any]]:
+def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> Iterator[dict[str, Any]]:
     frames, samples = MODES[mode]
     input, target = notes(batch, frames * samples)
     count = len(chain.spec.parameters)
@@ -87,43 +88,39 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> li
         layer.end_excerpts()
 
     # Forked first, because later every page that a fork shares would be copied when it is written to.
-    original = _OriginalDesign(chain.spec, batch)
-    cores, before = available_cores(), _memory_mb()
-    layers = {cores: make_layer(cores)}
-    layer_mb = _memory_mb() - before
-    layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
-    with_regression = make_layer(cores, "regression")
-    plain = _plain_loop(chain.spec, input, steps, with_regression.renderings)
-    candidates: dict[str, Callable[[], None]] = {
-        "bare": lambda: plain(lambda work, examples: work(range(examples))),
-        **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
-        **{f"layer {workers}": functools.partial(run_layer, layer) for workers, layer in layers.items()},
-        "regression": lambda: run_layer(with_regression),
-        "original": lambda: original.step(input, next(parameters), grad),
-        # A separate layer, since the encoder predicts parameters far from those of `steps`.
-        "step": _training_step(chain.spec, make_layer(cores), input, target, frames),
-    }
-    try:
+    with contextlib.closing(_OriginalDesign(chain.spec, batch)) as original:
+        cores, before = available_cores(), _memory_mb()
+        layers = {cores: make_layer(cores)}
+        layer_mb = _memory_mb() - before
+        layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
+        with_regression = make_layer(cores, "regression")
+        plain = _plain_loop(chain.spec, input, steps, with_regression.renderings)
+        candidates: dict[str, Callable[[], None]] = {
+            "bare": lambda: plain(lambda work, examples: work(range(examples))),
+            **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
+            **{f"layer {workers}": functools.partial(run_layer, layer) for workers, layer in layers.items()},
+            "regression": lambda: run_layer(with_regression),
+            "original": lambda: original.step(input, next(parameters), grad),
+            # A separate layer, since the encoder predicts parameters far from those of `steps`.
+            "step": _training_step(chain.spec, make_layer(cores), input, target, frames),
+        }
         median = _medians(candidates, seconds, f"{chain.name}, {mode}, batch {batch}")
         original_mb = original.memory_mb()
-    finally:
-        original.close()
     row = {"chain": chain.name, "host": chain.host, "mode": mode, "batch": batch, "parameters": count}
     row |= {"renderings": with_regression.renderings, "layer_mb": layer_mb, "original_mb": original_mb}
     row |= {f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")}
-    return [
-        {
+    for workers in layers:
+        layer, limit = median[f"layer {workers}"], median["bare"] / workers
+        yield {
             **row,
             "workers": workers,
-            "layer_ms": 1e3 * median[f"layer {workers}"],
-            "layer_over_limit": median[f"layer {workers}"] / (median["bare"] / workers),
-            "threads_over_limit": median[f"threads {workers}"] / (median["bare"] / workers),
-            "original_over_layer": median["original"] / median[f"layer {workers}"],
+            "layer_ms": 1e3 * layer,
+            "layer_over_limit": layer / limit,
+            "threads_over_limit": median[f"threads {workers}"] / limit,
+            "original_over_layer": median["original"] / layer,
             "regression_over_layer": median["regression"] / median[f"layer {cores}"],
             "share_of_step": median[f"layer {cores}"] / median["step"],
         }
-        for workers in layers
-    ]
 
 
 def _medians(candidates: dict[str, Callable[[], None]], seconds: float, label: str) -> dict[str, float]:
@@ -151,17 +148,7 @@ def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
 
 
 def _plain_loop(spec: ChainSpec, input: Tensor, steps: Sequence[Tensor], renderings: int) -> Callable[[_Run], None]:
-    """Return a function that makes the layer's renderings of a step, without lanes, checks and gradients.
-
-    Args:
-        spec: of the chain.
-        input: ``(batch, channels, samples)``.
-        steps: parameters of several steps, used in turn.
-        renderings: renderings per example.
-
-    Returns:
-        A function of what distributes the examples to workers.
-    """
+    """Return a function that makes the layer's renderings of the next of ``steps``, without lanes and gradients."""
     chains = [[spec.build().parts for _ in range(renderings)] for _ in range(len(input))]
     audio = _frame_by_frame(input, steps[0])
     # As in training, values differ between examples, renderings and frames.
@@ -217,39 +204,37 @@ class _OriginalDesign:
 
     def __init__(self, spec: ChainSpec, batch: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pipes: list[Connection] = []
-        self._processes = []
+        self._workers = []
         for _ in range(batch):
             pipe, worker_end = context.Pipe()
             process = context.Process(target=_original_worker, args=(spec, worker_end), daemon=True)
             process.start()
             worker_end.close()
-            self._pipes.append(pipe)
-            self._processes.append(process)
-        for pipe in self._pipes:
-            pipe.recv()
+            self._workers.append((process, pipe))
+        self._receive()
 
     def step(self, input: Tensor, parameters: Tensor, grad: Tensor) -> None:
         nominal = parameters.detach().numpy()
         audio, grads = (_frame_by_frame(signal, parameters) for signal in (input, grad))
         for frame in range(nominal.shape[1]):
-            self._exchange([(audio[i][frame], nominal[i, frame]) for i in range(len(nominal))])
-            self._exchange([(grads[i][frame], audio[i][frame], nominal[i, frame]) for i in range(len(nominal))])
+            for backward in (False, True):
+                for example, (_, pipe) in enumerate(self._workers):
+                    message = audio[example][frame], nominal[example, frame]
+                    pipe.send((*message, grads[example][frame]) if backward else message)
+                self._receive()
 
-    def _exchange(self, messages: list[tuple[np.ndarray, ...]]) -> None:
-        for pipe, message in zip(self._pipes, messages):
-            pipe.send(message)
-        for pipe in self._pipes:
+    def _receive(self) -> None:
+        for _, pipe in self._workers:
             pipe.recv()
 
     def memory_mb(self) -> float:
-        return sum(_memory_mb(process.pid) for process in self._processes)
+        return sum(_memory_mb(process.pid) for process, _ in self._workers)
 
     def close(self) -> None:
         # Closing the pipes is not enough: processes that were forked later hold their ends too.
-        for process in self._processes:
+        for process, _ in self._workers:
             process.terminate()
-        for process in self._processes:
+        for process, _ in self._workers:
             process.join()
 
 
@@ -259,18 +244,16 @@ def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
     epsilon = 0.01
     pipe.send("ready")
     while True:
-        message: tuple[np.ndarray, ...] = pipe.recv()
-        if len(message) == 2:
-            audio, nominal = message
+        audio, nominal, *grad = pipe.recv()
+        if not grad:
             pipe.send(chains[0].render(audio, spec.space.denormalize(nominal)))
-        else:
-            grad, audio, nominal = message
-            direction = random.choice([-1.0, 1.0], size=nominal.shape)
-            plus, minus = (
-                chain.render(audio, spec.space.denormalize(nominal + sign * epsilon * direction))
-                for chain, sign in zip(chains[1:], (1, -1))
-            )
-            pipe.send(np.sum(grad * (plus - minus)) / (2 * epsilon * direction))
+            continue
+        direction = random.choice([-1.0, 1.0], size=nominal.shape)
+        plus, minus = (
+            chain.render(audio, spec.space.denormalize(nominal + sign * epsilon * direction))
+            for chain, sign in zip(chains[1:], (1, -1))
+        )
+        pipe.send(np.sum(grad[0] * (plus - minus)) / (2 * epsilon * direction))
 
 
 def _memory_mb(process: Any = "self") -> float:

@@ -99,9 +99,8 @@ class ControlVariate:
         weight = cells.power / (cells.power + 1e-4 * total + 1e-12)
         change = cells.change / (cells.power + 1e-9 * total + 1e-12)[:, None]
         count, draws = steps.shape[0] * steps.shape[2], steps.shape[1]
-        flat = steps.swapaxes(0, 1).reshape(draws, count, -1)
+        flat, change = (array.swapaxes(0, 1).reshape(draws, count, -1) for array in (steps, change))
         weight = weight.reshape(count, -1)
-        change = change.swapaxes(0, 1).reshape(draws, count, -1)
         pairs = (flat[..., :, None] * flat[..., None, :]).sum(axis=0).reshape(count, -1)
         squares = (weight.T @ pairs).reshape(self._squares.shape)
         products = sum((weight * of_draw).T @ step for of_draw, step in zip(change, flat))
@@ -113,7 +112,7 @@ class ControlVariate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the regression, as tensors."""
-        return {name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _STATE}
+        return {name: torch.tensor(getattr(self, f"_{name}")) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`."""

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -41,8 +42,7 @@ _NO_EFFECT = -1.0
 
 def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
     """Return lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the arguments."""
-    lanes = IsolatedLanes if options.isolate else Lanes
-    return lanes(spec, renderings, options, **others)
+    return (IsolatedLanes if options.isolate else Lanes)(spec, renderings, options, **others)
 
 
 def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
@@ -79,44 +79,34 @@ class IsolatedLanes(Lanes):
         self._timeout_seconds = options.timeout_seconds
         self._processes: dict[int, _Worker] = {}
         self._buffers: list[_Buffers] = []
+        weakref.finalize(self, _release, self._processes, self._buffers)
 
     def close(self) -> None:
         _release(self._processes, self._buffers)
 
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
         try:
-            buffers = self._buffers_for(audio, values)
-            buffers.audio[:] = audio
-            buffers.values[:] = values
-            jobs: dict[int, list[tuple[int, int, bool]]] = {}
+            shape = (*values.shape, *audio.shape[1:])
+            if not self._buffers or self._buffers[0].shape != shape:
+                _release({}, self._buffers)
+                self._buffers.append(_Buffers(shape))
+            buffers = self._buffers[0]
+            buffers.audio[:], buffers.values[:] = audio, values
+            jobs: dict[int, _Rows] = {}
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
             # Start all workers before the first gets a job.
-            busy = {number: self._process(number) for number in jobs}
-            for number, worker in busy.items():
-                self._send(worker, (buffers.name, buffers.shape, jobs[number]))
-            self._wait({worker.connection: worker for worker in busy.values()})
+            for number in jobs.keys() - self._processes.keys():
+                self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
+            for number, rows in jobs.items():
+                self._send(self._processes[number], (buffers.name, shape, rows))
+            self._wait({self._processes[number].connection: self._processes[number] for number in jobs})
             return buffers.output.copy()
         except BaseException:
             self.close()
             raise
 
-    def _buffers_for(self, audio: np.ndarray, values: np.ndarray) -> _Buffers:
-        shape = (*values.shape, *audio.shape[1:])
-        if not self._buffers or self._buffers[0].shape != shape:
-            while self._buffers:
-                self._buffers.pop().remove()
-            self._buffers.append(_Buffers(shape))
-        return self._buffers[0]
-
-    def _process(self, number: int) -> _Worker:
-        if not self._processes:
-            weakref.finalize(self, _release, self._processes, self._buffers)
-        if number not in self._processes:
-            self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
-        return self._processes[number]
-
-    def _send(self, worker: _Worker, job: _Job) -> None:
+    def _send(self, worker: _Worker, job: tuple[str, _Shape, _Rows]) -> None:
         worker.status[_DEADLINE] = max(worker.status[_DEADLINE], time.monotonic() + self._timeout_seconds)
         try:
             worker.connection.send(job)
@@ -146,9 +136,8 @@ class IsolatedLanes(Lanes):
         if first == _NO_EFFECT:
             names = " + ".join(recipe.name for recipe in self._spec.recipes)
             return RenderError(f"a worker for {names} {fault} while none of them was active")
-        place = slice(first, last)
-        values = self._buffers[0].values[row, rendering, frame, place]
-        return RenderError.at(self._spec.parameters[place], values, fault)
+        values = self._buffers[0].values[row, rendering, frame, first:last]
+        return RenderError.at(self._spec.parameters[first:last], values, fault)
 
 
 def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
@@ -156,14 +145,14 @@ def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
     while processes:
         processes.popitem()[1].stop()
     while buffers:
-        buffers.pop().remove()
+        buffers.pop().close(delete=True)
 
 
 _Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
 
-_Job = tuple[str, _Shape, list[tuple[int, int, bool]]]
-"""Name and shape of the buffers; for each lane to render, its row in them, its number, and true if it restarts."""
+_Rows = list[tuple[int, int, bool]]
+"""For each lane to render, its row in the buffers, its number, and true if it restarts."""
 
 
 class _Buffers:
@@ -184,16 +173,13 @@ class _Buffers:
         self.audio = np.ndarray((rows, channels, samples), np.float32, buffer, values)
         self.output = np.ndarray((rows, renderings, channels, samples), np.float32, buffer, values + audio)
 
-    def close(self) -> None:
-        """Release the buffers in this process."""
+    def close(self, delete: bool = False) -> None:
+        """Release the buffers in this process; ``delete`` them once all processes have closed them."""
         # Shared memory cannot be closed while arrays use it.
         del self.values, self.audio, self.output
         self._shared.close()
-
-    def remove(self) -> None:
-        """Release the buffers, and delete them once all processes have closed them."""
-        self.close()
-        self._shared.unlink()
+        if delete:
+            self._shared.unlink()
 
 
 class _Worker:
@@ -213,8 +199,7 @@ class _Worker:
     def describe_exit(self) -> str:
         """Return the way in which a process that no longer answers has ended."""
         self._process.join(1.0)
-        code = self._process.exitcode
-        if code is None or code >= 0:
+        if (code := self._process.exitcode) is None or code >= 0:
             return f"left its process (exit code {code})"
         name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
         return f"crashed its process ({name})"
@@ -230,7 +215,7 @@ def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int
     # Ctrl-C reaches all processes of a terminal; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    lanes: dict[int, Lane] = {}
+    lanes: defaultdict[int, Lane] = defaultdict(lambda: Lane(spec, renderings, before_effect))
     buffers: _Buffers | None = None
 
     def before_effect(rendering: int, place: slice) -> None:
@@ -249,8 +234,6 @@ def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int
                 buffers = _Buffers(shape, name)
             for row, lane, restart in rows:
                 status[_ROW], status[_FRAME] = row, 0
-                if lane not in lanes:
-                    lanes[lane] = Lane(spec, renderings, before_effect)
                 if restart:
                     lanes[lane].restart()
                 # Copies, because an effect may keep its arguments.

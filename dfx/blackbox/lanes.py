@@ -141,20 +141,16 @@ class Lanes:
     def state_dict(self) -> dict[str, Any]:
         """Return audio and values of every lane since its restart, as tensors."""
         # Imported here: importing torch takes seconds, and worker processes do not need it.
-        import torch
+        from torch import tensor
 
-        def copy(rows: np.ndarray, row: int) -> Any:
-            return torch.from_numpy(rows[row].copy())
-
-        history = [[(copy(audio, row), copy(values, row)) for audio, values, row in steps] for steps in self._history]
-        return {"history": history}
+        history = self._history
+        return {"history": [[(tensor(audio[row]), tensor(values[row])) for audio, values, row in s] for s in history]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of every lane by rendering its history again."""
         self.close()
-        self._history = [
-            [(audio.numpy()[None], values.numpy()[None], 0) for audio, values in steps] for steps in state["history"]
-        ]
+        history = state["history"]
+        self._history = [[(audio.numpy()[None], values.numpy()[None], 0) for audio, values in s] for s in history]
         for lane, steps in enumerate(self._history):
             for number, (audio, values, _) in enumerate(steps):
                 self._render([lane], audio, values, np.array([number == 0]))

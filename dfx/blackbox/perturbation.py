@@ -35,9 +35,7 @@ class Perturbation:
     """
 
     def __init__(self, directions: Directions, redraw: Redraw, draws: int, seed: int) -> None:
-        self._sample = _SAMPLERS[directions]
-        self._redraw = redraw
-        self._draws = draws
+        self._sample, self._redraw, self._draws = _SAMPLERS[directions], redraw, draws
         self._generator = torch.Generator().manual_seed(seed)
         self._held: Tensor | None = None
 
@@ -80,7 +78,7 @@ class Perturbation:
 
 def rademacher(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
     """Draw independent signs, float64 ``(batch, draws, parameters)``."""
-    return _signs((batch, draws, parameters), generator)
+    return torch.randint(0, 2, (batch, draws, parameters), generator=generator).double() * 2.0 - 1.0
 
 
 def hadamard(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
@@ -95,12 +93,12 @@ def hadamard(batch: int, draws: int, parameters: int, generator: torch.Generator
     row = torch.randperm(order, generator=generator)[:rows].numpy()
     column = torch.randperm(order, generator=generator)[:parameters].numpy()
     matrix = torch.from_numpy(_hadamard_matrix(order)[row[:, None], column]).double()
-    return (matrix * _signs((1, parameters), generator)).reshape(batch, draws, parameters)
+    return (matrix * rademacher(1, 1, parameters, generator)).reshape(batch, draws, parameters)
 
 
 def shared(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
     """Draw signs that all examples share, float64 ``(batch, draws, parameters)``."""
-    return _signs((1, draws, parameters), generator).repeat(batch, 1, 1)
+    return rademacher(1, draws, parameters, generator).repeat(batch, 1, 1)
 
 
 def coordinate(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:
@@ -109,10 +107,6 @@ def coordinate(batch: int, draws: int, parameters: int, generator: torch.Generat
 
 
 _SAMPLERS = {"rademacher": rademacher, "hadamard": hadamard, "shared": shared, "coordinate": coordinate}
-
-
-def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator).double() * 2.0 - 1.0
 
 
 @functools.lru_cache(maxsize=1)

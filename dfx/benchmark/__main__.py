@@ -33,17 +33,15 @@ def main() -> None:
     shared.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
     parser = argparse.ArgumentParser(prog="python -m dfx.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser(
-        "fidelity", help="compare estimated gradients with exact ones", parents=[shared]
-    ).add_argument
-    add("--means-of", type=int, default=6, help="batches to average over")
-    add("--seconds", type=float, default=2.0, help="of every note")
-    add("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
-    add("--seed", type=int, default=0, help="of the encoder")
-    add("--figure", type=Path, help="path of a PNG to draw")
-    add = commands.add_parser("speed", help="time the layer against its effects", parents=[shared]).add_argument
-    add("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    add("--seconds", type=float, default=4.0, help="per chain, mode and batch")
+    command = commands.add_parser("fidelity", parents=[shared], help="compare estimated gradients with exact ones")
+    command.add_argument("--means-of", type=int, default=6, help="batches to average over")
+    command.add_argument("--seconds", type=float, default=2.0, help="of every note")
+    command.add_argument("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
+    command.add_argument("--seed", type=int, default=0, help="of the encoder")
+    command.add_argument("--figure", type=Path, help="path of a PNG to draw")
+    command = commands.add_parser("speed", parents=[shared], help="time the layer against its effects")
+    command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    command.add_argument("--seconds", type=float, default=4.0, help="per chain, mode and batch")
     given = parser.parse_args()
 
     chosen = _choose(given.chains)

@@ -36,17 +36,17 @@ class BenchmarkChain(NamedTuple):
     spec: ChainSpec
 
 
-def chains(sample_rate: int = SAMPLE_RATE) -> list[BenchmarkChain]:
+def chains() -> list[BenchmarkChain]:
     """Return the chains of the three tasks on pedalboard and, where they are installed, on plugins."""
     found = [
-        BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), sample_rate)),
-        BenchmarkChain("nonspeech", "pedalboard", ChainSpec(_GATE, sample_rate)),
-        BenchmarkChain("mastering", "pedalboard", ChainSpec(_MASTERING, sample_rate)),
+        BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), SAMPLE_RATE)),
+        BenchmarkChain("nonspeech", "pedalboard", ChainSpec(_GATE, SAMPLE_RATE)),
+        BenchmarkChain("mastering", "pedalboard", ChainSpec(_MASTERING, SAMPLE_RATE)),
     ]
     for folder, host in (("paper", "lv2"), ("vst3", "vst3")):
         for config in sorted((_CONFIGS / folder).glob("*.yaml")):
             try:
-                spec = load_chain(str(config), sample_rate)
+                spec = load_chain(str(config), SAMPLE_RATE)
             except EffectError as error:
                 print(f"left out {folder}/{config.stem}: {error}", file=sys.stderr)
                 continue

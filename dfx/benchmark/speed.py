@@ -12,7 +12,7 @@ import timeit
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +76,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
     restart = torch.ones(batch, dtype=torch.bool)
     grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
 
-    def make_layer(workers: int, control_variate: Literal["none", "regression"] = "none") -> EffectLayer:
-        options = GradientOptions(control_variate=control_variate)
+    def make_layer(workers: int, options: GradientOptions | None = None) -> EffectLayer:
         layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers))
         layer(input, next(parameters), restart).backward(grad)
         return layer
@@ -93,7 +92,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
         layers = {cores: make_layer(cores)}
         layer_mb = _memory_mb() - before
         layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
-        with_regression = make_layer(cores, "regression")
+        with_regression = make_layer(cores, GradientOptions(control_variate="regression"))
         plain = _plain_loop(chain.spec, input, steps, with_regression.renderings)
         candidates: dict[str, Callable[[], None]] = {
             "bare": lambda: plain(lambda work, examples: work(range(examples))),

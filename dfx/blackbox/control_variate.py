@@ -31,6 +31,8 @@ LOWEST_BAND_HZ = 60.0
 LEVELS_DBFS = (-50.0, -40.0, -30.0, -20.0, -10.0)
 """Limits between the levels."""
 
+_STATE = ("squares", "products", "response")
+
 
 class Cells(NamedTuple):
     """Statistics of the frames of a step, by cell.
@@ -123,9 +125,6 @@ class ControlVariate:
         """Return ``Re <one, other>`` of spectra in every band, summed over channels."""
         real = one.real * other.real + one.imag * other.imag
         return real.sum(axis=-4) @ self._bands * np.float32(2 / FFT_SAMPLES)
-
-
-_STATE = ("squares", "products", "response")
 
 
 def _spectra(audio: np.ndarray, frames: int) -> np.ndarray:

@@ -39,6 +39,12 @@ _DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST = range(6)
 _NO_EFFECT = -1.0
 """Value of ``_FIRST`` while no effect is active."""
 
+_Shape = tuple[int, int, int, int, int, int]
+"""Rows, renderings, frames, parameters, channels, samples of all frames."""
+
+_Rows = list[tuple[int, int, bool]]
+"""For each lane to render, its row in the buffers, its number, and true if it restarts."""
+
 
 def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
     """Return lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the arguments."""
@@ -148,20 +154,8 @@ def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
         buffers.pop().close(delete=True)
 
 
-_Shape = tuple[int, int, int, int, int, int]
-"""Rows, renderings, frames, parameters, channels, samples of all frames."""
-
-_Rows = list[tuple[int, int, bool]]
-"""For each lane to render, its row in the buffers, its number, and true if it restarts."""
-
-
 class _Buffers:
-    """Audio, values and output of one step in shared memory.
-
-    Args:
-        shape: of a step.
-        name: of buffers that another process has created; by default new ones are created.
-    """
+    """Audio, values and output of one step in shared memory: new, or under the ``name`` of another process's."""
 
     def __init__(self, shape: _Shape, name: str | None = None) -> None:
         rows, renderings, frames, parameters, channels, samples = self.shape = shape

@@ -15,6 +15,9 @@ from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
 
+_Step = tuple[np.ndarray, np.ndarray, int]
+"""Audio and values of a batch, and the row of a lane in them."""
+
 
 @dataclass
 class RenderingOptions:
@@ -195,7 +198,3 @@ class Lanes:
         if self._output.shape != shape or sys.getrefcount(self._output) > 2:
             self._output = np.empty(shape, dtype=np.float32)
         return self._output
-
-
-_Step = tuple[np.ndarray, np.ndarray, int]
-"""Audio and values of a batch, and the row of a lane in them."""

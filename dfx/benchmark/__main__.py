@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def main() -> None:
         measured = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
     else:
         measured = speed(chosen, given.modes, given.batches, given.seconds)
-    rows = list(measured) if given.json else _print_rows(measured, _COLUMNS[given.command].split())
+    rows = list(measured if given.json else _printed(measured, _COLUMNS[given.command].split()))
     if given.json:
         print(json.dumps(rows, indent=1))
     if given.command == "fidelity" and given.figure:
@@ -64,8 +64,8 @@ def _choose(names: Sequence[str] | None) -> list[BenchmarkChain]:
     return [known[name] for name in names or known]
 
 
-def _print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Print every row as soon as it is measured, and return them all."""
+def _printed(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield every row, and print it as soon as it is measured."""
     widths = [max(len(column), _WIDTHS.get(column, 8)) for column in columns]
 
     def show(cells: Iterable[str]) -> None:
@@ -73,12 +73,10 @@ def _print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[
         sys.stdout.flush()
 
     show(columns)
-    shown = []
     for row in rows:
         cells = (row[column] for column in columns)
         show(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        shown.append(row)
-    return shown
+        yield row
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
             "regression": lambda: run_layer(with_regression),
             "original": lambda: original.step(input, next(parameters), grad),
             # A separate layer, since the encoder predicts parameters far from those of `steps`.
-            "step": _training_step(chain.spec, make_layer(cores), input, target, frames),
+            "step": _training_step(make_layer(cores), input, target, frames),
         }
         median = _medians(candidates, seconds, f"{chain.name}, {mode}, batch {batch}")
         original_mb = original.memory_mb()
@@ -174,10 +174,8 @@ def _frame_by_frame(input: Tensor, parameters: Tensor) -> list[list[np.ndarray]]
     return [[frame.contiguous().numpy() for frame in row.chunk(parameters.shape[1], dim=-1)] for row in input]
 
 
-def _training_step(
-    spec: ChainSpec, layer: EffectLayer, input: Tensor, target: Tensor, frames: int
-) -> Callable[[], None]:
-    encoder = Encoder(spec.space.defaults.tolist(), SAMPLE_RATE, EncoderOptions(width=0.35))
+def _training_step(layer: EffectLayer, input: Tensor, target: Tensor, frames: int) -> Callable[[], None]:
+    encoder = Encoder(layer.chain.space.defaults.tolist(), SAMPLE_RATE, EncoderOptions(width=0.35))
     optimizer = torch.optim.Adam(encoder.parameters())
     sizes = [1024, 512, 256] if input.shape[-1] < 2048 else [1024, 2048, 512]
     loss = make_loss(LossOptions(fft_sizes=sizes))

@@ -131,8 +131,7 @@ def _spectra(audio: np.ndarray, frames: int) -> np.ndarray:
     """Transform ``(..., channels, frames * samples)`` to spectra ``(..., channels, frames, windows, bins)``."""
     audio = audio.reshape(*audio.shape[:-1], frames, -1)
     size = min(FFT_SAMPLES, audio.shape[-1])
-    short = -audio.shape[-1] % size
-    if short:
+    if short := -audio.shape[-1] % size:
         audio = np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, short)])
     # Windows do not overlap: half of the power is enough for statistics.
     return np.fft.rfft(audio.reshape(*audio.shape[:-1], -1, size) * _window(size), FFT_SAMPLES)

@@ -136,8 +136,7 @@ class Estimator:
     """
 
     def __init__(self, options: GradientOptions, names: Sequence[str], sample_rate: int, workers: Workers) -> None:
-        unknown = set(options.epsilon_of) - set(names)
-        if unknown:
+        if unknown := set(options.epsilon_of) - set(names):
             raise UserError(f"epsilon_of names {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
         self.options, self._workers = options, workers
         self._relative = np.array([options.epsilon_of.get(name, options.epsilon) / options.epsilon for name in names])

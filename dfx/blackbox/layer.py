@@ -172,9 +172,7 @@ class EffectLayer(nn.Module):
         if channels != self.chain.channels:
             raise ValueError(f"input has {channels} channels; the effects were built for {self.chain.channels}")
         if parameters.ndim != 3 or parameters.shape[::2] != (batch, expected):
-            raise ValueError(
-                f"parameters are {tuple(parameters.shape)}; expected {(batch, expected)} or (batch, frames, P)"
-            )
+            raise ValueError(f"parameters are {parameters.shape}; expected {(batch, expected)} or (batch, frames, P)")
         if samples % parameters.shape[1]:
             raise ValueError(f"{samples} samples cannot be split into {parameters.shape[1]} equal frames")
         if restart.shape != (batch,):

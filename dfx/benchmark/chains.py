@@ -29,28 +29,25 @@ _MASTERING = [
 
 
 class BenchmarkChain(NamedTuple):
-    """A chain, its name and its host."""
+    """A chain and its name."""
 
     name: str
-    host: str
     spec: ChainSpec
 
 
 def chains() -> list[BenchmarkChain]:
     """Return the chains of the three tasks on pedalboard and, where they are installed, on plugins."""
     found = [
-        BenchmarkChain("tube_amp", "pedalboard", load_chain(str(_CONFIGS / "tube_amp.yaml"), SAMPLE_RATE)),
-        BenchmarkChain("nonspeech", "pedalboard", ChainSpec(_GATE, SAMPLE_RATE)),
-        BenchmarkChain("mastering", "pedalboard", ChainSpec(_MASTERING, SAMPLE_RATE)),
+        BenchmarkChain("tube_amp", load_chain(str(_CONFIGS / "tube_amp.yaml"), SAMPLE_RATE)),
+        BenchmarkChain("nonspeech", ChainSpec(_GATE, SAMPLE_RATE)),
+        BenchmarkChain("mastering", ChainSpec(_MASTERING, SAMPLE_RATE)),
     ]
-    for folder, host in (("paper", "lv2"), ("vst3", "vst3")):
-        for config in sorted((_CONFIGS / folder).glob("*.yaml")):
-            try:
-                spec = load_chain(str(config), SAMPLE_RATE)
-            except EffectError as error:
-                print(f"left out {folder}/{config.stem}: {error}", file=sys.stderr)
-                continue
-            found.append(BenchmarkChain(f"{folder}/{config.stem}", host, spec))
+    for config in [path for folder in ("paper", "vst3") for path in sorted((_CONFIGS / folder).glob("*.yaml"))]:
+        name = f"{config.parent.name}/{config.stem}"
+        try:
+            found.append(BenchmarkChain(name, load_chain(str(config), SAMPLE_RATE)))
+        except EffectError as error:
+            print(f"left out {name}: {error}", file=sys.stderr)
     return found
 
 

@@ -103,13 +103,13 @@ def fidelity(
         relative to that of the exact one.
     """
     for chain, batch in itertools.product(chains, batch_sizes):
-        count = len(chain.spec.parameters)
+        count, host = len(chain.spec.parameters), chain.spec.recipes[0].host
         setup = _Setup(chain, batch, batches, int(seconds * SAMPLE_RATE), seed)
         for when in ("start", "late") if late_steps else ("start",):
             if when == "late":
                 setup.train(late_steps)
             exact = setup.gradients(EXACT)
-            row = {"chain": chain.name, "host": chain.host, "batch": batch, "parameters": count, "when": when}
+            row = {"chain": chain.name, "host": host, "batch": batch, "parameters": count, "when": when}
             for name, options in tqdm(ESTIMATORS.items(), desc=f"{chain.name}, batch {batch}, {when}", leave=False):
                 compared = [_compare(*pair) for pair in zip(setup.gradients(options), exact)]
                 means = {key: sum(c[key] for c in compared) / len(compared) for key in compared[0]}

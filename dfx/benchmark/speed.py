@@ -105,7 +105,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
         }
         median = _medians(candidates, seconds, f"{chain.name}, {mode}, batch {batch}")
         original_mb = original.memory_mb()
-    row = {"chain": chain.name, "host": chain.host, "mode": mode, "batch": batch, "parameters": count}
+    row = {"chain": chain.name, "host": chain.spec.recipes[0].host, "mode": mode, "batch": batch, "parameters": count}
     row |= {"renderings": with_regression.renderings, "layer_mb": layer_mb, "original_mb": original_mb}
     row |= {f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")}
     for workers in layers:

@@ -148,10 +148,8 @@ class EffectLayer(nn.Module):
         """
         nominal = parameters.to("cpu", torch.float64).numpy()
         count = nominal.shape[1]
-        moved = np.repeat(nominal[None], count + 1, axis=0)
-        # Step inwards, where no bound is in the way.
-        each = np.arange(count)
-        moved[each + 1, :, each] += np.where(nominal > 0.5, -step, step).T
+        # A row for the nominal parameters and one for each that moves: inwards, where no bound is in the way.
+        moved = nominal + np.where(nominal > 0.5, -step, step) * np.eye(count + 1, count, -1)[:, None]
         audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
         with contextlib.closing(make_lanes(self.chain, 1, self._rendering)) as lanes:
             rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]

@@ -33,9 +33,8 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[
     spectrum = torch.fft.rfft(output, size) * torch.fft.rfft(target, size).conj()
     lags = torch.arange(-reach, reach + 1, device=output.device)
     products = torch.fft.irfft(spectrum, size).sum(dim=1)[:, lags % size]
-    energies = _shared_energy(output, lags.clamp(min=0), lags) * _shared_energy(target, (-lags).clamp(min=0), lags)
+    energies = _shared_energy(output, lags) * _shared_energy(target, -lags)
     correlation = products / energies.clamp(min=1e-30).sqrt()
-
     explained = correlation.square()
     is_peak = explained >= torch.nn.functional.max_pool1d(explained[:, None], 3, stride=1, padding=1)[:, 0]
     residual = (1 - explained).clamp(min=0)
@@ -65,18 +64,19 @@ def align(output: Tensor, target: Tensor, delay_samples: Tensor) -> tuple[Tensor
     shared = samples - delay_samples.abs()
     inside = n < shared[:, None]
 
-    def cut(audio: Tensor, skip: Tensor) -> Tensor:
-        index = (n + skip[:, None]).clamp(max=samples - 1)[:, None].expand_as(audio)
+    def cut(audio: Tensor, lag: Tensor) -> Tensor:
+        index = (n + lag.clamp(min=0)[:, None]).clamp(max=samples - 1)[:, None].expand_as(audio)
         return audio.gather(-1, index) * inside[:, None]
 
-    return cut(output, delay_samples.clamp(min=0)), cut(target, (-delay_samples).clamp(min=0)), shared
+    return cut(output, delay_samples), cut(target, -delay_samples), shared
 
 
-def _shared_energy(audio: Tensor, skip: Tensor, lags: Tensor) -> Tensor:
-    """Return the energy of the overlapping part at each lag, ``(batch, lags)``.
+def _shared_energy(audio: Tensor, lags: Tensor) -> Tensor:
+    """Return the energy of the overlapping part at each lag of the audio, ``(batch, lags)``.
 
     It is at least a thousandth of the whole, so that a quiet part is no evidence for a lag.
     """
+    skip = lags.clamp(min=0)
     sums = torch.nn.functional.pad(audio.square().sum(dim=1).cumsum(dim=-1), (1, 0))
     shared = sums[:, skip + audio.shape[-1] - lags.abs()] - sums[:, skip]
     return shared.maximum(1e-3 * sums[:, -1:])

@@ -28,13 +28,12 @@ from dfx import callbacks, distributed
 from dfx.datasets import PairedAudio
 from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
-from dfx.evaluation.results import Results, as_table, list_places
+from dfx.evaluation.results import as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task, load_task, read_checkpoint
 from dfx.writing import write_text
 
-RESOLVED_CONFIG = "resolved_config.yaml"
 SLURM_JOB = "slurm_job"
 
 
@@ -150,7 +149,7 @@ class DfxCLI(LightningCLI):
             (self.run_folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             # Private, since Lightning has no public access to the parser of a subcommand.
             config = self._parser("fit").dump(self.config.fit, skip_none=False)
-            write_text(self.run_folder / RESOLVED_CONFIG, config)
+            write_text(self.run_folder / "resolved_config.yaml", config)
             if "SLURM_JOB_ID" in os.environ:
                 write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
         return trainer
@@ -179,11 +178,10 @@ class DfxCLI(LightningCLI):
     def _make_trainer(self) -> Trainer:
         """Build the trainer of the current stage."""
         given, stage = self.config_init.fit.trainer, self.model.stage
-        loggers = [History(self.run_folder, self.model.stages.index(stage)), *_as_list(self.logger)]
         options = {
             **vars(given),
             "default_root_dir": str(self.run_folder),
-            "logger": loggers,
+            "logger": [History(self.run_folder, self.model.stages.index(stage)), *_as_list(self.logger)],
             # Copies, since callbacks have state.
             "callbacks": [*copy.deepcopy(_as_list(given.callbacks)), *self._make_callbacks()],
             "plugins": [*_as_list(given.plugins), callbacks.AtomicCheckpointIO()],
@@ -193,16 +191,14 @@ class DfxCLI(LightningCLI):
         return Trainer(**options)
 
     def _make_callbacks(self) -> list[Callback]:
-        config, checkpoints, best = self.config_init.fit, self.run_folder / "checkpoints", self._best_checkpoint()
+        config, folder, best = self.config_init.fit, self.run_folder / "checkpoints", self._best_checkpoint()
         minutes = timedelta(minutes=config.run.checkpoint_minutes)
         save = partial(ModelCheckpoint, enable_version_counter=False)
         return [
             save(best.parent, best.stem, monitor="validation/loss"),
-            save(checkpoints, "last", every_n_epochs=1, save_on_train_epoch_end=True),
-            callbacks.MidEpochCheckpoint(
-                checkpoints, "last", train_time_interval=minutes, enable_version_counter=False
-            ),
-            callbacks.StopOnSignal(checkpoints / "last.ckpt"),
+            save(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True),
+            callbacks.MidEpochCheckpoint(folder, "last", train_time_interval=minutes, enable_version_counter=False),
+            callbacks.StopOnSignal(folder / "last.ckpt"),
             callbacks.RunFolder(self.run_folder),
             self.progress,
             LearningRateMonitor(),
@@ -219,35 +215,27 @@ class DfxCLI(LightningCLI):
         best = self.run_folder / "checkpoints" / "best.ckpt"
         if not distributed.is_rank_zero() or self.trainer.interrupted or not best.exists():
             return
-        results = self._evaluate(best) if self.config.fit.run.evaluate else {}
-        tested = {f"test/{method}/{name}": float(mean) for method, of in results.items() for name, mean in of.items()}
-        if tested:
+        tested = {}
+        if self.config.fit.run.evaluate:
+            folder, data = self.run_folder / "evaluation", self.datamodule
+            removed = find_removed(data.splits["test"])
+            results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
+            print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
+            print(f"checkpoints  {best.parent}\n{list_places(folder)}")
+            tested = {f"test/{method}/{name}": float(of[name]) for method, of in results.items() for name in of}
             for logger in self.trainer.loggers:
                 logger.log_metrics(tested, step=self.trainer.global_step)
         if self.logger:
             self.logger.log_best(best, {**(best_row(read_history(self.run_folder)) or {}), **tested})
 
-    def _evaluate(self, best: Path) -> Results:
-        folder, data = self.run_folder / "evaluation", self.datamodule
-        removed = find_removed(data.splits["test"])
-        results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
-        print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
-        print(f"checkpoints  {self.run_folder / 'checkpoints'}\n{list_places(folder)}")
-        return results
-
     def _make_logger(self) -> WandbRun | None:
         options = self.config.fit.wandb
         if options.mode == "disabled":
             return None
-        return WandbRun(
-            self.run_folder,
-            offline=options.mode == "offline",
-            project=options.project,
-            group=options.group,
-            job_type="fit",
-            tags=[type(self.model).__name__, *options.tags],
-            config={**self.config.fit.as_dict(), "versions": callbacks.versions()},
-        )
+        place = {"project": options.project, "group": options.group, "job_type": "fit"}
+        tags = [type(self.model).__name__, *options.tags]
+        config = {**self.config.fit.as_dict(), "versions": callbacks.versions()}
+        return WandbRun(self.run_folder, options.mode == "offline", tags=tags, config=config, **place)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -257,12 +245,10 @@ def _as_list(value: Any) -> list[Any]:
 def _choose_folder(runs: Path, name: str, resume: bool) -> Path:
     """Return the folder of a run: that of the run to resume, or one that does not exist yet."""
     folder = runs / name
-    if resume:
-        if not folder.is_dir():
-            raise DataError(f"{folder}: there is no such run to resume")
-        return folder
+    if resume and not folder.is_dir():
+        raise DataError(f"{folder}: there is no such run to resume")
     numbered = (runs / f"{name}-{number}" for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
+    return folder if resume or not folder.exists() else next(path for path in numbered if not path.exists())
 
 
 def _find_requeued(runs: Path, name: str) -> Path | None:

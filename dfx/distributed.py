@@ -103,7 +103,10 @@ class _BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        mean, variance = self._statistics(input)
+        variance, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
+        means, variances = gather_rows(torch.stack([mean, variance])[None]).unbind(dim=1)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
         samples = world_size() * input.numel() // input.shape[1]
         with torch.no_grad():
             self.num_batches_tracked += 1
@@ -111,12 +114,6 @@ class _BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (samples / max(1, samples - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return input * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-
-    def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        variance, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
-        means, variances = gather_rows(torch.stack([mean, variance])[None]).unbind(dim=1)
-        mean_of_all = means.mean(dim=0)
-        return mean_of_all, variances.mean(dim=0) + (means - mean_of_all).square().mean(dim=0)
 
 
 def _rank() -> int:

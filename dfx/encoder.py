@@ -135,11 +135,13 @@ class Encoder(nn.Module):
         self.log_mel = LogMel(sample_rate)
         # As in the paper, one mean and one variance for all bands.
         self.input_norm = nn.BatchNorm2d(1)
-        self._in_one_pass = options.backbone == "conv"
         self.backbone, features = _make_backbone(options, context_samples, frame_samples)
         self.head = nn.Linear(features, len(defaults))
         if options.start_at_defaults:
-            self._start_at(torch.as_tensor(defaults, dtype=torch.float32))
+            # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.
+            with torch.no_grad():
+                self.head.weight.mul_(0.1)
+                self.head.bias.copy_(torch.tensor(defaults, dtype=torch.float32).clamp(0.02, 0.98).logit())
         self.dropout = Dropout(options.dropout, rand) if options.dropout else nn.Identity()
 
     def forward(self, context: Tensor) -> Tensor:
@@ -160,31 +162,21 @@ class Encoder(nn.Module):
                 f"{self.frame_samples} more"
             )
         audio = context.mean(dim=1)
-        if self._in_one_pass:
-            features = self.backbone(self.input_norm(self.log_mel(audio)))
-        else:
-            contexts = audio.unfold(1, self.context_samples, self.frame_samples)
-            features = self.backbone(self.input_norm(self.log_mel(contexts.flatten(0, 1))))
-            features = features.unflatten(0, contexts.shape[:2])
+        if not isinstance(self.backbone, Conv):
+            audio = audio.unfold(1, self.context_samples, self.frame_samples).flatten(0, 1)
+        features = self.backbone(self.input_norm(self.log_mel(audio)))
+        features = features.view(len(context), -1, features.shape[-1])
         return torch.sigmoid(self.head(self.dropout(features)))
-
-    @torch.no_grad()
-    def _start_at(self, defaults: Tensor) -> None:
-        # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.
-        self.head.weight.mul_(0.1)
-        self.head.bias.copy_(torch.logit(defaults.clamp(0.02, 0.98)))
-
-
-# --- backbones: ``(batch, 1, mel frames, 128)`` to features ``(batch, out_features)`` -----------------
 
 
 def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:
-    """Return the backbone and its number of features."""
+    """Return a network from ``(batch, 1, mel frames, 128)`` to ``(batch, features)``, and its number of features."""
     if options.backbone == "mobilenet_v2":
         return _mobilenet_v2(options.width)
-    is_inception = options.backbone == "inception"
-    backbone = Inception() if is_inception else Conv(options.width, context_samples, frame_samples)
-    return backbone, backbone.out_features
+    if options.backbone == "inception":
+        return Inception(), 256
+    conv = Conv(options.width, context_samples, frame_samples)
+    return conv, conv.out_features
 
 
 class Inception(nn.Module):
@@ -194,15 +186,11 @@ class Inception(nn.Module):
     256 features has unit length.
     """
 
-    out_features = 256
-
     def __init__(self) -> None:
         super().__init__()
         blocks = []
-        channels = 64
-        for _ in range(6):
-            blocks += [_Reduction(channels), _InceptionModule(channels + 144)]
-            channels = 256
+        for channels in (64, 256, 256, 256, 256, 256):
+            blocks += [_reduction(channels), _inception_module(channels + 144)]
         self.network = nn.Sequential(
             _conv(1, 64, 5), nn.MaxPool2d(2), *blocks, _conv(256, 256, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
@@ -230,8 +218,8 @@ class _SamePadding(nn.Module):
         self.value = value
 
     def forward(self, x: Tensor) -> Tensor:
-        (height, width) = (size % 2 for size in x.shape[-2:])
-        return functional.pad(x, (width, 1, height, 1), value=self.value)
+        height, width = x.shape[-2:]
+        return functional.pad(x, (width % 2, 1, height % 2, 1), value=self.value)
 
 
 class _Branches(nn.Module):
@@ -245,36 +233,30 @@ class _Branches(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
-class _Reduction(_Branches):
-    """Halves the size of the map, and appends 144 channels to those of the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            _conv(channels, 48, 1, stride=2),
-            nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3, stride=2)),
-            nn.Sequential(_SamePadding(-torch.inf), nn.MaxPool2d(3, 2)),
-        )
+def _reduction(channels: int) -> nn.Module:
+    """Halve the size of the map, and append 144 channels to those of the input."""
+    return _Branches(
+        _conv(channels, 48, 1, stride=2),
+        nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3, stride=2)),
+        nn.Sequential(_SamePadding(-torch.inf), nn.MaxPool2d(3, 2)),
+    )
 
 
-class _InceptionModule(_Branches):
-    """Keeps the size of the map, and returns 256 channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            _conv(channels, 64, 1),
-            nn.Sequential(_conv(channels, 48, 1), _conv(48, 64, 5)),
-            nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3)),
-            nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(channels, 32, 1)),
-        )
+def _inception_module(channels: int) -> nn.Module:
+    """Keep the size of the map, and return 256 channels."""
+    return _Branches(
+        _conv(channels, 64, 1),
+        nn.Sequential(_conv(channels, 48, 1), _conv(48, 64, 5)),
+        nn.Sequential(_conv(channels, 64, 1), _conv(64, 96, 3), _conv(96, 96, 3)),
+        nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(channels, 32, 1)),
+    )
 
 
 def _mobilenet_v2(width: float) -> tuple[nn.Module, int]:
     """Return torchvision's MobileNetV2 for one input channel, up to its pooled features (the paper, section 3.2)."""
     network = torchvision.models.mobilenet_v2(width_mult=width)
-    first = network.features[0][0]
-    network.features[0][0] = nn.Conv2d(
-        1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
-    )
+    stem = network.features[0]
+    stem[0] = nn.Conv2d(1, stem[0].out_channels, kernel_size=3, stride=2, padding=1, bias=False)
     return nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten()), network.last_channel
 
 
@@ -309,11 +291,8 @@ class Conv(nn.Module):
             out_channels = max(4, round(width * full))
             kernel = 3 if context >= 3 else 1
             stride = 2 if hop % 2 == 0 and context >= 4 else 1
-            layers += [
-                nn.Conv2d(channels, out_channels, (kernel, 3), (stride, 2), (0, 1), bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
+            convolution = nn.Conv2d(channels, out_channels, (kernel, 3), (stride, 2), (0, 1), bias=False)
+            layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
             channels = out_channels
             context = (context - kernel) // stride + 1
             hop //= stride

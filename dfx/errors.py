@@ -55,6 +55,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: `` (did you mean 'x'?)``, or a list of all known names."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not matches:
-        matches = [other for other in known if name.lower() in other.lower()][:1]
+    matches = matches or [other for other in known if name.lower() in other.lower()]
     return f" (did you mean '{matches[0]}'?)" if matches else f" (there are: {', '.join(known)})"

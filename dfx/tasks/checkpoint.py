@@ -54,32 +54,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_saved(checkpoint: dict[str, Any], task: str, arguments: dict[str, Any]) -> SavedTask:
-    """Return the entry ``dfx`` of a checkpoint from which a task can resume.
+def fixed_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a task that must not change when it resumes.
 
-    Args:
-        checkpoint: as read.
-        task: the name of the class that loads it.
-        arguments: of the task that loads it, as plain types. Ranges and fixed values of effects may differ, for
-            instance after an effect has failed at the end of a range, and so may loss, gradient and optimizer.
-
-    Raises:
-        CheckpointError: if the checkpoint is of another task, or was trained with other arguments.
+    Ranges and fixed values of effects may change, for instance after an effect has failed at the end of a range:
+    ``effects`` are the names of the trained parameters here.
     """
-    saved = checkpoint.get("dfx")
-    if saved is None:
-        raise CheckpointError("the checkpoint was not written by dfx")
-    if saved["task"] != task:
-        raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
-    theirs, ours = _fixed_arguments(saved["arguments"]), _fixed_arguments(arguments)
-    differing = sorted(name for name in ours if theirs.get(name) != ours[name])
-    if differing:
-        raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
-    return saved
-
-
-def _fixed_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that must not change, with the names of the trained parameters as ``effects``."""
     specs = [EffectSpec.of(effect) for effect in arguments["effects"]]
     names = ChainSpec(specs, arguments["sample_rate"], arguments["channels"]).space.names
     free = ("loss", "gradient", "optimizer")

@@ -32,10 +32,8 @@ class OptimizerOptions:
     patience: int | None = None
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], options: OptimizerOptions, total_steps: float
-) -> OptimizerLRScheduler:
-    """Return Adam and its schedule over ``total_steps``, for Lightning's ``configure_optimizers``."""
+def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerOptions, steps: float) -> OptimizerLRScheduler:
+    """Return Adam and its schedule over ``steps``, for Lightning's ``configure_optimizers``."""
     optimizer = Adam(parameters, lr=options.learning_rate)
     if options.schedule == "constant":
         return optimizer
@@ -45,15 +43,14 @@ def make_optimizer(
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def factor(step: int) -> float:
-        warmup = min(1.0, 20 * (step + 1) / total_steps)
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+        warmup = min(1.0, 20 * (step + 1) / steps)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 def make_early_stopping(options: OptimizerOptions) -> list[Callback]:
     """Return the callback that ends a stage, or none without ``patience``."""
-    if options.patience is None:
-        return []
+    patience = options.patience
     # Not strict: a run without validation has no such metric.
-    return [EarlyStopping("validation/loss", patience=options.patience, strict=False)]
+    return [] if patience is None else [EarlyStopping("validation/loss", patience=patience, strict=False)]

@@ -7,7 +7,6 @@ import functools
 from typing import NamedTuple
 
 from dfx.effects import ChainSpec
-from dfx.tasks.optimizer import OptimizerOptions
 
 
 @dataclasses.dataclass
@@ -30,10 +29,6 @@ class StageOptions:
     pretraining_learning_rate: float = 1e-3
     pretraining_patience: int = 4
     progressive: bool = False
-
-    def pretraining_optimizer(self) -> OptimizerOptions:
-        """Return the optimizer of pretraining."""
-        return OptimizerOptions(self.pretraining_learning_rate, "constant", self.pretraining_patience)
 
 
 class Stage(NamedTuple):

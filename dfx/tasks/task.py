@@ -24,7 +24,7 @@ from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
 from dfx.render.streaming import Rendering, StreamingOptions, render_array
-from dfx.tasks.checkpoint import CheckpointError, SavedTask, check_saved, to_plain
+from dfx.tasks.checkpoint import CheckpointError, SavedTask, fixed_arguments, to_plain
 from dfx.tasks.optimizer import OptimizerOptions, make_early_stopping, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
 
@@ -105,10 +105,8 @@ class Task(pl.LightningModule):
         self.first_step = 0
         # The last stage has the whole chain: if it cannot be built, this fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
-        defaults = self.whole_chain.space.defaults
-        self.encoder = Encoder(
-            defaults.tolist(), sample_rate, encoder, context_samples, frame_samples, rand=distributed.rand_rows
-        )
+        defaults = self.whole_chain.space.defaults.tolist()
+        self.encoder = Encoder(defaults, sample_rate, encoder, context_samples, frame_samples, distributed.rand_rows)
         self.register_buffer("defaults", torch.as_tensor(defaults, dtype=torch.float32), persistent=False)
         self.loss = make_loss(loss)
         # Fails if a step is too short for the loss.
@@ -187,7 +185,10 @@ class Task(pl.LightningModule):
 
     @property
     def _optimizer_of_stage(self) -> OptimizerOptions:
-        return self.optimizer_options if self.stage.renders else self.stage_options.pretraining_optimizer()
+        if self.stage.renders:
+            return self.optimizer_options
+        options = self.stage_options
+        return OptimizerOptions(options.pretraining_learning_rate, "constant", options.pretraining_patience)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return make_early_stopping(self._optimizer_of_stage)
@@ -291,5 +292,18 @@ class Task(pl.LightningModule):
         self.trainer.should_stop = saved["stage_has_ended"]
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> SavedTask:
-        """Return the entry ``dfx`` of a checkpoint from which this task can resume, see :func:`check_saved`."""
-        return check_saved(checkpoint, type(self).__name__, self.arguments)
+        """Return the entry ``dfx`` of a checkpoint from which this task can resume.
+
+        Raises:
+            CheckpointError: if it is of another task, or was trained with other arguments.
+        """
+        saved, task = checkpoint.get("dfx"), type(self).__name__
+        if saved is None:
+            raise CheckpointError("the checkpoint was not written by dfx")
+        if saved["task"] != task:
+            raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
+        theirs, ours = fixed_arguments(saved["arguments"]), fixed_arguments(self.arguments)
+        differing = sorted(name for name in ours if theirs.get(name) != ours[name])
+        if differing:
+            raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
+        return saved

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def find_delay(output: Tensor, target: Tensor, max_delay_samples: int) -> tuple[
     energies = _shared_energy(output, lags) * _shared_energy(target, -lags)
     correlation = products / energies.clamp(min=1e-30).sqrt()
     explained = correlation.square()
-    is_peak = explained >= torch.nn.functional.max_pool1d(explained[:, None], 3, stride=1, padding=1)[:, 0]
+    is_peak = explained >= functional.max_pool1d(explained[:, None], 3, stride=1, padding=1)[:, 0]
     residual = (1 - explained).clamp(min=0)
     is_good = residual <= (1 + _RESIDUAL_TOLERANCE) * residual.amin(dim=1, keepdim=True) + _ROUNDING
     # Where even the best peak explains little, all residuals are alike: compare the explained part as well.
@@ -77,7 +78,7 @@ def _shared_energy(audio: Tensor, lags: Tensor) -> Tensor:
     It is at least a thousandth of the whole, so that a quiet part is no evidence for a lag.
     """
     skip = lags.clamp(min=0)
-    sums = torch.nn.functional.pad(audio.square().sum(dim=1).cumsum(dim=-1), (1, 0))
+    sums = functional.pad(audio.square().sum(dim=1).cumsum(dim=-1), (1, 0))
     shared = sums[:, skip + audio.shape[-1] - lags.abs()] - sums[:, skip]
     return shared.maximum(1e-3 * sums[:, -1:])
 

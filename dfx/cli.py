@@ -82,6 +82,9 @@ class DfxCLI(LightningCLI):
     """``fit | validate | test | predict`` for a :class:`~dfx.tasks.Task` on :class:`~dfx.datasets.PairedAudio`."""
 
     def __init__(self, args: Any = None) -> None:
+        defaults = {"default_root_dir": "runs", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+        # The order of a batch is that of its lanes: Lightning must not replace the sampler.
+        defaults["use_distributed_sampler"] = False
         super().__init__(
             Task,
             PairedAudio,
@@ -89,13 +92,7 @@ class DfxCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={
-                "default_root_dir": "runs",
-                # The order of a batch is that of its lanes: Lightning must not replace the sampler.
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-            },
+            trainer_defaults=defaults,
             args=args,
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 def world_size() -> int:
     """Return the number of ranks."""
-    return dist.get_world_size() if _is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_rank_zero() -> bool:
@@ -117,8 +117,4 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
 
 def _rank() -> int:
-    return dist.get_rank() if _is_initialized() else 0
-
-
-def _is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if world_size() > 1 else 0

@@ -126,10 +126,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if context_samples < FFT_SAMPLES + HOP_SAMPLES:
-            raise UserError(
-                f"a context of {context_samples} samples is too short: the encoder needs two mel frames; "
-                f"set context_samples to {FFT_SAMPLES + HOP_SAMPLES} or more"
-            )
+            fault = f"a context of {context_samples} samples is too short: the encoder needs two mel frames"
+            raise UserError(f"{fault}; set context_samples to {FFT_SAMPLES + HOP_SAMPLES} or more")
         self.context_samples = context_samples
         self.frame_samples = frame_samples
         self.log_mel = LogMel(sample_rate)
@@ -155,15 +153,12 @@ class Encoder(nn.Module):
         Raises:
             ValueError: for other lengths.
         """
-        later = context.shape[-1] - self.context_samples
-        if later < 0 or later % self.frame_samples:
-            raise ValueError(
-                f"{context.shape[-1]} samples are no context of {self.context_samples} and whole frames of "
-                f"{self.frame_samples} more"
-            )
+        size, hop = context.shape[-1], self.frame_samples
+        if size < self.context_samples or (size - self.context_samples) % hop:
+            raise ValueError(f"{size} samples are no context of {self.context_samples} and whole frames of {hop} more")
         audio = context.mean(dim=1)
         if not isinstance(self.backbone, Conv):
-            audio = audio.unfold(1, self.context_samples, self.frame_samples).flatten(0, 1)
+            audio = audio.unfold(1, self.context_samples, hop).flatten(0, 1)
         features = self.backbone(self.input_norm(self.log_mel(audio)))
         features = features.view(len(context), -1, features.shape[-1])
         return torch.sigmoid(self.head(self.dropout(features)))
@@ -278,10 +273,8 @@ class Conv(nn.Module):
     def __init__(self, width: float, context_samples: int, frame_samples: int) -> None:
         super().__init__()
         if frame_samples % HOP_SAMPLES:
-            raise UserError(
-                f"conv takes mel frames {HOP_SAMPLES} samples apart: make frame_samples a multiple of them, and not "
-                f"{frame_samples}"
-            )
+            fault = f"conv takes mel frames {HOP_SAMPLES} samples apart"
+            raise UserError(f"{fault}: make frame_samples a multiple of them, and not {frame_samples}")
         # Both in steps of the map, which are mel frames at first.
         context = 1 + (context_samples - FFT_SAMPLES) // HOP_SAMPLES
         hop = frame_samples // HOP_SAMPLES

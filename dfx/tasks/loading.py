@@ -27,11 +27,7 @@ def load_task(path: str) -> Task:
 
 
 def build_task(checkpoint: dict[str, Any], path: str) -> Task:
-    """Build a task as :func:`load_task`, from the result of :func:`read_checkpoint`.
-
-    Raises:
-        CheckpointError: if this version lacks its task or its options.
-    """
+    """Build a task as :func:`load_task`, from what :func:`read_checkpoint` has read from ``path``."""
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
         raise CheckpointError(f"{path} is of the task {saved['task']}; this version has {', '.join(TASKS)}")
@@ -46,9 +42,8 @@ def build_task(checkpoint: dict[str, Any], path: str) -> Task:
         }
         task = TASKS[saved["task"]](**arguments)
     except TypeError as error:
-        raise CheckpointError(
-            f"{path} was trained by a version of dfx with other options ({error}): use that version, or train again"
-        ) from None
+        fault = f"{path} was trained by a version of dfx with other options ({error})"
+        raise CheckpointError(f"{fault}: use that version, or train again") from None
     task.enter_stage(saved["stage"])
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()

@@ -1,4 +1,4 @@
-"""Adam, its schedules, and early stopping."""
+"""Adam and its schedules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim import Adam
@@ -47,10 +46,3 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerOptions
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
-
-
-def make_early_stopping(options: OptimizerOptions) -> list[Callback]:
-    """Return the callback that ends a stage, or none without ``patience``."""
-    patience = options.patience
-    # Not strict: a run without validation has no such metric.
-    return [] if patience is None else [EarlyStopping("validation/loss", patience=patience, strict=False)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -25,7 +26,7 @@ from dfx.metrics import compare
 from dfx.render.automation import Interpolation
 from dfx.render.streaming import Rendering, StreamingOptions, render_array
 from dfx.tasks.checkpoint import CheckpointError, SavedTask, fixed_arguments, to_plain
-from dfx.tasks.optimizer import OptimizerOptions, make_early_stopping, make_optimizer
+from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
 
 _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
@@ -89,9 +90,8 @@ class Task(pl.LightningModule):
         # missing options from the effect at the same position of the config.
         specs = [EffectSpec.of(effect) for effect in effects]
         specs = [dataclasses.replace(spec, scale=spec.scale or scale) for spec in specs]
-        self.arguments = {
-            name: to_plain(value) for name, value in {**given, "effects": specs}.items() if name not in _NOT_SAVED
-        }
+        given["effects"] = specs
+        self.arguments = {name: to_plain(value) for name, value in given.items() if name not in _NOT_SAVED}
         self.whole_chain = ChainSpec(specs, sample_rate, channels)
         self.treatment = treatment
         self.augmentation = augmentation
@@ -191,7 +191,9 @@ class Task(pl.LightningModule):
         return OptimizerOptions(options.pretraining_learning_rate, "constant", options.pretraining_patience)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return make_early_stopping(self._optimizer_of_stage)
+        patience = self._optimizer_of_stage.patience
+        # Not strict: a run without validation has no such metric.
+        return [] if patience is None else [EarlyStopping("validation/loss", patience=patience, strict=False)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self._total_steps = max(1.0, float(self.trainer.estimated_stepping_batches))
@@ -283,10 +285,8 @@ class Task(pl.LightningModule):
             return
         theirs, ours = saved.get("ranks", 1), distributed.world_size()
         if theirs != ours:
-            raise CheckpointError(
-                f"the run was trained in {theirs} processes and cannot go on in {ours} with the same result: "
-                f"resume it in {theirs}"
-            )
+            fault = f"the run was trained in {theirs} processes and cannot go on in {ours} with the same result"
+            raise CheckpointError(f"{fault}: resume it in {theirs}")
         self.effect_layer.load_streaming_state(saved["streaming"])
         # Lightning does not save that a run was stopped early, and would train for another epoch.
         self.trainer.should_stop = saved["stage_has_ended"]

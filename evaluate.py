@@ -15,8 +15,8 @@ Baselines: "input" and "defaults" need no training, "fixed" and "network" learn 
 dfx/evaluation/baselines.py describes them.
 """
 
-import argparse
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,34 +71,22 @@ def main() -> None:
         print(f"\n{as_table(results)}\n\n{list_places(folder)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a checkpoint that train.py wrote")
-    parser.add_argument("--data", help="a folder of pairs (default: the training data)")
-    parser.add_argument("--output", type=Path, help="a folder for the results (default: evaluation/ of the run)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument(
-        "--baselines",
-        nargs="+",
-        choices=[*BASELINES, "all"],
-        default=["input", "defaults"],
-        metavar="NAME",
-        help=f"methods to compare with: {', '.join(BASELINES)}, or all (default: input defaults)",
-    )
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
     moves = "; ".join(f"{name}: {text}" for name, text in INTERPOLATIONS.items())
-    parser.add_argument(
-        "--interpolation",
-        choices=INTERPOLATIONS,
-        default="hold",
-        help=f"how parameters move between frames. {moves} (default: hold)",
-    )
+    moves = f"how parameters move between frames. {moves} (default: hold)"
+    names = f"methods to compare with: {', '.join(BASELINES)}, or all (default: input defaults)"
+    default = ["input", "defaults"]
+    add("checkpoint", help="a checkpoint that train.py wrote")
+    add("--data", help="a folder of pairs (default: the training data)")
+    add("--output", type=Path, help="a folder for the results (default: evaluation/ of the run)")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
+    add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
     for option in fields(BaselineOptions):
-        parser.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            type=type(option.default),
-            default=option.default,
-            help=f"{BUDGET[option.name]} (default: {option.default:g})",
-        )
+        text = f"{BUDGET[option.name]} (default: {option.default:g})"
+        add(f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default, help=text)
     return parser
 
 

@@ -13,8 +13,8 @@ the target, which a model cannot: it is a bound on constant settings rather than
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,18 @@ LEARNED = ("fixed", "network")
 """The baselines that need training pairs."""
 
 
-class Baseline(ABC):
-    """Maps inputs to outputs."""
+@dataclass(frozen=True)
+class Baseline:
+    """Maps inputs to outputs.
 
-    settings: dict[str, Any] = {}
-    """Values of the chain in their units, ``{parameter: value}`` or ``{file: {...}}``; empty without a chain."""
+    Args:
+        render: see :meth:`__call__`.
+        settings: values of the chain in their units: ``{parameter: value}``, ``{file: {...}}``, or none.
+    """
 
-    @abstractmethod
+    render: Callable[[AudioPair, np.ndarray], Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
     def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
         """Return the output for a pair, aligned with its input.
 
@@ -46,6 +51,7 @@ class Baseline(ABC):
             pair: input, target and name.
             automation: the values of the model's parameters in their units, ``(points, P)``.
         """
+        return self.render(pair, automation)
 
 
 def make_baselines(
@@ -74,70 +80,44 @@ def make_baselines(
             raise UserError(f"the baseline '{name}' needs training pairs")
     search = Search(chain, loss, options)
     make: dict[str, Callable[[], Baseline]] = {
-        "input": Unprocessed,
-        "defaults": lambda: Constant(search, chain.space.defaults),
-        "fixed": lambda: Constant(search, _search_fixed(search, training, options)),
-        "per_file": lambda: PerFile(search),
-        "per_file_warm": lambda: PerFile(search, warm=True),
-        "network": lambda: EndToEnd(train_network(training, chain.channels, loss, options)),
+        "input": lambda: Baseline(lambda pair, automation: pair["input"]),
+        "defaults": lambda: _constant(search, chain.space.defaults),
+        "fixed": lambda: _constant(search, _search_fixed(search, training, options)),
+        "per_file": lambda: _per_file(search),
+        "per_file_warm": lambda: _per_file(search, is_warm=True),
+        "network": lambda: _network(train_network(training, chain.channels, loss, options)),
     }
     return {name: make[name]() for name in BASELINES if name in names}
 
 
-class Unprocessed(Baseline):
-    """The unprocessed input."""
+def _constant(search: Search, parameters: np.ndarray) -> Baseline:
+    """The chain at one setting for all files."""
 
-    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
-        return pair["input"]
+    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
+        return search.render(pair["input"], parameters)
 
-
-class Constant(Baseline):
-    """The chain at one setting for all files.
-
-    Args:
-        search: renders the chain.
-        parameters: the setting, ``(P,)`` in [0, 1].
-    """
-
-    def __init__(self, search: Search, parameters: np.ndarray) -> None:
-        self._search = search
-        self._parameters = parameters
-        self.settings = search.values_by_name(parameters)
-
-    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
-        return self._search.render(pair["input"], self._parameters)
+    return Baseline(render, search.values_by_name(parameters))
 
 
-class PerFile(Baseline):
-    """The chain at a separate setting for each file, searched for with the file's target.
+def _per_file(search: Search, is_warm: bool = False) -> Baseline:
+    """The chain at a separate setting for each file."""
+    settings: dict[str, Any] = {}
 
-    Args:
-        search: searches and renders.
-        warm: start at the mean of the model's automation instead of the defaults.
-    """
+    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
+        start = search.chain.space.normalize(automation).mean(axis=0) if is_warm else None
+        found = search(pair["input"][None], pair["target"][None], start)
+        settings[str(pair["name"])] = search.values_by_name(found.parameters)
+        return search.render(pair["input"], found.parameters)
 
-    def __init__(self, search: Search, warm: bool = False) -> None:
-        self._search = search
-        self._warm = warm
-        self.settings = {}
-
-    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
-        space = self._search.chain.space
-        start = space.normalize(automation).mean(axis=0) if self._warm else space.defaults
-        found = self._search(pair["input"][None], pair["target"][None], start)
-        self.settings[str(pair["name"])] = self._search.values_by_name(found.parameters)
-        return self._search.render(pair["input"], found.parameters)
+    return Baseline(render, settings)
 
 
-class EndToEnd(Baseline):
-    """A trained network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-
+def _network(network: nn.Module) -> Baseline:
     @torch.no_grad()
-    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
-        return self._network(pair["input"][None])[0]
+    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
+        return network(pair["input"][None])[0]
+
+    return Baseline(render)
 
 
 def _search_fixed(search: Search, training: AudioPairs, options: BaselineOptions) -> np.ndarray:

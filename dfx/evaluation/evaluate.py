@@ -16,6 +16,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -35,7 +36,7 @@ from dfx.report.write import write_report
 from dfx.tasks import Task
 from dfx.writing import write_csv, write_text
 
-Row = dict[str, object]
+Row = dict[str, Any]
 """``file``, ``method``, ``left_out`` and the metrics of one output."""
 
 
@@ -152,11 +153,9 @@ def _compare(
 
 def _file_stem(name: str, taken: Sequence[object]) -> str:
     """Return a file name for a pair that no other pair has."""
-    stem = first = name.replace("/", "_").replace("\\", "_")
-    number = 2
-    while stem in taken:
-        stem, number = f"{first}-{number}", number + 1
-    return stem
+    first = name.replace("/", "_").replace("\\", "_")
+    stems = [first, *(f"{first}-{number}" for number in range(2, len(taken) + 2))]
+    return next(stem for stem in stems if stem not in taken)
 
 
 def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], sample_rate: int) -> None:
@@ -180,8 +179,8 @@ def _write_tables(
         write_text(folder / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     flat: list[Row] = []
     for row in rows:
-        left_out: Mapping[str, str] = row["left_out"]  # type: ignore[assignment]  # rows hold strings and numbers else
-        flat.append({**row, "left_out": "; ".join(f"{name}: {reason}" for name, reason in left_out.items())})
+        reasons = (f"{name}: {reason}" for name, reason in row["left_out"].items())
+        flat.append({**row, "left_out": "; ".join(reasons)})
     write_csv(folder / "files.csv", flat, ["file", "method", *metrics, "left_out"])
     flat = [{"method": method, "metric": name, **mean} for method, of in means.items() for name, mean in of.items()]
     write_csv(folder / "means.csv", flat, ["method", "metric", "mean", "low", "high", "files"])

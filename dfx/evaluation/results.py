@@ -35,16 +35,8 @@ EXPLAINED = {
 }
 """Every metric that a file may have, and its meaning."""
 
-_SHOWN_FIRST = [
-    "loss",
-    "removed_db",
-    "kept_db",
-    "mrstft_level_matched",
-    "mfcc_cosine",
-    "lufs_difference",
-    "mrstft",
-    "esr",
-]
+_FIRST = ["loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"]
+"""The metrics of a table, the most important first, if not all fit."""
 
 
 class Mean(float):
@@ -117,25 +109,19 @@ def as_table(results: Results, columns: int = 120) -> str:
         columns: the width of the text, at most.
     """
     everything = [name for name in EXPLAINED if any(name in of for of in results.values())]
-    rows = {
-        method: {name: _cell(of[name]) if name in of else "-" for name in everything} for method, of in results.items()
-    }
+    rows = {method: {name: _cell(mean) for name, mean in of.items()} for method, of in results.items()}
     if results.get("input") and results.get("output"):
         rows["output / input"] = {name: _ratio(results["output"], results["input"], name) for name in everything}
     left, shown = columns - max(len(name) for name in ("method", *rows)), []
-    for name in dict.fromkeys([*_SHOWN_FIRST, *everything]):
+    for name in dict.fromkeys([*_FIRST, *everything]):
         width = 2 + max(len(name), *(len(row.get(name, "")) for row in rows.values()))
         if name in everything and width <= left:
             left -= width
             shown.append(name)
     shown.sort(key=everything.index)
-    table = tabulate(
-        [[method, *(row[name] for name in shown)] for method, row in rows.items()],
-        ["method", *shown],
-        tablefmt="plain",
-        colalign=("left", *["right"] * len(shown)),
-        disable_numparse=True,
-    )
+    cells = [[method, *(row.get(name, "-") for name in shown)] for method, row in rows.items()]
+    sides = "left", *["right"] * len(shown)
+    table = tabulate(cells, ["method", *shown], tablefmt="plain", colalign=sides, disable_numparse=True)
     return "\n".join([table, "", *_notes(results, shown, len(everything) - len(shown))])
 
 
@@ -159,9 +145,8 @@ def _notes(results: Results, shown: Sequence[str], hidden: int) -> list[str]:
 
 
 def _cell(mean: Mean) -> str:
-    def rounded(value: float) -> str:
-        # Four digits, at most three of them decimals.
-        return f"{value:.{min(3, max(0, 3 - int(math.log10(max(1.0, abs(value))))))}f}"
+    def rounded(value: float) -> str:  # to four digits, at most three of them decimals
+        return f"{value:.{max(0, 3 - int(math.log10(max(1.0, abs(value)))))}f}"
 
     return rounded(mean) if mean.low is None else f"{rounded(mean)} ±{rounded(mean - mean.low)}"
 

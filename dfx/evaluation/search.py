@@ -113,23 +113,13 @@ class Search:
         start = self.chain.space.defaults if start is None else start
         count = len(start)
         random = np.random.default_rng(self._options.seed)
-        evolution = cma.CMAEvolutionStrategy(
-            # cma cannot bound a single dimension: a single parameter gets a second one without effect.
-            [*start, 0.5] if count == 1 else start,
-            _SPREAD,
-            {
-                "bounds": [0, 1],
-                "maxfevals": self._options.evaluations - 1,
-                "verbose": -9,
-                # A separate generator, because cma would seed numpy's global one.
-                "seed": np.nan,
-                "randn": lambda *shape: random.standard_normal(shape),
-            },
-        )
-        with (
-            ThreadPoolExecutor(self._workers) as pool,
-            tqdm(total=self._options.evaluations, desc="Searching", unit="setting", leave=False) as progress,
-        ):
+        options = {"bounds": [0, 1], "maxfevals": self._options.evaluations - 1, "verbose": -9}
+        # A separate generator, because cma would seed numpy's global one.
+        options |= {"seed": np.nan, "randn": lambda *shape: random.standard_normal(shape)}
+        # cma cannot bound a single dimension: a single parameter gets a second one without effect.
+        evolution = cma.CMAEvolutionStrategy([*start, 0.5] if count == 1 else start, _SPREAD, options)
+        progress = tqdm(total=self._options.evaluations, desc="Searching", unit="setting", leave=False)
+        with ThreadPoolExecutor(self._workers) as pool, progress:
 
             def measure_losses(settings: list[np.ndarray]) -> list[float]:
                 losses = list(pool.map(lambda setting: self._loss_of(input, target, setting), settings))
@@ -160,8 +150,7 @@ class Search:
 
     def values_by_name(self, parameters: np.ndarray) -> dict[str, float]:
         """Return the values of parameters ``(P,)`` in [0, 1], in their units."""
-        values = self.chain.space.denormalize(parameters)
-        return {name: float(value) for name, value in zip(self.chain.space.names, values)}
+        return dict(zip(self.chain.space.names, self.chain.space.denormalize(parameters).tolist()))
 
     def _loss_of(self, input: Tensor, target: Tensor, parameters: np.ndarray) -> float:
         try:
@@ -179,12 +168,12 @@ def draw_excerpts(pairs: AudioPairs, count: int, samples: int, generator: torch.
         Input and target, each ``(count, channels, samples)``; shorter pairs are padded with silence.
     """
     order = torch.randperm(len(pairs), generator=generator).tolist()
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    excerpts = []
     for i in range(count):
         pair = pairs[order[i % len(order)]]
         spare = max(0, pair["input"].shape[-1] - samples)
         start = int(torch.randint(spare + 1, (), generator=generator))
-        for side, excerpts in zip(("input", "target"), sides):
-            excerpt = pair[side][:, start : start + samples]
-            excerpts.append(nn.functional.pad(excerpt, (0, samples - excerpt.shape[-1])))
-    return torch.stack(sides[0]), torch.stack(sides[1])
+        both = torch.stack([pair[side][:, start : start + samples] for side in ("input", "target")])
+        excerpts.append(nn.functional.pad(both, (0, samples - both.shape[-1])))
+    input, target = torch.stack(excerpts, dim=1)
+    return input, target

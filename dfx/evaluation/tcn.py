@@ -20,9 +20,7 @@ class Network(nn.Module):
         channels: of the audio.
     """
 
-    _WIDTH = 32
-    _KERNEL = 9
-    _DILATIONS = (1, 8, 64, 512)
+    _WIDTH, _KERNEL, _DILATIONS = 32, 9, (1, 8, 64, 512)
 
     def __init__(self, channels: int) -> None:
         super().__init__()

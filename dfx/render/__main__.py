@@ -20,10 +20,12 @@ the name of the output.
 
 from __future__ import annotations
 
-import argparse
+import re
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +35,7 @@ from dfx.audio.writing import BIT_DEPTHS, OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import UserError, errors_in_one_line
 from dfx.render.automation import INTERPOLATIONS, automation_files
-from dfx.render.model import Model, RenderedFile, check_output
+from dfx.render.model import Model, check_output
 from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
 from dfx.render.streaming import StreamingOptions, chain_at_rate
@@ -48,77 +50,32 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint)
-    jobs = [_check_job(model, input, output, options, len(pairs) > 1) for input, output in pairs]
-    written = Counter(path for job in jobs for path in job.extras.values())
-    twice = [path for path, count in written.items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]} would be written more than once: render the inputs with this name one by one")
+    extras = [_check_extras(model, *pair, options, len(pairs) > 1) for pair in pairs]
+    for path, count in Counter(path for paths in extras for path in paths.values()).items():
+        if count > 1:
+            raise UserError(f"{path} would be written more than once: render the inputs with this name one by one")
     failed: dict[str, str] = {}
-    for job in jobs:
+    for (input, output), paths in zip(pairs, extras):
         try:
+            streaming = StreamingOptions(options.interpolation, options.causal, options.own_level)
             rendering = model.render_file(
-                job.input,
-                job.output,
-                StreamingOptions(options.interpolation, options.causal, options.own_level),
-                options.bit_depth,
-                options.overwrite,
-                not options.quiet,
+                input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
             )
-            for name, path in job.extras.items():
-                _EXTRAS[name].write(path, _take(model, rendering, job))
+            file = rendering.output
+            chain = chain_at_rate(model.task, file.sample_rate, file.channels)
+            take = Take(input, output, file.samples / file.sample_rate, chain, rendering.automation)
+            for name, path in paths.items():
+                _EXTRAS[name].write(path, take)
         except (UserError, OSError) as error:
-            if len(jobs) == 1:
+            if len(pairs) == 1:
                 raise UserError(error) from error
-            failed[job.input] = str(error)
+            failed[input] = str(error)
             continue
         if rendering.clipping:
             print(f"warning: {rendering.clipping}", file=sys.stderr)
     if failed:
         first = next(iter(failed.values()))
-        raise UserError(f"{len(failed)} of {len(jobs)} files could not be rendered: {', '.join(failed)}; {first}")
-
-
-class _Job(NamedTuple):
-    """A file to render, and the paths of its extras by the name of the option."""
-
-    input: str
-    output: str
-    extras: dict[str, str]
-
-
-def _check_job(model: Model, input: str, output: str, options: argparse.Namespace, is_one_of_many: bool) -> _Job:
-    """Check a job before any work is done."""
-    sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
-    if input != PIPE:
-        stream = stream_file(input)
-        stream.close()
-        OutputFile.like(stream, output, options.bit_depth)
-        sample_rate, channels = stream.sample_rate, stream.channels
-    chain = chain_at_rate(model.task, sample_rate, channels, input)
-    check_output(input, output, options.overwrite)
-    extras = {}
-    for name, extra in _EXTRAS.items():
-        path = getattr(options, name)
-        if not path:
-            continue
-        if _is_suffix(path):
-            if output == PIPE:
-                raise UserError(f"--{name} {path}: standard output has no name; give a path instead of a suffix")
-            path = str(Path(output).with_suffix(path))
-        elif is_one_of_many:
-            raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
-        if name == "project" and PIPE in (input, output):
-            raise UserError(f"--project {path}: a project needs files instead of standard input or output")
-        for file in extra.files(path, chain):
-            check_output(input, file, options.overwrite)
-        extras[name] = path
-    return _Job(input, output, extras)
-
-
-def _take(model: Model, rendering: RenderedFile, job: _Job) -> Take:
-    output = rendering.output
-    chain = chain_at_rate(model.task, output.sample_rate, output.channels)
-    return Take(job.input, job.output, output.samples / output.sample_rate, chain, rendering.automation)
+        raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {', '.join(failed)}; {first}")
 
 
 class _Extra(NamedTuple):
@@ -135,40 +92,48 @@ _EXTRAS = {
 }
 
 
-def _is_suffix(path: str) -> bool:
-    return path.startswith(".") and "." not in path[1:] and "/" not in path and "\\" not in path
+def _check_extras(model: Model, input: str, output: str, options: Namespace, is_one_of_many: bool) -> dict[str, str]:
+    """Check a file before any work is done, and return the paths of its extras by the name of the option."""
+    sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
+    if input != PIPE:
+        with closing(stream_file(input)) as stream:
+            sample_rate, channels = stream.sample_rate, stream.channels
+            OutputFile.like(stream, output, options.bit_depth)
+    chain = chain_at_rate(model.task, sample_rate, channels, input)
+    check_output(input, output, options.overwrite)
+    extras = {name: path for name in _EXTRAS if (path := getattr(options, name))}
+    for name, path in extras.items():
+        if re.fullmatch(r"\.[^./\\]*", path):
+            if output == PIPE:
+                raise UserError(f"--{name} {path}: standard output has no name; give a path instead of a suffix")
+            extras[name] = path = str(Path(output).with_suffix(path))
+        elif is_one_of_many:
+            raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
+        if name == "project" and PIPE in (input, output):
+            raise UserError(f"--project {path}: a project needs files instead of standard input or output")
+        for file in _EXTRAS[name].files(path, chain):
+            check_output(input, file, options.overwrite)
+    return extras
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m dfx.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="a checkpoint that train.py wrote")
-    parser.add_argument("input", help="a file, a folder, or - for standard input")
-    parser.add_argument("output", help="a file, a folder, or - for standard output (WAV)")
-    parser.add_argument(
-        "--interpolation",
-        choices=INTERPOLATIONS,
-        default="linear",
-        help="how parameters move between frames: "
-        f"{'; '.join(f'{name}, {text}' for name, text in INTERPOLATIONS.items())} (default: linear)",
-    )
-    parser.add_argument("--causal", action="store_true", help="render without look-ahead of the parameters")
-    parser.add_argument(
-        "--own-level",
-        action="store_true",
-        help="undo the gain that brings the input to the task's loudness",
-    )
-    parser.add_argument("--bit-depth", choices=BIT_DEPTHS, help="of the output (default: as the input)")
-    parser.add_argument(
-        "--automation",
-        metavar="FILE",
-        help="write all parameters over time, as .csv or .json; a suffix alone takes the name of the output",
-    )
-    parser.add_argument("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
-    parser.add_argument("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("python -m dfx.render", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    moves = "; ".join(f"{name}, {text}" for name, text in INTERPOLATIONS.items())
+    moves = f"how parameters move between frames: {moves} (default: linear)"
+    automation = "write all parameters over time, as .csv or .json; a suffix alone takes the name of the output"
+    add("checkpoint", help="a checkpoint that train.py wrote")
+    add("input", help="a file, a folder, or - for standard input")
+    add("output", help="a file, a folder, or - for standard output (WAV)")
+    add("--interpolation", choices=INTERPOLATIONS, default="linear", help=moves)
+    add("--causal", action="store_true", help="render without look-ahead of the parameters")
+    add("--own-level", action="store_true", help="undo the gain that brings the input to the task's loudness")
+    add("--bit-depth", choices=BIT_DEPTHS, help="of the output (default: as the input)")
+    add("--automation", metavar="FILE", help=automation)
+    add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
+    add("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--quiet", action="store_true", help="show no progress")
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -46,9 +46,7 @@ class Automation:
         input_gains_db: np.ndarray | None = None,
         interpolation: Interpolation = "linear",
     ) -> None:
-        self.space = space
-        self.times = times
-        self.parameters = parameters
+        self.space, self.times, self.parameters = space, times, parameters
         self.input_gains_db = np.zeros(len(times)) if input_gains_db is None else input_gains_db
         self.interpolation = interpolation
 
@@ -76,7 +74,12 @@ class Automation:
         Raises:
             UserError: if no parameter has this name, or several do.
         """
-        return self.values[:, self._index(name)]
+        names = self.names
+        found = [name] if name in names else [known for known in names if known.split(".", 1)[1] == name]
+        if len(found) != 1:
+            which = f": there are {', '.join(found)}" if found else nearest(name, names)
+            raise UserError(f"'{name}' names no single parameter{which}")
+        return self.values[:, names.index(found[0])]
 
     def median(self) -> dict[str, float]:
         """Return the median over time of every parameter, in its unit."""
@@ -95,28 +98,12 @@ class Automation:
             points = np.c_[self.times, self.values]
             write_csv(Path(path), [dict(zip(columns, (f"{number:.9g}" for number in row))) for row in points], columns)
             return
-        values = self.values
-        parameters: dict[str, Any] = {
-            parameter.name: {
-                "unit": parameter.unit,
-                "range": [parameter.low, parameter.high],
-                "scale": parameter.scale,
-                "values": values[:, index].tolist(),
-            }
-            for index, parameter in enumerate(self.space.parameters)
+        parameters = {
+            p.name: {"unit": p.unit, "range": [p.low, p.high], "scale": p.scale, "values": values.tolist()}
+            for p, values in zip(self.space.parameters, self.values.T)
         }
         content = {"interpolation": self.interpolation, "times_s": self.times.tolist(), "parameters": parameters}
         write_text(Path(path), json.dumps(content) + "\n")
-
-    def _index(self, name: str) -> int:
-        if name in self.names:
-            return self.names.index(name)
-        found = [index for index, known in enumerate(self.names) if known.split(".", 1)[1] == name]
-        if len(found) != 1:
-            several = [self.names[index] for index in found]
-            which = f": there are {', '.join(several)}" if several else nearest(name, self.names)
-            raise UserError(f"'{name}' names no single parameter{which}")
-        return found[0]
 
 
 def automation_files(path: str) -> list[str]:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.signal
@@ -31,7 +33,6 @@ _LARGEST_STEP = 1 / 1000
 # The smoothing of the paper's code: cutoffs relative to the Nyquist frequencies of frames and of the model's audio.
 _FRAME_CUTOFF, _AUDIO_CUTOFF = 0.5, 0.001
 _PADDING = 15  # samples of odd extension at both ends, as scipy.signal.filtfilt has by default for the 4th order
-_PUBLISHED_BLOCK = 64
 _MARGIN = 32_000
 """Samples at the model's rate, 16 periods of the audio's cutoff, after which its filter has decayed to 1e-16."""
 _BLOCKS_PER_PIECE = 1024
@@ -40,61 +41,59 @@ _BLOCKS_PER_POINT = 4
 """Every fourth block is a point of the automation: 86 a second at 22.05 kHz, for curves of up to 11 Hz."""
 
 
+@dataclass(eq=False)
 class Curve:
     """Parameters and gains over the samples of a recording, on straight lines between the points of frames.
 
-    Only the frames around the requested samples are kept, besides the automation.
-
     Args:
         batches: all frames, in order.
+        count: of the frames.
         model: whose frames these are.
         sample_rate: of the recording, in Hz.
         samples: of the output, before the latency is cut off.
         causal: a frame's point is its end instead of its centre.
     """
 
-    interpolation: Interpolation = "linear"
+    interpolation: ClassVar[Interpolation] = "linear"
+    batches: Iterator[Frames]
+    count: int
+    model: Predictor
+    sample_rate: int
+    samples: int
+    causal: bool
 
-    def __init__(
-        self, batches: Iterator[Frames], model: Predictor, sample_rate: int, samples: int, causal: bool
-    ) -> None:
-        self.space = model.chain.space
-        self.samples = samples
-        self._batches = batches
-        self._frame_samples, self._model_rate = model.window.frame_samples, model.chain.sample_rate
-        self._sample_rate = sample_rate
-        self._step = self._frame_samples * sample_rate / self._model_rate
-        self._causal = causal
-        self._offset = 1.0 if causal else 0.5
-        self._all: list[Frames] = []
-        self._parameters = np.zeros((0, len(self.space)))
-        self._gains_db = np.zeros(0)
-        self._first = 0
-        self._ended = False
-        self.grid = self._cell_samples()
+    def __post_init__(self) -> None:
+        self.space = self.model.chain.space
+        self._step = self.model.window.frame_samples * self.sample_rate / self.model.chain.sample_rate
+        self._offset = 1.0 if self.causal else 0.5
+        self._loaded = 0
+        self._parameters = np.zeros((self.count, len(self.space)))
+        self._gains_db = np.zeros(self.count)
 
-    def edge(self, index: int) -> int:
-        """The sample at which a cell of the grid begins."""
-        return min(math.ceil(index * self.grid), self.samples)
+    @property
+    def grid(self) -> float:
+        """The samples of a cell."""
+        # Hosts render no block faster than the first: where the parameters still rest, it is the longest.
+        rest = max(_SHORTEST_BLOCK, int(self._offset * self._step))
+        return min(_LONGEST_BLOCK, 2 ** int(math.log2(rest)))
 
-    def load(self, start: int, stop: float) -> None:
-        """Read frames up to the sample ``stop``, and drop those before ``start``."""
-        needed = stop / self._step - self._offset
-        while not self._ended and self._first + len(self._gains_db) - 1 < needed:
-            batch = next(self._batches, None)
-            if batch is None:
-                self._ended = True
-                break
-            self._all.append(batch)
-            unneeded = min(max(0, int(start / self._step - self._offset) - self._first), len(self._gains_db))
-            self._parameters = np.concatenate([self._parameters[unneeded:], batch.parameters])
-            self._gains_db = np.concatenate([self._gains_db[unneeded:], batch.gains_db])
-            self._first += unneeded
+    def edges(self, cells: Sequence[int]) -> np.ndarray:
+        """Return the samples at which cells of the grid begin."""
+        return np.minimum(np.ceil(np.array(cells) * self.grid).astype(int), self.samples)
+
+    def load(self, stop: float) -> None:
+        """Read frames up to the sample ``stop``."""
+        while self._loaded < self.count and self._loaded - 1 < self._places(stop):
+            batch = next(self.batches)
+            frames = slice(self._loaded, self._loaded + len(batch.gains_db))
+            self._parameters[frames], self._gains_db[frames] = batch
+            self._loaded = frames.stop
 
     def gains(self, start: int, stop: int) -> np.ndarray:
-        """The treatment's gain as a factor, float32: one for all samples where it is constant, or one a sample."""
-        samples = np.array([start]) if np.ptp(self._gains_db) == 0 else np.arange(start, stop)
-        return db_to_amplitude(self._between(self._gains_db, samples)).astype(np.float32)
+        """Return the treatment's gain as a factor, float32: one a sample, or a single one where it is constant."""
+        is_constant = np.ptp(self._gains_db[: self._loaded]) == 0
+        samples = np.array([start]) if is_constant else np.arange(start, stop)
+        return db_to_amplitude(_interpolate(self._gains_db, self._places(samples))).astype(np.float32)
 
     def blocks(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Divide cells of the grid into blocks.
@@ -105,79 +104,64 @@ class Curve:
         Returns:
             The edges of the blocks in samples, ``(blocks + 1,)``, and their parameters in [0, 1], ``(blocks, P)``.
         """
-        edges = np.concatenate([*(self._split(index) for index in range(first, last)), [self.edge(last)]])
-        at = edges[:-1] if self._causal else (edges[:-1] + edges[1:]) / 2
-        return edges, self._between(self._parameters, at)
+        edges = np.concatenate([*(self._split(index) for index in range(first, last)), self.edges([last])])
+        at = edges[:-1] if self.causal else (edges[:-1] + edges[1:]) / 2
+        return edges, _interpolate(self._parameters, self._places(at))
 
     def automation(self) -> Automation:
-        """All points that were read, in the recording's time."""
-        frames, gains_db = (np.concatenate(column) for column in zip(*self._all))
-        times = (np.arange(len(frames)) + self._offset) * self._step / self._sample_rate
-        return Automation(self.space, times, frames, gains_db, self.interpolation)
+        """Return all points in the recording's time; held parameters have theirs where a frame begins."""
+        offset = 0 if self.interpolation == "hold" else self._offset
+        times = (np.arange(self.count) + offset) * self._step / self.sample_rate
+        return Automation(self.space, times, self._parameters, self._gains_db, self.interpolation)
 
-    def _edges(self, first: int, last: int) -> np.ndarray:
-        return np.array([self.edge(index) for index in range(first, last + 1)])
-
-    def _cell_samples(self) -> float:
-        # Hosts render no block faster than the first: where the parameters still rest, it is the longest.
-        rest = max(_SHORTEST_BLOCK, int(self._offset * self._step))
-        return min(_LONGEST_BLOCK, 2 ** int(math.log2(rest)))
-
-    def _between(self, points: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        return _interpolate(points, samples / self._step - self._offset - self._first)
+    def _places(self, samples: Any) -> Any:
+        """Convert samples to fractional indices of frames."""
+        return samples / self._step - self._offset
 
     def _split(self, index: int) -> np.ndarray:
         """The starts of a cell's blocks: halved as often as parameters move too far in one."""
-        start, size = self.edge(index), int(self.grid)
-        slope = self._slope(start, start + size) if start else 0.0
+        start, stop = self.edges([index, index + 1])
+        size, slope = int(self.grid), 0.0
+        if start:
+            first, last = max(0, math.floor(self._places(start))), math.ceil(self._places(start + size))
+            moves = np.abs(np.diff(self._parameters[first : last + 1], axis=0))
+            slope = float(moves.max(initial=0.0)) / self._step  # of the parameter that moves most, per sample
         while size > _SHORTEST_BLOCK and slope * size > _LARGEST_STEP:
             size //= 2
-        return np.arange(start, self.edge(index + 1), size)
-
-    def _slope(self, start: int, stop: int) -> float:
-        """The largest move of any parameter, per sample."""
-        places = np.array([start, stop]) / self._step - self._offset - self._first
-        first, last = np.clip([math.floor(places[0]), math.ceil(places[1])], 0, len(self._parameters) - 1)
-        moves = np.abs(np.diff(self._parameters[first : last + 1], axis=0))
-        return float(moves.max()) / self._step if moves.size else 0.0
+        return np.arange(start, stop, size)
 
 
 class HeldCurve(Curve):
     """Parameters that are constant over each frame, which is one block."""
 
-    interpolation: Interpolation = "hold"
+    interpolation = "hold"
+
+    @property
+    def grid(self) -> float:
+        """The samples of a frame."""
+        return self._step
 
     def blocks(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        frames = np.arange(first, last) - self._first
-        return self._edges(first, last), self._parameters[np.minimum(frames, len(self._parameters) - 1)]
-
-    def automation(self) -> Automation:
-        """All frames, at their beginnings."""
-        points = super().automation()
-        points.times = np.arange(len(points.times)) * self._step / self._sample_rate
-        return points
-
-    def _cell_samples(self) -> float:
-        return self._step
+        frames = np.minimum(np.arange(first, last), self.count - 1)
+        return self.edges(range(first, last + 1)), self._parameters[frames]
 
 
 class PublishedCurve(Curve):
     """Parameters that are smoothed as in the code of the paper (see the module's docstring)."""
 
-    interpolation: Interpolation = "published"
+    interpolation = "published"
+    grid = 64
 
-    def __init__(
-        self, batches: Iterator[Frames], model: Predictor, sample_rate: int, samples: int, causal: bool
-    ) -> None:
-        super().__init__(batches, model, sample_rate, samples, causal)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._points: dict[int, np.ndarray] = {}
         self._piece = functools.lru_cache(maxsize=2)(self._filter_piece)
 
-    def load(self, start: int, stop: float) -> None:
+    def load(self, stop: float) -> None:
         """Read all frames: a filter without phase depends on later ones."""
-        if not self._ended:
-            super().load(0, math.inf)
-            if len(self._parameters) > _PADDING:
+        if not self._loaded:
+            super().load(math.inf)
+            if self.count > _PADDING:
                 low_pass = scipy.signal.butter(4, _FRAME_CUTOFF, output="sos")
                 self._parameters = scipy.signal.sosfiltfilt(low_pass, self._parameters, axis=0, padlen=_PADDING)
 
@@ -186,24 +170,22 @@ class PublishedCurve(Curve):
         skipped = first - numbers[0] * _BLOCKS_PER_PIECE
         parameters = np.concatenate([self._piece(number) for number in numbers])[skipped : skipped + last - first]
         self._points.update({i: p for i, p in enumerate(parameters, first) if i % _BLOCKS_PER_POINT == 0})
-        return self._edges(first, last), parameters
+        return self.edges(range(first, last + 1)), parameters
 
     def automation(self) -> Automation:
-        """The smoothed parameters, at every fourth block."""
-        times = np.array(list(self._points)) * self.grid / self._sample_rate
+        """Return the smoothed parameters, at every fourth block."""
+        times = np.array(list(self._points)) * self.grid / self.sample_rate
         gains_db = np.full(len(times), self._gains_db[0])
         return Automation(self.space, times, np.array(list(self._points.values())), gains_db, self.interpolation)
 
-    def _cell_samples(self) -> float:
-        return _PUBLISHED_BLOCK
-
     def _filter_piece(self, number: int) -> np.ndarray:
         """The parameters of some consecutive blocks, ``(blocks, P)``."""
+        model_rate = self.model.chain.sample_rate
         blocks = np.arange(number * _BLOCKS_PER_PIECE, (number + 1) * _BLOCKS_PER_PIECE)
-        places = blocks[blocks * self.grid < self.samples] * self.grid * self._model_rate / self._sample_rate
-        length = math.ceil(self.samples * self._model_rate / self._sample_rate)
+        places = blocks[blocks * self.grid < self.samples] * self.grid * model_rate / self.sample_rate
+        length = math.ceil(self.samples * model_rate / self.sample_rate)
         first, last = max(0, int(places[0]) - _MARGIN), min(length, int(places[-1]) + 2 + _MARGIN)
-        held = self._parameters[np.arange(first, last) // self._frame_samples]
+        held = self._parameters[np.arange(first, last) // self.model.window.frame_samples]
         low_pass = scipy.signal.butter(4, _AUDIO_CUTOFF, output="sos")
         smooth = scipy.signal.sosfiltfilt(low_pass, held, axis=0, padlen=min(_PADDING, len(held) - 1))
         return np.clip(_interpolate(smooth, places - first), 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +85,8 @@ class Model:
         check_output(input, output, overwrite)
         name = "standard input" if input == PIPE else input
         with readable_path(input) as path:
-            stream = stream_file(path, name)
-            stream.close()
-            file = OutputFile.like(stream, output, bit_depth)
+            with closing(stream_file(path, name)) as stream:
+                file = OutputFile.like(stream, output, bit_depth)
             if output != PIPE:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:

@@ -1,14 +1,12 @@
 """Parameters of a recording, frame by frame, from audio as the encoder took it in training.
 
-That is the recording at the model's rate and channels, treated as the task treats its audio. Without look-ahead
-(causal), a frame's context ends where the frame begins, and loudness is that of the samples before it.
+:mod:`dfx.render.streaming` describes this audio, also for rendering without look-ahead (``causal``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -61,18 +59,17 @@ class ContextReader:
     """
 
     def __init__(self, model: Predictor, recording: Recording, treatment: Treatment, causal: bool) -> None:
-        self.sample_rate = model.chain.sample_rate
+        self.model, self.sample_rate = model, model.chain.sample_rate
         self.samples = recording.samples_at(self.sample_rate)
         self.frame_samples, self.context_samples = model.window.frame_samples, model.window.context_samples
-        self._recording = recording
-        self._treatment = Treatment() if causal else treatment
+        self._recording, self._treatment = recording, Treatment() if causal else treatment
         self._channels = model.chain.channels
         self._read_channels = self._channels if recording.channels in (1, self._channels) else 1
         # Resampling by a sinc spreads a later sample of the recording over this many at the model's rate.
         spread = math.ceil(SINC_ZEROS / 0.9 * max(1.0, self.sample_rate / recording.sample_rate)) + 2
         self.delay = spread if causal and recording.sample_rate != self.sample_rate else 0
-        lead = (self.context_samples - self.frame_samples) // 2
-        self._lead = self.context_samples + self.delay if causal else lead
+        centred = (self.context_samples - self.frame_samples) // 2
+        self._lead = self.context_samples + self.delay if causal else centred
 
     def contexts(self, first: int, count: int) -> Tensor:
         """Read consecutive frames' contexts, ``(channels, context_samples + (count - 1) * frame_samples)``."""
@@ -86,11 +83,7 @@ class ContextReader:
 
 
 def measure_gain(reader: ContextReader, treatment: Treatment) -> float:
-    """Read a recording once and return the treatment's gain in dB.
-
-    Raises:
-        DataError: if a sample is not finite.
-    """
+    """Read a recording once and return the treatment's gain in dB; a sample that is not finite is a ``DataError``."""
     loudness = Loudness(reader.sample_rate)
     for start in range(0, reader.samples, _SAMPLES_AT_ONCE):
         audio = reader.read(start, min(_SAMPLES_AT_ONCE, reader.samples - start))
@@ -100,22 +93,11 @@ def measure_gain(reader: ContextReader, treatment: Treatment) -> float:
 
 
 def predict_frames(
-    model: Predictor,
-    reader: ContextReader,
-    treatment: Treatment,
-    frames: int,
-    meter: ContextReader | None,
-    gain_db: float,
+    reader: ContextReader, treatment: Treatment, frames: int, meter: ContextReader | None, gain_db: float
 ) -> Iterator[Frames]:
     """Predict all frames in order.
 
-    Args:
-        model: predicts them.
-        reader: reads their contexts.
-        treatment: of the audio.
-        frames: how many.
-        meter: reads the samples before each frame, whose loudness then decides its gain; none for a constant gain.
-        gain_db: the constant gain.
+    The treatment's gain is ``gain_db``, or with a ``meter`` that of the loudness of the samples before each frame.
     """
     loudness = Loudness(reader.sample_rate)
     frame, context = reader.frame_samples, reader.context_samples
@@ -136,19 +118,14 @@ def predict_frames(
         else:
             contexts = contexts[None] * db_to_amplitude(gain_db)
         with torch.no_grad():
-            parameters = model.encode(contexts.to(model.device)).flatten(0, 1).cpu()
+            parameters = reader.model.encode(contexts.to(reader.model.device)).flatten(0, 1).cpu()
         yield Frames(parameters.double().numpy(), gains_db)
 
 
-@contextlib.contextmanager
-def prefetch(batches: Iterator[Frames]) -> Iterator[Iterator[Frames]]:
-    """Compute each batch in a second thread while the one before is used."""
+def prefetch(batches: Iterator[Frames]) -> Generator[Frames, None, None]:
+    """Compute each batch in a second thread while the one before is used; close it to end the thread."""
     with ThreadPoolExecutor(1, "predictor") as pool:
-
-        def iterate() -> Iterator[Frames]:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = pool.submit(next, batches, None)
-                yield batch
-
-        yield iterate()
+            yield batch

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pedalboard import PluginContainer
 
 from dfx.effects import ChainSpec, lv2, vst3
@@ -24,12 +25,7 @@ from dfx.effects.effect import Recipe
 from dfx.errors import UserError
 from dfx.writing import write_json, write_text
 
-_HOSTS: dict[str, tuple[str, ...]] = {
-    ".json": tuple(HOSTS),
-    ".py": ("pedalboard", "vst3", "au"),
-    ".vstpreset": ("vst3",),
-    ".lv2": ("lv2",),
-}
+_HOSTS = {".json": tuple(HOSTS), ".py": ("pedalboard", "vst3", "au"), ".vstpreset": ("vst3",), ".lv2": ("lv2",)}
 """The hosts whose effects each format can hold. ``.py`` and ``.json`` hold the whole chain."""
 
 
@@ -92,8 +88,6 @@ def _as_json(chain: ChainSpec, values: dict[str, float]) -> dict[str, Any]:
     return {"sample_rate": chain.sample_rate, "channels": chain.channels, "effects": effects}
 
 
-# --- Python ------------------------------------------------------------------------------------------
-
 _HEAD = '''"""A chain of effects, set by dfx for {sample_rate} Hz.
 
     board = make_board()
@@ -116,8 +110,7 @@ def plugin(path, name, positions):
 
 def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
     """Return the source of a module with a function ``make_board``, which needs pedalboard only."""
-    settings = chain.settings(values)
-    lines: list[str] = []
+    settings, lines = chain.settings(values), []
     for recipe in chain.recipes:
         if recipe.host == "pedalboard":
             plugin = built_in.build_plugin(recipe.effect, settings[recipe.name], chain.sample_rate).plugin
@@ -125,8 +118,8 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
         else:
             loaded = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels)
             positions = {name: position for name, (_, position) in loaded.places.items()}
-            _, _, name = recipe.effect.partition("#")
-            code = [f"plugin({loaded.path!r}, {name or None!r}, {positions!r})"]
+            name = recipe.effect.partition("#")[2] or None
+            code = [f"plugin({loaded.path!r}, {name!r}, {positions!r})"]
         lines += [f"# {recipe.name}", *code[:-1], f"{code[-1]},"]
     helper = "" if all(recipe.host == "pedalboard" for recipe in chain.recipes) else _PLUGIN
     body = "\n".join(f"            {line}" for line in lines)
@@ -144,20 +137,16 @@ def _code(plugin: Any) -> Iterator[str]:
             yield from (f"    {line}" for line in [*lines, f"{last},"])
         yield "])"
         return
-    names = [name for name in dir(kind) if isinstance(getattr(kind, name), property) and not name.startswith("_")]
-    names = [name for name in names if getattr(kind, name).fset is not None]
+    names = [name for name in dir(kind) if name[0] != "_" and getattr(getattr(kind, name), "fset", None)]
     arguments = ", ".join(f"{name}={_literal(getattr(plugin, name))}" for name in names)
     yield f"pedalboard.{kind.__name__}({arguments})"
 
 
 def _literal(value: Any) -> str:
-    if isinstance(value, (bool, int, float)):
-        return repr(value)
-    # A mode is a member of an enum inside the plugin's class.
-    return f"pedalboard.{type(value).__qualname__}.{value.name}"
+    """A number or switch as it is; a mode is a member of an enum inside the plugin's class."""
+    is_number = isinstance(value, (bool, int, float))
+    return repr(value) if is_number else f"pedalboard.{type(value).__qualname__}.{value.name}"
 
-
-# --- LV2 ---------------------------------------------------------------------------------------------
 
 _PREFIXES = """@prefix lv2: <http://lv2plug.in/ns/lv2core#> .
 @prefix pset: <http://lv2plug.in/ns/ext/presets#> .
@@ -167,26 +156,18 @@ _PREFIXES = """@prefix lv2: <http://lv2plug.in/ns/lv2core#> .
 
 def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    settings = chain.settings(values)
-    manifest = [_PREFIXES]
+    settings, manifest = chain.settings(values), [_PREFIXES]
     for recipe in chain.recipes:
         if recipe.host != "lv2":
             continue
         head = f"a pset:Preset ;\n    lv2:appliesTo <{recipe.effect}> ;"
         manifest.append(f"<{recipe.name}.ttl>\n    {head}\n    rdfs:seeAlso <{recipe.name}.ttl> .\n")
-        controls = lv2.controls(recipe.effect, chain.sample_rate, chain.channels)
-        numbers = {name: lv2.port_value(controls[name], value) for name, value in settings[recipe.name].items()}
-        ports = " , ".join(
-            f'[\n        lv2:symbol "{symbol}" ;\n        pset:value {_decimal(number)}\n    ]'
-            for symbol, number in numbers.items()
-        )
+        controls, ports = lv2.controls(recipe.effect, chain.sample_rate, chain.channels), []
+        for symbol, value in settings[recipe.name].items():
+            # A decimal of Turtle has a point and no exponent.
+            decimal = np.format_float_positional(lv2.port_value(controls[symbol], value), 10, unique=False, trim="0")
+            ports.append(f'[\n        lv2:symbol "{symbol}" ;\n        pset:value {decimal}\n    ]')
         label = json.dumps(f"{folder.stem}: {recipe.name}")
-        text = f"{_PREFIXES}\n<>\n    {head}\n    rdfs:label {label} ;\n    lv2:port {ports} .\n"
+        text = f"{_PREFIXES}\n<>\n    {head}\n    rdfs:label {label} ;\n    lv2:port {' , '.join(ports)} .\n"
         write_text(folder / f"{recipe.name}.ttl", text)
     write_text(folder / "manifest.ttl", "\n".join(manifest))
-
-
-def _decimal(number: float) -> str:
-    """Format a decimal of Turtle: with a point, and without an exponent."""
-    text = f"{number:.10f}".rstrip("0")
-    return f"{text}0" if text.endswith(".") else text

@@ -17,7 +17,7 @@ import base64
 import os
 import struct
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,8 @@ _SOURCES = {".flac": "FLAC", ".mp3": "MP3", ".ogg": "VORBIS", ".oga": "VORBIS", 
 _STATE_MAGIC = 0xFEED5EEF
 _BYTES_PER_LINE = 210
 
-Curve = tuple[np.ndarray, np.ndarray]
-"""Times in seconds and positions in [0, 1]."""
-
-_Envelopes = dict[tuple[object, str], Curve]
-_EffectLines = Generator[str, None, tuple[str, _Envelopes]]
-"""Yields the lines of a plugin, and returns its name and its envelopes by place and name of the parameter."""
+_Envelopes = dict[tuple[object, str], tuple[np.ndarray, np.ndarray]]
+"""Times in seconds and positions in [0, 1], by place and name of the parameter."""
 
 
 @dataclass(frozen=True)
@@ -87,144 +83,111 @@ def write_project(path: str, take: Take) -> None:
         take.automation.write(str(Path(path).with_suffix(".csv")))
 
 
-def _project(path: str, take: Take, runs: bool) -> Iterator[str]:
-    yield '<REAPER_PROJECT 0.1 "7.0" 0'
-    yield "  <NOTES 0 2"
-    for note in _notes(path, take, runs):
-        yield f"    |{note}"
-    yield "  >"
-    yield f"  SAMPLERATE {take.chain.sample_rate} 1 0"
-    yield "  TEMPO 120 4 4"
-    effects = list(_effects(take)) if runs else []
+def _block(head: str, *lines: str) -> list[str]:
+    return [f"<{head}", *(f"  {line}" for line in lines), ">"]
+
+
+def _project(path: str, take: Take, runs: bool) -> list[str]:
+    lines = "Written by dfx, not by REAPER.", *_notes(path, take, runs)
+    notes = _block("NOTES 0 2", *(f"|{line}" for line in lines))
     gain = 10 ** (float(np.median(take.automation.input_gains_db)) / 20) if runs else 1.0
-    yield from _track(path, take, "input through the chain" if runs else "input", take.input, effects, gain, not runs)
-    yield from _track(path, take, "output of dfx", take.output, [], 1.0, runs)
-    yield ">"
+    effects = list(_effects(take)) if runs else []
+    name = "input through the chain" if runs else "input"
+    input = _track(path, take, name, take.input, effects, gain, not runs)
+    output = _track(path, take, "output of dfx", take.output, [], 1.0, runs)
+    settings = f"SAMPLERATE {take.chain.sample_rate} 1 0", "TEMPO 120 4 4"
+    return _block('REAPER_PROJECT 0.1 "7.0" 0', *notes, *settings, *input, *output)
 
 
-def _notes(path: str, take: Take, runs: bool) -> Iterator[str]:
-    yield "Written by dfx, not by REAPER."
+def _notes(path: str, take: Take, runs: bool) -> list[str]:
     if runs:
-        yield "The muted track is the output as dfx rendered it, to compare with the plugins on the other."
-        return
+        return ["The muted track is the output as dfx rendered it, to compare with the plugins on the other."]
     lacking = [recipe for recipe in take.chain.recipes if recipe.host not in _HOSTS]
-    missing = [f"{recipe.name} ({recipe.host}:{recipe.effect})" for recipe in lacking]
-    yield f"REAPER cannot run all of this chain: it lacks {', '.join(missing)}."
-    yield f"The automation is in {Path(path).with_suffix('.csv').name} next to this project."
+    missing = ", ".join(f"{recipe.name} ({recipe.host}:{recipe.effect})" for recipe in lacking)
+    automation = f"The automation is in {Path(path).with_suffix('.csv').name} next to this project."
+    return [f"REAPER cannot run all of this chain: it lacks {missing}.", automation]
 
 
-def _track(path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool) -> Iterator[str]:
-    guid = _guid(name)
-    yield f"  <TRACK {guid}"
-    yield f'    NAME "{name}"'
-    yield f"    MUTESOLO {int(muted)} 0 0"
-    yield "    NCHAN 2"
-    yield "    FX 1"
-    yield f"    TRACKID {guid}"
-    if effects:
-        yield "    <FXCHAIN"
-        yield "      SHOW 0"
-        yield "      LASTSEL 0"
-        yield "      DOCKED 0"
-        yield from (f"      {line}" for line in effects)
-        yield "    >"
-    yield "    <ITEM"
-    yield "      POSITION 0"
-    yield f"      LENGTH {take.seconds:.9g}"
-    yield "      LOOP 0"
-    yield f"      NAME {_quoted(Path(file).name)}"
-    yield f"      VOLPAN 1 0 {gain:.9g} -1"
-    yield "      SOFFS 0"
-    yield f"      GUID {_guid(name + ' item')}"
-    yield f"      <SOURCE {_SOURCES.get(Path(file).suffix.lower(), 'WAVE')}"
-    yield f"        FILE {_quoted(_relative(file, path))}"
-    yield "      >"
-    yield "    >"
-    yield "  >"
+def _track(path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool) -> list[str]:
+    kind = _SOURCES.get(Path(file).suffix.lower(), "WAVE")
+    source = _block(f"SOURCE {kind}", f"FILE {_quoted(_relative(file, path))}")
+    place = "POSITION 0", f"LENGTH {take.seconds:.9g}", "LOOP 0"
+    sound = f"NAME {_quoted(Path(file).name)}", f"VOLPAN 1 0 {gain:.9g} -1", "SOFFS 0"
+    item = _block("ITEM", *place, *sound, f"GUID {_guid(name + ' item')}", *source)
+    chain = _block("FXCHAIN", "SHOW 0", "LASTSEL 0", "DOCKED 0", *effects) if effects else []
+    settings = f'NAME "{name}"', f"MUTESOLO {int(muted)} 0 0", "NCHAN 2", "FX 1", f"TRACKID {_guid(name)}"
+    return _block(f"TRACK {_guid(name)}", *settings, *chain, *item)
 
 
 def _effects(take: Take) -> Iterator[str]:
     place = 0
+    is_held = take.automation.interpolation == "hold"
     for recipe in take.chain.recipes:
-        count = len(recipe.parameters)
-        values = take.automation.values[:, place : place + count]
-        place += count
-        yield "BYPASS 0 0 0"
-        if recipe.host == "vst3":
-            name, envelopes = yield from _vst3(take, recipe, values)
-        else:
-            name, envelopes = yield from _lv2(take, recipe, values)
-        yield f"FXID {_guid(recipe.name)}"
+        values = take.automation.values[:, place : place + len(recipe.parameters)]
+        place += len(recipe.parameters)
+        name, lines, envelopes = (_vst3 if recipe.host == "vst3" else _lv2)(take, recipe, values)
+        yield from ["BYPASS 0 0 0", *lines, f"FXID {_guid(recipe.name)}"]
         for (index, parameter), (times, positions) in envelopes.items():
-            yield f'<PARMENV {index} 0 1 0.5 "{_plain(parameter)} / {name}"'
-            yield f"  EGUID {_guid(f'{recipe.name}.{parameter}')}"
-            yield "  ACT 1 -1"
-            yield "  VIS 1 1 1"
-            yield "  LANEHEIGHT 0 0"
-            yield "  ARM 0"
-            yield "  DEFSHAPE 0 -1 -1"
-            is_held = take.automation.interpolation == "hold"
-            for point in range(len(times)) if is_held else thin_out(times, positions, TOLERANCE):
-                yield f"  PT {times[point]:.6f} {positions[point]:.6f} {int(is_held)}"
-            yield ">"
+            kept = range(len(times)) if is_held else thin_out(times, positions, TOLERANCE)
+            points = [f"PT {times[point]:.6f} {positions[point]:.6f} {int(is_held)}" for point in kept]
+            identifier = f"EGUID {_guid(f'{recipe.name}.{parameter}')}"
+            settings = identifier, "ACT 1 -1", "VIS 1 1 1", "LANEHEIGHT 0 0", "ARM 0", "DEFSHAPE 0 -1 -1"
+            yield from _block(f'PARMENV {index} 0 1 0.5 "{_plain(parameter)} / {name}"', *settings, *points)
         yield "WAK 0 0"
 
 
-def _vst3(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
+def _vst3(take: Take, recipe: Recipe, values: np.ndarray) -> tuple[str, list[str], _Envelopes]:
+    """Return a plugin's name, its lines, and its envelopes."""
     chain = take.chain
     median = {parameter.name: float(np.median(values[:, i])) for i, parameter in enumerate(recipe.parameters)}
     path, plugin, places = vst3.load_plugin(recipe, median, chain.sample_rate, chain.channels)
     class_id, component, controller = _states(plugin.preset_data)
     name = _plain(f"VST3: {plugin.name} ({plugin.manufacturer_name})")
-    yield f'<VST "{name}" "{_plain(Path(path).name)}" 0 "" 0{{{class_id}}} ""'
     state = struct.pack("<II", len(component), 1) + component + struct.pack("<II", len(controller), 0) + controller
-    pins = b"".join(struct.pack("<Q", 1 << channel) for channel in range(2))
-    side = struct.pack("<I", 2) + pins
+    side = struct.pack("<IQQ", 2, 1, 2)  # the pins of two channels
     head = struct.pack("<II", 0, _STATE_MAGIC) + side + side + struct.pack("<III", len(state), 1, 0x0010FFFF)
-    for part in (head, state, bytes((0, 0, 16, 0, 0, 0))):
-        for start in range(0, len(part), _BYTES_PER_LINE):
-            yield f"  {base64.b64encode(part[start : start + _BYTES_PER_LINE]).decode()}"
-    yield ">"
+    parts = [
+        base64.b64encode(part[start : start + _BYTES_PER_LINE]).decode()
+        for part in (head, state, bytes((0, 0, 16, 0, 0, 0)))
+        for start in range(0, len(part), _BYTES_PER_LINE)
+    ]
+    lines = _block(f'VST "{name}" "{_plain(Path(path).name)}" 0 "" 0{{{class_id}}} ""', *parts)
     positions = vst3.positions(recipe, values, chain.sample_rate, chain.channels)
     envelopes: _Envelopes = {
         (places[parameter.name][0], parameter.name): (take.automation.times, positions[:, i])
         for i, parameter in enumerate(recipe.parameters)
     }
-    return name, envelopes
+    return name, lines, envelopes
 
 
-def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> _EffectLines:
-    chain = take.chain
-    controls = lv2.controls(recipe.effect, chain.sample_rate, chain.channels)
+def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> tuple[str, list[str], _Envelopes]:
+    """Return a plugin's name, its lines, and its envelopes."""
+    controls = lv2.controls(recipe.effect, take.chain.sample_rate, take.chain.channels)
     name = _plain(f"LV2: {lilv.plugin(recipe.effect).name}")
-    yield f'<LV2 "{name}" {recipe.effect} ""'
-    yield ">"
     trained = {parameter.name: values[:, i] for i, parameter in enumerate(recipe.parameters)}
     envelopes: _Envelopes = {}
     for index, (symbol, control) in enumerate(controls.items()):
+        low, high = (control.minimum, control.maximum) if np.isfinite(control.minimum) else (0.0, 1.0)
         if symbol in trained:
-            span = control.maximum - control.minimum
-            curve = take.automation.times, (trained[symbol] - control.minimum) / span
+            numbers, times = trained[symbol], take.automation.times
         elif symbol in recipe.fixed:
-            value = lv2.port_value(control, recipe.fixed[symbol])
-            low, high = (control.minimum, control.maximum) if np.isfinite(control.minimum) else (0.0, 1.0)
-            curve = take.automation.times[:1], np.array([(value - low) / (high - low)])
+            numbers = np.array([lv2.port_value(control, recipe.fixed[symbol])])
+            times = take.automation.times[:1]
         else:
             continue
-        envelopes[f"{index}:{symbol}", symbol] = curve
-    return name, envelopes
+        envelopes[f"{index}:{symbol}", symbol] = times, (numbers - low) / (high - low)
+    return name, _block(f'LV2 "{name}" {recipe.effect} ""'), envelopes
 
 
 def _states(preset: bytes) -> tuple[str, bytes, bytes]:
     """Return the class, the component's state and the controller's state of a VST3 preset file."""
-    class_id = preset[8:40].decode("ascii")
     (table,) = struct.unpack_from("<q", preset, 40)
     (count,) = struct.unpack_from("<i", preset, table + 4)
     parts = {}
     for entry in range(count):
         kind, offset, size = struct.unpack_from("<4sqq", preset, table + 8 + 20 * entry)
         parts[kind] = preset[offset : offset + size]
-    return class_id, parts.get(b"Comp", b""), parts.get(b"Cont", b"")
+    return preset[8:40].decode("ascii"), parts.get(b"Comp", b""), parts.get(b"Cont", b"")
 
 
 def _guid(name: str) -> str:

@@ -30,9 +30,9 @@ from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
 from dfx.render.interpolation import CURVES, Curve
 from dfx.render.prediction import ContextReader, Predictor, measure_gain, predict_frames, prefetch
 
-CHUNK_SAMPLES = 2**17
 _FILTERED_SAMPLES = 2**16
 """Samples that the high-pass filters at once."""
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class StreamingOptions:
     causal: bool = False
     own_level: bool = False
     treated: bool = False
-    chunk_samples: int = CHUNK_SAMPLES
+    chunk_samples: int = 2**17
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"there is no interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}"
-            )
+            known = nearest(self.interpolation, INTERPOLATIONS)
+            raise UserError(f"there is no interpolation '{self.interpolation}'{known}")
         if self.causal and self.interpolation == "published":
             raise UserError("interpolation 'published' looks ahead: render with 'hold' or 'linear', or not causally")
 
@@ -124,69 +123,55 @@ def render_stream(
 
         def open_recording() -> Recording:
             stream = open_stream()
-            filters = causal and treatment.highpass_hz is not None
-            process = [_ForwardHighpass(treatment, stream.sample_rate, stream.channels)] if filters else []
+            process = [_forward_highpass(treatment, stream)] if causal and treatment.highpass_hz is not None else []
             return stack.enter_context(Recording(stream, *process))
 
         def open_reader() -> ContextReader:
             return ContextReader(model, open_recording(), treatment, causal)
 
         recording = open_recording()
-        bar = stack.enter_context(_progress_bar(recording, progress))
-        chains = _build_chains(model, recording)
+        bar = tqdm(total=recording.seconds, desc=recording.path, bar_format=_BAR, disable=not progress)
+        stack.enter_context(bar)
+        spec = chain_at_rate(model, recording.sample_rate, recording.channels, recording.path)
+        chains = [spec.build() for _ in range(recording.channels // spec.channels)]
         latency = 0 if options.interpolation == "published" else chains[0].latency_samples
         # Also for invalid samples where no loudness is needed: an error at once is better than one after an hour.
-        whole = open_stream()
-        reads_first = whole.subtype in FLOAT_SUBTYPES or (is_levelled and not causal)
-        whole.close()
+        with contextlib.closing(open_stream()) as stream:
+            reads_first = stream.subtype in FLOAT_SUBTYPES or (is_levelled and not causal)
         gain_db = measure_gain(open_reader(), treatment) if reads_first else 0.0
         reader, meter = open_reader(), open_reader() if is_levelled and causal else None
         # As in training, a held frame may begin after the recording's end and before that of the delayed output.
         samples = recording.samples + (latency if options.interpolation == "hold" else 0)
         frames = -(-samples * reader.sample_rate // (recording.sample_rate * reader.frame_samples))
-        batches = predict_frames(model, reader, treatment, frames, meter, gain_db)
-        batches = stack.enter_context(prefetch(batches))
+        batches = prefetch(predict_frames(reader, treatment, frames, meter, gain_db))
+        stack.enter_context(contextlib.closing(batches))
         samples = recording.samples + latency
-        curve = CURVES[options.interpolation](batches, model, recording.sample_rate, samples, causal)
+        curve = CURVES[options.interpolation](batches, frames, model, recording.sample_rate, samples, causal)
         if not causal and treatment.highpass_hz is not None:
             recording = Recording(_filter_stream(recording, treatment))
-        _render_chunks(recording, chains, curve, write, options, bar)
+        for output in _render_chunks(recording, chains, curve, options):
+            write(output)
+            bar.update(output.shape[1] / recording.sample_rate)
         return curve.automation()
 
 
-def channels_per_chain(channels: int, model: Predictor) -> int:
-    """Return the number of channels that one chain renders.
-
-    One or two channels, or as many as the model has, are rendered together. Otherwise every channel is rendered by a
-    chain of its own, all with the same automation.
-    """
-    return channels if channels in (1, 2, model.chain.channels) else 1
-
-
 def chain_at_rate(model: Predictor, sample_rate: int, channels: int, name: str = "the audio") -> ChainSpec:
-    """Return the model's chain for the rate and channels of a recording, with the ranges of training.
+    """Return the model's chain for the rate and channels of the recording ``name``, with the ranges of training.
 
-    Args:
-        model: whose chain it is.
-        sample_rate: of the recording, in Hz.
-        channels: of the recording, of which one chain may render fewer: see :func:`channels_per_chain`.
-        name: of the recording, for the error.
+    One chain renders one or two channels, or as many as the model has. Otherwise every channel is rendered by a
+    separate chain, all with the same automation.
 
     Raises:
         DataError: if the chain cannot run there.
     """
-    trained, channels = model.chain, channels_per_chain(channels, model)
+    trained = model.chain
+    channels = channels if channels in (1, 2, trained.channels) else 1
     if (sample_rate, channels) == (trained.sample_rate, trained.channels):
         return trained
-    specs = [
-        EffectSpec(
-            spec.effect,
-            recipe.name,
-            {p.name: Trained((p.low, p.high), p.scale, p.default) for p in recipe.parameters},
-            spec.fixed,
-        )
-        for spec, recipe in zip(trained.effects, trained.recipes)
-    ]
+    specs = []
+    for spec, recipe in zip(trained.effects, trained.recipes):
+        train: dict = {p.name: Trained((p.low, p.high), p.scale, p.default) for p in recipe.parameters}
+        specs.append(EffectSpec(spec.effect, recipe.name, train, spec.fixed))
     try:
         return ChainSpec(specs, sample_rate, channels)
     except EffectError as error:
@@ -196,35 +181,18 @@ def chain_at_rate(model: Predictor, sample_rate: int, channels: int, name: str =
         ) from None
 
 
-def _build_chains(model: Predictor, recording: Recording) -> list[Chain]:
-    spec = chain_at_rate(model, recording.sample_rate, recording.channels, recording.path)
-    return [spec.build() for _ in range(recording.channels // spec.channels)]
-
-
-@contextlib.contextmanager
-def _progress_bar(recording: Recording, progress: bool) -> Iterator[tqdm]:
-    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    with tqdm(total=recording.seconds, desc=recording.path, bar_format=form, disable=not progress) as bar:
-        yield bar
-
-
 def _render_chunks(
-    recording: Recording,
-    chains: Sequence[Chain],
-    curve: Curve,
-    write: Callable[[np.ndarray], None],
-    options: StreamingOptions,
-    bar: tqdm,
-) -> None:
-    width = recording.channels // len(chains)
-    latency = curve.samples - recording.samples
-    cells = max(1, int(options.chunk_samples / curve.grid))
-    for first in range(0, math.ceil(curve.samples / curve.grid), cells):
-        start, stop = curve.edge(first), curve.edge(first + cells)
-        curve.load(max(0, start - latency), stop + math.ceil(curve.grid))
+    recording: Recording, chains: Sequence[Chain], curve: Curve, options: StreamingOptions
+) -> Iterator[np.ndarray]:
+    width, latency = recording.channels // len(chains), curve.samples - recording.samples
+    cells, chunk = math.ceil(curve.samples / curve.grid), max(1, int(options.chunk_samples / curve.grid))
+    for first in range(0, cells, chunk):
+        last = min(first + chunk, cells)
+        start, stop = curve.edges([first, last]).tolist()
+        curve.load(stop + math.ceil(curve.grid))
         audio = recording.read(start, stop - start, recording.sample_rate, recording.channels)
-        input = np.ascontiguousarray(audio.numpy() * curve.gains(start, stop))
-        edges, parameters = curve.blocks(first, min(first + cells, math.ceil(curve.samples / curve.grid)))
+        input = audio.numpy() * curve.gains(start, stop)
+        edges, parameters = curve.blocks(first, last)
         output = np.empty_like(input)
         for begin, end, values in zip(edges - start, edges[1:] - start, curve.space.denormalize(parameters)):
             for index, chain in enumerate(chains):
@@ -233,22 +201,20 @@ def _render_chunks(
         output = output[:, max(0, latency - start) :]
         if options.own_level:
             output = output / curve.gains(stop - latency - output.shape[1], stop - latency)
-        if output.shape[1]:
-            write(output)
-        bar.update((min(stop, recording.samples) - min(start, recording.samples)) / recording.sample_rate)
+        yield output
 
 
-class _ForwardHighpass:
+def _forward_highpass(treatment: Treatment, stream: Stream) -> Callable[[np.ndarray], np.ndarray]:
     """A treatment's high-pass without look-ahead: forwards twice instead of forwards and backwards."""
+    sections = np.tile(treatment.sections(stream.sample_rate), (2, 1))
+    state = np.zeros((len(sections), stream.channels, 2))
 
-    def __init__(self, treatment: Treatment, sample_rate: int, channels: int) -> None:
-        sections = treatment.sections(sample_rate)
-        self._sections = np.concatenate([sections, sections])
-        self._state = np.zeros((len(self._sections), channels, 2))
-
-    def __call__(self, audio: np.ndarray) -> np.ndarray:
-        filtered, self._state = scipy.signal.sosfilt(self._sections, audio.astype(np.float64), zi=self._state)
+    def filter_part(audio: np.ndarray) -> np.ndarray:
+        nonlocal state
+        filtered, state = scipy.signal.sosfilt(sections, audio.astype(np.float64), zi=state)
         return filtered.astype(np.float32)
+
+    return filter_part
 
 
 def _filter_stream(recording: Recording, treatment: Treatment) -> Stream:

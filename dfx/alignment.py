@@ -3,8 +3,6 @@
 Plugins delay their output, and some invert it. Neither is audible, so the loss ignores both (the paper, section 2.4).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

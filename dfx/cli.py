@@ -1,7 +1,5 @@
 """The command line of training: LightningCLI with stages, a folder for every run, and Weights & Biases."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import errno
@@ -24,7 +22,12 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from dfx import callbacks, distributed
+from dfx import distributed
+from dfx.callbacks.checkpoints import AtomicCheckpointIO, MidEpochCheckpoint, StopOnSignal, Stopped, last_checkpoint
+from dfx.callbacks.excerpts import Excerpts, LoggingOptions
+from dfx.callbacks.health import Health
+from dfx.callbacks.progress import Progress
+from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
 from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
@@ -108,7 +111,7 @@ class DfxCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
-        parser.add_class_arguments(callbacks.LoggingOptions, "logging")
+        parser.add_class_arguments(LoggingOptions, "logging")
         for source in ("chain.sample_rate", "chain.channels", "window", "treatment", "augmentation"):
             target = f"data.{source.split('.')[-1]}"
             parser.link_arguments("model", target, compute_fn=attrgetter(source), apply_on="instantiate")
@@ -123,9 +126,9 @@ class DfxCLI(LightningCLI):
             run.seed = None
         requeued = _find_requeued(Path(run.folder), run.name)
         self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
-        self.progress = callbacks.Progress()  # of all stages
+        self.progress = Progress()  # of all stages
         if (run.resume or requeued) and config.ckpt_path is None:
-            last = callbacks.last_checkpoint(self.run_folder / "checkpoints")
+            last = last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
 
     def instantiate_classes(self) -> None:
@@ -181,7 +184,7 @@ class DfxCLI(LightningCLI):
             "logger": [History(self.run_folder, self.model.stages.index(stage)), *_as_list(self.logger)],
             # Copies, since callbacks have state.
             "callbacks": [*copy.deepcopy(_as_list(given.callbacks)), *self._make_callbacks()],
-            "plugins": [*_as_list(given.plugins), callbacks.AtomicCheckpointIO()],
+            "plugins": [*_as_list(given.plugins), AtomicCheckpointIO()],
         }
         if not stage.renders:
             options["max_epochs"] = self.model.stage_options.pretraining_epochs
@@ -194,13 +197,13 @@ class DfxCLI(LightningCLI):
         return [
             save(best.parent, best.stem, monitor="validation/loss"),
             save(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True),
-            callbacks.MidEpochCheckpoint(folder, "last", train_time_interval=minutes, enable_version_counter=False),
-            callbacks.StopOnSignal(folder / "last.ckpt"),
-            callbacks.RunFolder(self.run_folder),
+            MidEpochCheckpoint(folder, "last", train_time_interval=minutes, enable_version_counter=False),
+            StopOnSignal(folder / "last.ckpt"),
+            RunFolder(self.run_folder),
             self.progress,
             LearningRateMonitor(),
-            callbacks.Health(config.logging.health_every_n_steps),
-            callbacks.Excerpts(self.run_folder, config.logging),
+            Health(config.logging.health_every_n_steps),
+            Excerpts(self.run_folder, config.logging),
         ]
 
     def _best_checkpoint(self) -> Path:
@@ -231,7 +234,7 @@ class DfxCLI(LightningCLI):
             return None
         place = {"project": options.project, "group": options.group, "job_type": "fit"}
         tags = [type(self.model).__name__, *options.tags]
-        config = {**self.config.fit.as_dict(), "versions": callbacks.versions()}
+        config = {**self.config.fit.as_dict(), "versions": versions()}
         return WandbRun(self.run_folder, options.mode == "offline", tags=tags, config=config, **place)
 
 
@@ -276,7 +279,7 @@ def main(args: Any = None) -> None:
     try:
         with errors_in_one_line():
             DfxCLI(args)
-    except callbacks.Stopped as stopped:
+    except Stopped as stopped:
         # Other ranks exit with 0: Lightning's launcher kills rank 0 as soon as one of them fails.
         if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)

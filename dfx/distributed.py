@@ -6,8 +6,6 @@ rank computes them from the rows of all ranks. The gradient therefore equals tha
 In a run of one process, nothing here has an effect.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

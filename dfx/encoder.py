@@ -1,7 +1,5 @@
 """The network that predicts parameters from the context: log-mel front end, backbone, head."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Errors that a user can fix, and how a command ends with one."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import sys

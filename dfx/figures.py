@@ -1,7 +1,5 @@
 """All figures that are drawn with matplotlib. Every function returns a figure, to show or to save."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

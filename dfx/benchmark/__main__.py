@@ -1,7 +1,5 @@
 """Benchmarks of the gradient: ``python -m dfx.benchmark fidelity`` and ``python -m dfx.benchmark speed``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Chains and audio of the benchmarks."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Benchmark of fidelity: estimated gradients against exact ones, and their cost in renderings."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Benchmark of speed: the effect layer against its bare effects and against the paper's released design."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

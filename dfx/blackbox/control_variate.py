@@ -17,8 +17,6 @@ The estimator subtracts the slopes that this prediction implies from those it me
 (control variates: Mohamed et al. 2020, "Monte Carlo gradient estimation in machine learning", section 7.4).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

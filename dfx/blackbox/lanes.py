@@ -1,7 +1,5 @@
 """Lanes: the live chains of every example of a batch, and the threads that render them."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence

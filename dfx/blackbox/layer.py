@@ -1,7 +1,5 @@
 """The effect layer: audio and parameters in, audio out, with a gradient for the parameters."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from typing import Any

@@ -5,8 +5,6 @@ tensor ``(batch, draws, P)``: the gradient of the encoder's weights sums over th
 correlation between the directions of different examples.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """A pool of threads that renders and measures."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

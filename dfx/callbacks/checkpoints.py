@@ -1,7 +1,5 @@
 """Checkpoints that survive crashes, and signals that stop a run with a checkpoint."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

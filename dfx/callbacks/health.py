@@ -1,7 +1,5 @@
 """The health of training: the quality of its gradient, and how its time is spent."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import partial

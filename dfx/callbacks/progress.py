@@ -1,7 +1,5 @@
 """The cost of a run so far."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

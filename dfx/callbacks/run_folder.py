@@ -1,7 +1,5 @@
 """Files that a run writes besides its checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 from importlib.metadata import PackageNotFoundError, version

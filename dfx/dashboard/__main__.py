@@ -11,8 +11,6 @@ An offline record can also be read in the terminal, without a network or a login
 shows its curves, and `wandb leet inspect --summary` prints its latest metrics and its config.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,8 +13,6 @@ Metadata do not tell everything: not which controls have no effect, nor which ar
 Calf's equalizers rise from 0 by about 1 Hz per sample), nor unreported delays (Calf's limiter: its attack).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Parameters of effects: the only place where [0, 1] and values with units meet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

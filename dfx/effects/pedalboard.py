@@ -13,8 +13,6 @@ streaming, and how this host deals with them:
 * Attributes accept any value: ranges and frequencies are checked here before use.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

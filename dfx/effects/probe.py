@@ -11,8 +11,6 @@ and every surprise as a plain sentence.
 :func:`dead_parameters` is the short form, which training calls before it starts.
 """
 
-from __future__ import annotations
-
 import argparse
 import bisect
 import contextlib

@@ -11,8 +11,6 @@
 Every live effect is an instance, and every block is passed the values of all controls.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from typing import Any

@@ -18,8 +18,6 @@ Properties of plugins and pedalboard that matter for streaming, and how this hos
   (ZamComp, ZamDelay) depends on the block length: all blocks have one short length.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -11,8 +11,6 @@ The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx
 the target, which a model cannot: it is a bound on constant settings rather than a competitor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -10,8 +10,6 @@
 - ``evaluation.json``: a description of all this, and ``report.html``, a page to listen on: see :mod:`dfx.report`.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The best constant setting of a chain, searched for by CMA-ES (Hansen and Ostermeier 2001)."""
 
-from __future__ import annotations
-
 import math
 import queue
 from collections.abc import Mapping

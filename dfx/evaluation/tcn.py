@@ -1,7 +1,5 @@
 """A temporal convolutional network that replaces the chain: the baseline ``network``."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm

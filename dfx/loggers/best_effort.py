@@ -1,7 +1,5 @@
 """Logging that cannot end a run."""
 
-from __future__ import annotations
-
 import functools
 import time
 import warnings

@@ -1,7 +1,5 @@
 """The history of a run: all metrics over its steps, in its folder."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -18,8 +18,6 @@ project, .rpp, with the plugins that REAPER can run and their envelopes. Each ta
 the name of the output.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter

@@ -1,7 +1,5 @@
 """Parameters over time: by name, in their units, and as files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

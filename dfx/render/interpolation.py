@@ -11,8 +11,6 @@ so that the blocks do not depend on how much is rendered at once:
   samples. That code does not compensate the latency of the chain, and neither does this interpolation.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator, Sequence

@@ -8,8 +8,6 @@
 ======================  ================================================================================
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -11,8 +11,6 @@ which was not opened in REAPER itself. Envelopes hold the plugin's position in [
 plugin's state, and for an LV2 plugin envelopes of one point.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import struct

@@ -11,8 +11,6 @@ context ends where the frame begins, the high-pass runs forwards twice, which ha
 loudness is that of the samples so far. The latency of the effects is compensated, except by ``published``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Write the listening page of an evaluation again; see :mod:`dfx.report`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Writes the pages: the data of every file, and the template that holds them."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

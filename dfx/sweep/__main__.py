@@ -14,8 +14,6 @@ The files have the format of Weights & Biases: `wandb sweep FILE` and `wandb age
 $SLURM_ARRAY_TASK_ID of it. List again to resume interrupted points, and summarize when all have finished.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

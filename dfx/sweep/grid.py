@@ -1,7 +1,5 @@
 """Sweep files in the format of Weights & Biases. Grids are expanded exactly as its agent does."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import sys

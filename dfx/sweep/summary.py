@@ -1,7 +1,5 @@
 """The summary of a sweep: a table and a figure, which are also logged to Weights & Biases."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Sequence

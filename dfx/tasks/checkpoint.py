@@ -1,7 +1,5 @@
 """Checkpoints: what dfx saves in addition to the weights, and what it checks before it loads one."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, TypedDict

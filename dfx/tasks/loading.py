@@ -1,7 +1,5 @@
 """Building a trained task from a checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, get_type_hints
 

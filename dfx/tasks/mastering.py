@@ -1,7 +1,5 @@
 """Music mastering (the paper, section 3.3)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dfx.datasets import Treatment

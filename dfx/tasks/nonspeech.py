@@ -1,7 +1,5 @@
 """Removal of breaths, clicks and pops from speech (the paper, section 3.2)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dfx.datasets import Augmentation, Treatment

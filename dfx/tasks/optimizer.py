@@ -1,7 +1,5 @@
 """Adam and its schedules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

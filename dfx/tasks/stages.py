@@ -1,7 +1,5 @@
 """Training in stages (the paper, section 2.5): pretraining on the defaults, then one effect more at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

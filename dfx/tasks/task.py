@@ -1,7 +1,5 @@
 """The base of all tasks: an encoder that predicts the parameters of a chain of effects, trained in stages."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tube amplifier emulation (the paper, section 3.1)."""
 
-from __future__ import annotations
-
 from dfx.tasks.task import Task
 
 

@@ -90,21 +90,25 @@ def evaluate(
 
     results = Results.of(rows, interpolation)
     metrics = [name for name in EXPLAINED if any(name in row for row in rows)]
-    about = {
-        "task": type(task).__name__,
-        "interpolation": interpolation,
-        "sample_rate": task.chain.sample_rate,
-        "frame_samples": task.window.frame_samples,
-        "methods": list(results),
-        "files": files,
-        "parameters": [dict(vars(parameter)) for parameter in task.chain.parameters],
-        "metrics": {name: EXPLAINED[name] for name in metrics},
-        "less_is_better": [name for name in metrics if name in ERRORS],
-    }
+    about = _describe(task, interpolation, list(results), metrics) | {"files": files}
     settings = {name: baseline.settings for name, baseline in methods.items() if baseline.settings}
     _write_tables(folder, results, rows, metrics, {"settings": settings, "evaluation": about})
     write_report(folder)
     return results
+
+
+def _describe(task: Task, interpolation: Interpolation, methods: list[str], metrics: list[str]) -> dict[str, object]:
+    """Return the content of evaluation.json but for the files."""
+    return {
+        "task": type(task).__name__,
+        "interpolation": interpolation,
+        "sample_rate": task.chain.sample_rate,
+        "frame_samples": task.window.frame_samples,
+        "methods": methods,
+        "parameters": [dict(vars(parameter)) for parameter in task.chain.parameters],
+        "metrics": {name: EXPLAINED[name] for name in metrics},
+        "less_is_better": [name for name in metrics if name in ERRORS],
+    }
 
 
 def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:

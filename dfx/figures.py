@@ -265,6 +265,36 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
+def draw_twin(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw validation loss over renderings and over CPU time: means over seeds, in bands of one standard deviation.
+
+    Exact gradients take no renderings; in the left panel, a dashed line is their lowest mean loss.
+
+    Args:
+        rows: of :func:`dfx.benchmark.twin.twin`.
+    """
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for index, gradient in enumerate(dict.fromkeys(row["gradient"] for row in rows)):
+        # (runs, validations, 3), all runs with one schedule
+        courses = np.array([row["course"] for row in rows if row["gradient"] == gradient])
+        *costs, mean = courses.mean(axis=0).T
+        deviation = courses[..., 2].std(axis=0, ddof=1) if len(courses) > 1 else np.zeros_like(mean)
+        color, marker = f"C{index % 10}", _MARKERS[index % len(_MARKERS)]
+        for axis, cost in zip(axes, costs):
+            if not cost.any():
+                axis.axhline(mean.min(), color=color, ls="--")
+                continue
+            axis.plot(cost, mean, f"{marker}-", color=color, markersize=4, label=gradient)
+            axis.fill_between(cost, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+    axes[0].set(xscale="log", xlabel="renderings in training", ylabel="validation loss")
+    axes[1].set(xlabel="CPU time in training and validation [s]")
+    for axis in axes:
+        axis.grid(alpha=0.3, which="both")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
 def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the cosine of the encoder's gradient over the renderings it costs, a panel for each chain, time and batch.
 

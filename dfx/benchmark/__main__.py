@@ -1,4 +1,8 @@
-"""Benchmarks of the gradient: ``python -m dfx.benchmark fidelity`` and ``python -m dfx.benchmark speed``."""
+"""Benchmarks: ``python -m dfx.benchmark fidelity``, ``speed`` and ``twin``.
+
+``fidelity`` compares estimated gradients with exact ones, ``speed`` times the effect layer, and ``twin`` trains with
+exact and with estimated gradients.
+"""
 
 import argparse
 import json
@@ -12,8 +16,9 @@ from tqdm import tqdm
 from dfx.benchmark.chains import BenchmarkChain, chains
 from dfx.benchmark.fidelity import fidelity
 from dfx.benchmark.speed import MODES, speed
+from dfx.benchmark.twin import GRADIENTS, as_table, twin
 from dfx.errors import UserError, errors_in_one_line, nearest
-from dfx.figures import draw_fidelity
+from dfx.figures import draw_fidelity, draw_twin
 
 _WIDTHS = {"chain": 16, "name": 37}
 _COLUMNS = {
@@ -25,33 +30,56 @@ _COLUMNS = {
 
 
 def main() -> None:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--chains", nargs="+", help="names; by default all that can be built here")
-    shared.add_argument("--batches", nargs="+", type=int, default=[16, 100], help="examples in a batch")
-    shared.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
-    parser = argparse.ArgumentParser(prog="python -m dfx.benchmark", description=__doc__)
+    given = _parser().parse_args()
+    measured: Iterable[dict[str, Any]]
+    if given.command == "twin":
+        measured = twin(given.config, given.gradients, range(given.seeds), given.folder, given.options, given.jobs)
+    elif given.command == "fidelity":
+        chosen = _choose(given.chains)
+        measured = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
+    else:
+        measured = speed(_choose(given.chains), given.modes, given.batches, given.seconds)
+    is_printed = not given.json and given.command in _COLUMNS
+    rows = list(_printed(measured, _COLUMNS[given.command].split()) if is_printed else measured)
+    if given.json:
+        print(json.dumps(rows, indent=1))
+    elif given.command == "twin":
+        print(as_table(rows))
+    if getattr(given, "figure", None):
+        draw = draw_twin if given.command == "twin" else draw_fidelity
+        draw(rows).savefig(given.figure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
+    figure = argparse.ArgumentParser(add_help=False)
+    figure.add_argument("--figure", type=Path, help="path of a PNG to draw")
+    layer = argparse.ArgumentParser(add_help=False)
+    layer.add_argument("--chains", nargs="+", help="names; by default all that can be built here")
+    layer.add_argument("--batches", nargs="+", type=int, default=[16, 100], help="examples in a batch")
+    parser = argparse.ArgumentParser(
+        prog="python -m dfx.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("fidelity", parents=[shared], help="compare estimated gradients with exact ones")
+    parents = [layer, output, figure]
+    command = commands.add_parser("fidelity", parents=parents, help="compare estimated gradients with exact ones")
     command.add_argument("--means-of", type=int, default=6, help="batches to average over")
     command.add_argument("--seconds", type=float, default=2.0, help="of every note")
     command.add_argument("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
     command.add_argument("--seed", type=int, default=0, help="of the encoder")
-    command.add_argument("--figure", type=Path, help="path of a PNG to draw")
-    command = commands.add_parser("speed", parents=[shared], help="time the layer against its effects")
+    command = commands.add_parser("speed", parents=[layer, output], help="time the layer against its effects")
     command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     command.add_argument("--seconds", type=float, default=4.0, help="per chain, mode and batch")
-    given = parser.parse_args()
-
-    chosen = _choose(given.chains)
-    if given.command == "fidelity":
-        measured = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
-    else:
-        measured = speed(chosen, given.modes, given.batches, given.seconds)
-    rows = list(measured if given.json else _printed(measured, _COLUMNS[given.command].split()))
-    if given.json:
-        print(json.dumps(rows, indent=1))
-    if given.command == "fidelity" and given.figure:
-        draw_fidelity(rows).savefig(given.figure)
+    command = commands.add_parser("twin", parents=[output, figure], help="train with exact and estimated gradients")
+    command.add_argument("--config", default="configs/tube_amp.yaml", help="a task whose effects have a twin")
+    which = f"any of {', '.join(GRADIENTS)}, or overlays (.yaml)"
+    command.add_argument("--gradients", nargs="+", default=list(GRADIENTS), metavar="NAME", help=which)
+    command.add_argument("--seeds", type=int, default=5, help="runs of each gradient")
+    command.add_argument("--jobs", type=int, help="runs at once; by default one per core")
+    command.add_argument("--folder", type=Path, default=Path("runs/twin"), help="of the runs; finished ones are kept")
+    command.add_argument("options", nargs="*", help="after `--`: options of train.py for every run")
+    return parser
 
 
 def _choose(names: Sequence[str] | None) -> list[BenchmarkChain]:

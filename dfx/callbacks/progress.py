@@ -13,14 +13,16 @@ class Progress(pl.Callback):
 
     - ``progress/renderings``: renderings of one example in one step, with perturbed parameters included.
     - ``progress/seconds``: time of training and validation. Work that a resumed run repeats is counted once.
+    - ``progress/cpu_seconds``: the same as CPU time of the process, over all threads.
     """
 
     def __init__(self) -> None:
         self._renderings = 0
-        self._seconds = self._since = 0.0
+        self._seconds = self._cpu_seconds = 0.0
+        self._since = (0.0, 0.0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
+        self._since = _clocks()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,9 +37,15 @@ class Progress(pl.Callback):
             pl_module.log_dict(spent, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        before, self._since = self._since, time.monotonic()
-        self._seconds += self._since - before
-        return {"renderings": self._renderings, "seconds": self._seconds}
+        before, self._since = self._since, _clocks()
+        self._seconds += self._since[0] - before[0]
+        self._cpu_seconds += self._since[1] - before[1]
+        return {"renderings": self._renderings, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._renderings, self._seconds = state_dict["renderings"], state_dict["seconds"]
+        self._cpu_seconds = state_dict.get("cpu_seconds", 0.0)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()

@@ -232,7 +232,7 @@ class ChainSpec:
         """The trained parameters of all effects, each named ``effect.parameter``."""
         return self.space.parameters
 
-    def settings(self, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    def settings(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the values of all controls by effect, with the trained ones given by ``effect.parameter``."""
         settings = {}
         for recipe in self.recipes:

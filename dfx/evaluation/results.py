@@ -109,7 +109,7 @@ def as_table(results: Results, columns: int = 120) -> str:
         columns: the width of the text, at most.
     """
     everything = [name for name in EXPLAINED if any(name in of for of in results.values())]
-    rows = {method: {name: _cell(mean) for name, mean in of.items()} for method, of in results.items()}
+    rows = {method: {name: format_mean(mean) for name, mean in of.items()} for method, of in results.items()}
     if results.get("input") and results.get("output"):
         rows["output / input"] = {name: _ratio(results["output"], results["input"], name) for name in everything}
     left, shown = columns - max(len(name) for name in ("method", *rows)), []
@@ -144,7 +144,9 @@ def _notes(results: Results, shown: Sequence[str], hidden: int) -> list[str]:
     return notes
 
 
-def _cell(mean: Mean) -> str:
+def format_mean(mean: Mean) -> str:
+    """Return a mean ± half of its interval, rounded."""
+
     def rounded(value: float) -> str:  # to four digits, at most three of them decimals
         return f"{value:.{max(0, 3 - int(math.log10(max(1.0, abs(value)))))}f}"
 

@@ -18,10 +18,10 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if sync:
-            _sync(partial)
+            sync_to_disk(partial)
         partial.replace(path)
         if sync and os.name == "posix":  # elsewhere folders cannot be opened
-            _sync(path.parent)
+            sync_to_disk(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -47,7 +47,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequenc
         writer.writerows(rows)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Wait until the disk has a file or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dfx import distributed
 from dfx.tasks import CheckpointError, read_checkpoint
-from dfx.writing import replacing
+from dfx.writing import replacing, sync_to_disk
 
 LAST = "last"
 
@@ -42,6 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, sync=True) as partial:
                 partial.write_bytes(content.getbuffer())
+                # Before the previous checkpoint is given up: a disk may report only here that it is full.
+                sync_to_disk(partial)
                 if path.stem == LAST and path.exists():
                     _keep_previous(path)
         except OSError as error:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from dfx.audio.reading import audio_files
 from dfx.datasets.pairs import SPLITS, check_audio, find_pairs
 from dfx.errors import DataError
 
@@ -22,6 +23,21 @@ def test_suffixes_may_differ_and_folders_may_nest(make_pairs):
         (root / side / "more").mkdir()
         soundfile.write(root / side / "more" / f"a.{suffix}", np.full(100, 0.1), 22050)
     assert "more/a" in [pair.name for pair in all_pairs(root)]
+
+
+def test_only_audio_files_of_the_user_are_found_in_a_folder(make_pairs):
+    root = make_pairs(5)
+    expected = sorted(pair.name for pair in all_pairs(root))
+    for side in ("input", "target"):
+        (root / side / "note_00.wav").rename(root / side / "note_00.WAV")
+        for name in ("._note_01.wav", "Thumbs.db", "desktop.ini", ".DS_Store", "__MACOSX/a.wav", "@eaDir/b.wav"):
+            (root / side / name).parent.mkdir(exist_ok=True)
+            (root / side / name).write_bytes(b"no audio")
+        (root / side / "reel.wav").mkdir()
+        (root / side / "loop").symlink_to(root / side)
+        (root / side / "loop.wav").symlink_to("loop.wav")
+        assert [path.stem for path in audio_files(root / side)] == expected
+    assert sorted(pair.name for pair in all_pairs(root)) == expected
 
 
 def test_the_random_split_depends_on_the_seed_only_and_contains_every_pair_once(make_pairs):

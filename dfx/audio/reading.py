@@ -23,6 +23,25 @@ PIPE = "-"  # standard input, or standard output
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # sample formats that hold values beyond full scale, infinities and NaN
 SINC_ZEROS = 32  # zero crossings on each side of the sinc that resamples
 
+_SUFFIXES = {f".{format.lower()}" for format in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
+_SUFFIXES |= {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".wave", *pedalboard.io.get_supported_read_formats()}
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN"}
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Return the audio files in and below a folder, in the order of their paths; any other file is ignored.
+
+    An audio file has the suffix of an audio format, in upper or lower case. Names that begin with a dot (``._take.wav``
+    of macOS) and folders of the system (``__MACOSX``) are left out. Links to folders are not followed.
+    """
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
+    ]
+
 
 class AudioSource(ABC):
     """Audio named ``path``, of which windows can be read at any sample rate; its own rate is in Hz."""

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pedalboard.io
 import soundfile
 
 from dfx.audio.levels import amplitude_to_db
-from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream
+from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream, audio_files
 from dfx.errors import DataError
 from dfx.writing import replacing
 
@@ -143,11 +142,7 @@ def input_output_pairs(input: str, output: str) -> list[tuple[str, str]]:
     if output == PIPE or Path(output).is_file():
         raise DataError(f"{output} is no folder, and {input} is one: name a folder to write to")
     output_folder = Path(output).resolve()
-    files = [
-        path
-        for path in sorted(Path(input).rglob("*"))
-        if _is_audio(path) and not path.name.startswith(".") and output_folder not in path.resolve().parents
-    ]
+    files = [path for path in audio_files(Path(input)) if output_folder not in path.resolve().parents]
     if not files:
         raise DataError(f"{input} holds no audio files")
     return [(str(path), str(Path(output) / path.relative_to(input))) for path in files]
@@ -160,14 +155,6 @@ def _format_of(path: str) -> str:
         known = ".wav, .flac, .ogg, .opus, .mp3, .aiff, .rf64, .w64 and .caf are among those that can be"
         raise DataError(f"{path}: '.{suffix}' is no audio format that can be written; {known}")
     return name
-
-
-def _is_audio(path: Path) -> bool:
-    """True for a file whose suffix is that of an audio format."""
-    suffix = path.suffix.lower()
-    known = {f".{name.lower()}" for name in (*soundfile.available_formats(), *_FORMATS_BY_SUFFIX)}
-    known = known.union(pedalboard.io.get_supported_read_formats()) - {".raw", ".mat4", ".mat5"}
-    return path.is_file() and suffix in known
 
 
 @contextlib.contextmanager

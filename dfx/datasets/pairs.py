@@ -10,12 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dfx.audio.reading import AudioFile
+from dfx.audio.reading import AudioFile, audio_files
 from dfx.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 SILENCE = 1e-5  # peak of -100 dBFS, below which a file counts as silent
-_SUFFIXES = {".wav", ".flac", ".aif", ".aiff", ".ogg", ".opus", ".mp3", ".caf", ".w64", ".au"}
 _CHECK_SECONDS = 30
 
 
@@ -121,7 +120,7 @@ def _from_folders(folder: Path) -> list[Pair]:
     for side in ("input", "target"):
         if not (folder / side).is_dir():
             raise DataError(f"{folder} has neither manifest.csv nor a folder {side}")
-        files = [f for f in sorted((folder / side).rglob("*")) if f.suffix.lower() in _SUFFIXES]
+        files = audio_files(folder / side)
         sides[side] = {f.relative_to(folder / side).with_suffix("").as_posix(): f for f in files}
         if len(sides[side]) < len(files):
             raise DataError(f"{folder / side} has two files whose names differ in their suffix only")

@@ -1,7 +1,10 @@
 """The benchmarks run and report consistent rows; the figures themselves need a quiet machine."""
 
+import contextlib
+import itertools
 import math
 
+from dfx.benchmark import speed as speed_module
 from dfx.benchmark.chains import chains, notes
 from dfx.benchmark.fidelity import ESTIMATORS, fidelity
 from dfx.benchmark.speed import speed
@@ -30,10 +33,27 @@ def test_fidelity_reports_a_row_for_each_time_and_estimator_and_a_figure(tmp_pat
     assert (tmp_path / "fidelity.png").stat().st_size > 10000
 
 
-def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times():
+def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_with_its_times(monkeypatch):
+    monkeypatch.setattr(speed_module, "_MAX_DEVIATION", math.inf)
     rows = list(speed(TUBE_AMP, ["frame", "frames"], [2], seconds=0))
     assert [row["workers"] for row in rows] == 2 * sorted({1, available_cores()})
     for row in rows:
+        assert row["rounds"] == row["passed"] == 3
         assert all(math.isfinite(row[f"{of}_ms"]) for of in ("layer", "bare", "original", "step"))
         assert math.isclose(row["original_over_layer"], row["original_ms"] / row["layer_ms"])
         assert math.isclose(row["layer_over_limit"], row["layer_ms"] * row["workers"] / row["bare_ms"])
+
+
+def test_speed_counts_only_rounds_between_two_controls_that_pass(monkeypatch):
+    monkeypatch.setattr(speed_module, "_time_turn", lambda run: [run()])
+    candidates = {"candidate": itertools.count().__next__}
+    passes = iter([True, False, True, True]).__next__
+    assert speed_module._medians(candidates, passes, seconds=0, label="") == ({"candidate": 2}, 3, 1)
+    medians, *rounds = speed_module._medians(candidates, lambda: False, seconds=0, label="")
+    assert math.isnan(medians["candidate"]) and rounds == [3, 0]
+
+
+def test_the_control_fails_while_other_processes_keep_the_cores_busy():
+    with contextlib.closing(speed_module._Control(2 * available_cores())) as control:
+        # Every core has two processes.
+        assert not any(control.passes() for _ in range(3))

@@ -24,8 +24,8 @@ _WIDTHS = {"chain": 16, "name": 37}
 _COLUMNS = {
     "fidelity": "chain batch parameters when name renderings "
     "cosine_encoder cosine_parameters error_encoder error_parameters",
-    "speed": "chain mode batch workers layer_ms bare_ms original_ms step_ms layer_over_limit threads_over_limit "
-    "original_over_layer regression_over_layer share_of_step layer_mb original_mb",
+    "speed": "chain mode batch workers rounds passed layer_ms bare_ms original_ms step_ms layer_over_limit "
+    "threads_over_limit original_over_layer regression_over_layer share_of_step layer_mb original_mb",
 }
 
 

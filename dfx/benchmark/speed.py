@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import multiprocessing
 import statistics
 import time
@@ -32,6 +33,9 @@ ORIGINAL_RENDERINGS = 3
 _STEPS = 8
 _MIN_ROUNDS = 3
 _TURN_SECONDS = 0.02
+_MAX_DEVIATION = 0.1
+"""Largest deviation from 1 at which the control passes."""
+
 
 _Run = Callable[[Callable[[range], None], int], None]
 """Runs work on rows, as :meth:`dfx.blackbox.workers.Workers.run`."""
@@ -48,12 +52,14 @@ def speed(
             ``excerpt``, two seconds.
         batches: numbers of examples in a step.
         seconds: per chain, mode and batch. The candidates take turns of at least 20 ms or one call, each after an
-            untimed call, in at least three rounds.
+            untimed call, in at least three rounds. A control runs before and after every round, see :class:`_Control`.
 
     Yields:
-        A row of medians for each chain, mode, batch and number of workers. The limit is the time of the same renderings
-        in a plain loop on one thread, divided by the number of workers.
+        A row for each chain, mode, batch and number of workers: medians over the rounds in which both controls passed,
+        NaN if there are none. The limit is the time of the same renderings in a plain loop on one thread, divided by
+        the number of workers.
 
+        - ``rounds``, ``passed``: all rounds, and those in which the cores were free for the benchmark;
         - ``layer_over_limit``: forward and backward pass of the layer;
         - ``threads_over_limit``: the plain loop on as many threads, without the layer;
         - ``original_over_layer``: the original design (a process per example, pickled audio, two-sided SPSA);
@@ -85,8 +91,12 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
         layer.end_excerpts()
 
     # Forked first, because later every page that a fork shares would be copied when it is written to.
-    with contextlib.closing(_OriginalDesign(chain.spec, batch)) as original:
-        cores, before = available_cores(), _memory_mb()
+    cores = available_cores()
+    with (
+        contextlib.closing(_OriginalDesign(chain.spec, batch)) as original,
+        contextlib.closing(_Control(cores)) as control,
+    ):
+        before = _memory_mb()
         layers = {cores: make_layer(cores)}
         layer_mb = _memory_mb() - before
         layers = {workers: layers.get(workers) or make_layer(workers) for workers in sorted({1, cores})}
@@ -101,10 +111,12 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
             # A separate layer, since the encoder predicts parameters far from those of `steps`.
             "step": _training_step(make_layer(cores), input, target, frames),
         }
-        median = _medians(candidates, seconds, f"{chain.name}, {mode}, batch {batch}")
+        label = f"{chain.name}, {mode}, batch {batch}"
+        median, rounds, passed = _medians(candidates, control.passes, seconds, label)
         original_mb = original.memory_mb()
     row = {"chain": chain.name, "host": chain.spec.recipes[0].host, "mode": mode, "batch": batch, "parameters": count}
     row |= {"renderings": with_regression.renderings, "layer_mb": layer_mb, "original_mb": original_mb}
+    row |= {"rounds": rounds, "passed": passed}
     row |= {f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")}
     for workers in layers:
         layer, limit = median[f"layer {workers}"], median["bare"] / workers
@@ -120,20 +132,34 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
         }
 
 
-def _medians(candidates: dict[str, Callable[[], None]], seconds: float, label: str) -> dict[str, float]:
+def _medians(
+    candidates: dict[str, Callable[[], None]], passes: Callable[[], bool], seconds: float, label: str
+) -> tuple[dict[str, float], int, int]:
+    """Return the median time of each candidate, the number of rounds, and that of the rounds that count."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    passed, free = 0, passes()
     end = time.perf_counter() + seconds
     with tqdm(desc=label, unit="round", leave=False) as progress:
         while progress.n < _MIN_ROUNDS or time.perf_counter() < end:
-            for name, run in candidates.items():
-                # Untimed: the caches still hold the memory of another candidate.
-                run()
-                turn: list[float] = []
-                while sum(turn) < _TURN_SECONDS:
-                    turn.append(timeit.timeit(run, number=1))
-                times[name] += turn
+            turns = {name: _time_turn(run) for name, run in candidates.items()}
+            was_free, free = free, passes()
+            if was_free and free:
+                passed += 1
+                for name, turn in turns.items():
+                    times[name] += turn
             progress.update()
-    return {name: statistics.median(seconds_per_call) for name, seconds_per_call in times.items()}
+        rounds = progress.n
+    medians = {name: statistics.median(of_calls) if of_calls else math.nan for name, of_calls in times.items()}
+    return medians, rounds, passed
+
+
+def _time_turn(run: Callable[[], None]) -> list[float]:
+    # Untimed: the caches still hold the memory of another candidate.
+    run()
+    turn: list[float] = []
+    while sum(turn) < _TURN_SECONDS:
+        turn.append(timeit.timeit(run, number=1))
+    return turn
 
 
 def _parameters(batch: int, frames: int, count: int) -> list[Tensor]:
@@ -190,7 +216,69 @@ def _training_step(layer: EffectLayer, input: Tensor, target: Tensor, frames: in
     return run
 
 
-class _OriginalDesign:
+class _Processes:
+    """Forked processes that answer messages through pipes.
+
+    Args:
+        work: called in every process with its pipe and arguments.
+        arguments: of each process.
+    """
+
+    def __init__(self, work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for of_process in arguments:
+            pipe, worker_end = context.Pipe()
+            process = context.Process(target=work, args=(worker_end, *of_process), daemon=True)
+            process.start()
+            worker_end.close()
+            self.pipes.append(pipe)
+            self.processes.append(process)
+
+    def ask(self, messages: Sequence[Any]) -> None:
+        """Send one message to each of the first processes, and receive their answers."""
+        for pipe, message in zip(self.pipes, messages):
+            pipe.send(message)
+        for pipe, _ in zip(self.pipes, messages):
+            pipe.recv()
+
+    def close(self) -> None:
+        # Closing the pipes is not enough: processes that were forked later hold their ends too.
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+
+
+class _Control(_Processes):
+    """Tests whether the machine leaves its cores to the benchmark.
+
+    A process for each core spins through a loop: first one of them alone, then all together. If all cores are free
+    and deliver their full speed, both take the same time.
+    """
+
+    _ITERATIONS = 1_000_000
+
+    def __init__(self, cores: int) -> None:
+        super().__init__(_spin, [()] * cores)
+
+    def passes(self) -> bool:
+        messages = [self._ITERATIONS] * len(self.pipes)
+        alone, together = (
+            timeit.timeit(functools.partial(self.ask, part), number=1) for part in (messages[:1], messages)
+        )
+        return abs(alone / together - 1) <= _MAX_DEVIATION
+
+
+def _spin(pipe: Connection) -> None:
+    while True:
+        for _ in range(pipe.recv()):
+            pass
+        pipe.send("done")
+
+
+class _OriginalDesign(_Processes):
     """The design of the paper's released code: a process per example, with a chain for each of three renderings.
 
     Audio and parameters are pickled through a pipe for the forward pass, and again, with the gradient of the output,
@@ -198,46 +286,28 @@ class _OriginalDesign:
     """
 
     def __init__(self, spec: ChainSpec, batch: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._workers = []
-        for _ in range(batch):
-            pipe, worker_end = context.Pipe()
-            process = context.Process(target=_original_worker, args=(spec, worker_end), daemon=True)
-            process.start()
-            worker_end.close()
-            self._workers.append((process, pipe))
-        self._receive()
+        super().__init__(_original_worker, [(spec,)] * batch)
+        # Each process builds its chains before it answers.
+        self.ask([None] * batch)
 
     def step(self, input: Tensor, parameters: Tensor, grad: Tensor) -> None:
         nominal = parameters.detach().numpy()
         audio, grads = (_frame_by_frame(signal, parameters) for signal in (input, grad))
         for frame in range(nominal.shape[1]):
-            for backward in (False, True):
-                for example, (_, pipe) in enumerate(self._workers):
-                    message = audio[example][frame], nominal[example, frame]
-                    pipe.send((*message, grads[example][frame]) if backward else message)
-                self._receive()
-
-    def _receive(self) -> None:
-        for _, pipe in self._workers:
-            pipe.recv()
+            messages = [(audio[example][frame], values[frame]) for example, values in enumerate(nominal)]
+            self.ask(messages)
+            self.ask([(*message, grads[example][frame]) for example, message in enumerate(messages)])
 
     def memory_mb(self) -> float:
-        return sum(_memory_mb(process.pid) for process, _ in self._workers)
-
-    def close(self) -> None:
-        # Closing the pipes is not enough: processes that were forked later hold their ends too.
-        for process, _ in self._workers:
-            process.terminate()
-        for process, _ in self._workers:
-            process.join()
+        return sum(_memory_mb(process.pid) for process in self.processes)
 
 
-def _original_worker(spec: ChainSpec, pipe: Connection) -> None:
+def _original_worker(pipe: Connection, spec: ChainSpec) -> None:
     chains = [spec.build() for _ in range(ORIGINAL_RENDERINGS)]
+    pipe.recv()
+    pipe.send("ready")
     random = np.random.default_rng()
     epsilon = 0.01
-    pipe.send("ready")
     while True:
         audio, nominal, *grad = pipe.recv()
         if not grad:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dfx.alignment import find_delay
 from dfx.audio.levels import REMOVED_DB, amplitude_to_db, frame_levels_db, level_frame_samples, matching_gain, rms
 from dfx.audio.loudness import lufs
+from dfx.audio.resampling import resample
 from dfx.audio.spectrogram import magnitude_spectrogram
 
 Span = tuple[float, float]  # start and end in seconds
@@ -54,7 +55,7 @@ def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
         raise ValueError("output or target is not finite")
     comparison = Comparison({}, {})
     native = output, target
-    output, target = (torchaudio.functional.resample(audio, sample_rate, METRIC_SAMPLE_RATE) for audio in native)
+    output, target = (resample(audio, sample_rate, METRIC_SAMPLE_RATE, _SINC_ZEROS) for audio in native)
     for name, metric in METRICS.items():
         try:
             comparison.metrics[name] = metric(output, target)
@@ -218,6 +219,7 @@ COLUMNS = (*METRICS, *ALIGNMENT)
 _INAUDIBLE_DB = -80.0
 _SILENCE = 1e-8  # peak below which a signal counts as silent; one step of 24 bits is above it
 _MAX_DELAY_SECONDS = 0.05
+_SINC_ZEROS = 6  # torchaudio's default
 _ALIGNED_SECONDS = 10
 _MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()
 _ESR = auraloss.time.ESRLoss(eps=0.0)

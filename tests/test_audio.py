@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -5,7 +8,10 @@ import torch
 import torchaudio
 
 from dfx.audio.reading import AudioFile
+from dfx.audio.resampling import resample, resample_window
 from dfx.errors import DataError
+
+resample_by_torchaudio = torchaudio.functional.resample
 
 
 @pytest.fixture
@@ -43,6 +49,66 @@ def test_a_window_is_silent_outside_of_the_file(stereo):
     torch.testing.assert_close(window[:, 100:-100], audio)
 
 
+@pytest.mark.parametrize(
+    "name, format, subtype, sample_rate",
+    [("a.ogg", "OGG", "VORBIS", 8000), ("a.opus", "OGG", "OPUS", 8000), ("a.mp3", "MP3", "MPEG_LAYER_III", 44100),
+     ("a.wav", "WAV", "GSM610", 8000), ("a.au", "AU", "G721_32", 8000), ("a.wav", "WAV", "IMA_ADPCM", 22050),
+     ("a.caf", "CAF", "ALAC_16", 44100), ("a.flac", "FLAC", "PCM_16", 44100), ("a.wav", "WAV", "ALAW", 8000)],
+)  # fmt: skip
+def test_windows_are_those_of_the_whole_decode_in_every_codec(tmp_path, name, format, subtype, sample_rate):
+    path = str(tmp_path / name)
+    soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(30000), sample_rate, subtype, format=format)
+    whole = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    file = AudioFile.open(path)
+    for start in [*range(0, 29000, 477), 5]:
+        assert torch.equal(file.read(start, 1000, sample_rate, 1)[0], whole[start : start + 1000])
+
+
+def test_a_compressed_file_that_has_changed_is_decoded_again(tmp_path):
+    path = tmp_path / "a.mp3"
+    for value in (0.0, 0.5):
+        soundfile.write(path, np.full(9000, value), 44100)
+        os.utime(path, ns=(0, int(1e9 * value)))
+        assert AudioFile.open(str(path)).read(4000, 100, 44100, 1).mean() == pytest.approx(value, abs=0.01)
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "full.ogg", np.zeros(9000), 44100)
+    file = AudioFile.open(str(tmp_path / "full.ogg"))
+
+    def refuse():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(DataError, match="full.ogg: .*No space left on device; make room there"):
+        file.read(0, 100, 44100, 1)
+
+
+@pytest.mark.parametrize("old, new", [(48003, 22050), (22050, 48003), (44056, 44100), (192001, 22050), (8000, 44101)])
+def test_rates_with_no_common_divisor_are_resampled_without_a_kernel_of_all_phases(monkeypatch, old, new):
+    monkeypatch.delattr(torchaudio.functional, "resample")  # its kernel would take gigabytes
+    sine = torch.sin(2 * torch.pi * 1000 * torch.arange(old // 4 + 3, dtype=torch.float64) / old)[None].float()
+    whole = resample(sine, old, new)
+    assert whole.shape[1] == -(-sine.shape[1] * new // old)
+    expected = torch.sin(2 * torch.pi * 1000 * torch.arange(whole.shape[1], dtype=torch.float64) / new)[None].float()
+    torch.testing.assert_close(whole[:, 500:-500], expected[:, 500:-500], atol=1e-3, rtol=0)
+    padded = torch.nn.functional.pad(sine, (old, old))
+    for start, samples in [(0, 100), (1234, 1), (-50, 999), (whole.shape[1] - 20, 20), (77, 0)]:
+        window = resample_window(lambda first, last: padded[:, first + old : last + old], start, samples, old, new)
+        inside = max(0, -start)
+        torch.testing.assert_close(window[:, inside:], whole[:, start + inside : start + samples], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("old, new", [(44100, 48000), (96000, 44100), (11025, 192000), (22050, 44100)])
+def test_both_ways_to_resample_agree(monkeypatch, old, new):
+    audio = torch.randn(2, 5001, generator=torch.Generator().manual_seed(0))
+    fast = resample(audio, old, new)
+    monkeypatch.setattr("dfx.audio.resampling._LARGEST_KERNEL", 0)
+    # torchaudio rounds phases to float32.
+    torch.testing.assert_close(resample(audio, old, new), fast, atol=1e-4, rtol=0)
+    torch.testing.assert_close(resample(audio, old, new, 6), resample_by_torchaudio(audio, old, new), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("sample_rate", [22050, 48000, 16000, 44100])
 def test_windows_of_resampled_audio_are_those_of_the_whole_file(stereo, sample_rate):
     file, audio = stereo
@@ -64,10 +130,12 @@ def test_one_sample_is_audio(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "text.wav").write_text("this is no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 44100)
+    soundfile.write(tmp_path / "slow.wav", np.zeros(10), 1)
     for name, fault in [
         ("missing.wav", "no such file"),
         ("text.wav", "not an audio file"),
         ("empty.wav", "no audio"),
+        ("slow.wav", "sample rate of 1 Hz"),
     ]:
         with pytest.raises(DataError, match=fault) as error:
             AudioFile.open(str(tmp_path / name))

@@ -1,6 +1,8 @@
 """Audio files, streams and arrays, read window by window at any sample rate."""
 
+import functools
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -14,14 +16,17 @@ import numpy as np
 import pedalboard.io
 import soundfile
 import torch
-import torchaudio
 from torch import Tensor
 
+from dfx.audio.resampling import resample_window
 from dfx.errors import DataError
 
 PIPE = "-"  # standard input, or standard output
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # sample formats that hold values beyond full scale, infinities and NaN
-SINC_ZEROS = 32  # zero crossings on each side of the sinc that resamples
+_LOWEST_RATE = 100
+_EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of those in which seeking is exact
+_DECODED_FILES = 16  # kept decoded in the temporary folder: 85 MB for 4 minutes of stereo
+_DECODED_AT_ONCE = 2**20
 
 _SUFFIXES = {f".{format.lower()}" for format in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
 _SUFFIXES |= {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".wave", *pedalboard.io.get_supported_read_formats()}
@@ -78,15 +83,7 @@ class AudioSource(ABC):
         if self.sample_rate == sample_rate:
             audio = self._read_native(start, start + samples)
         else:
-            # Both rates coincide every `old` native samples. A window that starts there, with a margin for the sinc,
-            # is resampled to the same values as the whole source.
-            common = math.gcd(self.sample_rate, sample_rate)
-            old, new = self.sample_rate // common, sample_rate // common
-            margin = math.ceil(SINC_ZEROS * max(1.0, old / new) / (0.9 * old)) + 1
-            first, last = start // new - margin, -((start + samples) // -new) + margin
-            native = self._read_native(first * old, last * old)
-            audio = torchaudio.functional.resample(native, old, new, lowpass_filter_width=SINC_ZEROS)
-            audio = audio[:, start - first * new :][:, :samples]
+            audio = resample_window(self._read_native, start, samples, self.sample_rate, sample_rate)
         if channels == 1:
             return audio.mean(dim=0, keepdim=True)
         if self.channels not in (1, channels):
@@ -123,7 +120,26 @@ class AudioFile(AudioSource):
 
     def _read_inside(self, first: int, last: int) -> np.ndarray:
         with closing(stream_file(self.path)) as stream:
-            return stream.read(last - first, first)
+            if stream.format and stream.subtype.startswith(_EXACT_SUBTYPES):
+                return stream.read(last - first, first)
+        return _decode_once(self.path, os.stat(self.path).st_mtime_ns)[first:last].T
+
+
+@functools.lru_cache(maxsize=_DECODED_FILES)
+def _decode_once(path: str, modified_ns: int) -> np.ndarray:
+    """Decode a file whose windows are not exact (MP3, Vorbis) or cannot be sought (GSM), from front to back.
+
+    Returns:
+        float32 ``(samples, channels)``, in a temporary file that is removed with the array.
+    """
+    try:
+        with closing(stream_file(path)) as stream, tempfile.TemporaryFile() as file:
+            for start in range(0, stream.samples, _DECODED_AT_ONCE):
+                file.write(stream.read(min(_DECODED_AT_ONCE, stream.samples - start)).T.tobytes())
+            return np.memmap(file, np.float32, "r", shape=(stream.samples, stream.channels))
+    except OSError as error:
+        place = f"it is decoded to {tempfile.gettempdir()}"
+        raise DataError(f"{path}: {place}: {error.strerror}; make room there, or convert the file to FLAC") from None
 
 
 @dataclass
@@ -167,7 +183,7 @@ def stream_file(path: str, name: str | None = None) -> Stream:
     The name, by default the path, is that of the file in errors.
 
     Raises:
-        DataError: if the file does not exist, is not audio, or is empty.
+        DataError: if the file does not exist, is not audio, is empty, or has a sample rate below 100 Hz.
     """
     name = name or path
     if not Path(path).is_file():
@@ -179,9 +195,10 @@ def stream_file(path: str, name: str | None = None) -> Stream:
             stream = _open_with_pedalboard(path, name)
         except ValueError:
             raise DataError(f"{name} is not an audio file that can be read: {error.error_string}") from None
-    if not stream.samples:
+    if not stream.samples or stream.sample_rate < _LOWEST_RATE:
         stream.close()
-        raise DataError(f"{name} holds no audio")
+        rate = f"has a sample rate of {stream.sample_rate} Hz; it must be at least {_LOWEST_RATE}"
+        raise DataError(f"{name} {rate if stream.samples else 'holds no audio'}")
     return stream
 
 

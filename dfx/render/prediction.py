@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
 from dfx.audio.loudness import Loudness
-from dfx.audio.reading import SINC_ZEROS, Recording
+from dfx.audio.reading import Recording
+from dfx.audio.resampling import SINC_ZEROS
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Treatment
 from dfx.effects import ChainSpec

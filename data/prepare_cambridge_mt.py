@@ -51,7 +51,7 @@ from dfx.datasets.preparation.pairs import (
     Report,
     argument_parser,
     existing,
-    read_manifest,
+    read_rows,
     read_whole,
     run,
     safe_name,
@@ -230,7 +230,7 @@ def prepare(songs: Sequence[Song], copy: Path, output: Path, sample_rate: int) -
 
 def load_pairs(songs: Sequence[Song], output: Path, sample_rate: int) -> dict[str, Pair]:
     """Return the pairs of earlier runs, by name."""
-    rows = {row.get("name"): row for row in read_manifest(output)}
+    rows = {row.get("name"): row for row in read_rows(output)}
     pairs = {}
     for song in songs:
         paths = [existing(output / side / song.name, sample_rate) for side in PREVIEW_TYPES]

@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import io
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,11 +29,22 @@ class DataError(UserError):
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the program with the line ``error: ...`` and status 1 where a :class:`UserError` is raised."""
+    """End the program with the line ``error: ...`` and status 1 where a :class:`UserError` is raised.
+
+    Names that are not UTF-8 can be printed from then on.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes for control characters and for bytes of names that are not UTF-8."""
+    unprintable = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(ascii(char)[1:-1] if unicodedata.category(char) in unprintable else char for char in text)
 
 
 def refuse_renamed(options: Any, name: str = "") -> None:

@@ -1,3 +1,8 @@
+import os
+import shutil
+import sys
+import unicodedata
+
 import numpy as np
 import pytest
 import soundfile
@@ -93,6 +98,162 @@ def test_a_manifest_with_a_fault_is_refused(make_pairs, rows, message):
     with pytest.raises(DataError) as error:
         find_pairs(str(root))
     assert message in str(error.value)
+
+
+ROWS = "Name, Split ,INPUT,target\n" + "".join(
+    f"n{i},{split},input/note_0{i}.wav, target\\note_0{i}.wav \n\n,,,\n" for i, split in enumerate(SPLITS)
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_manifest_is_read_in_the_forms_that_spreadsheets_write(make_pairs, encoding, separator, ending):
+    root = make_pairs(3, seconds=0.01)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    for head in ("", "\n", f"sep={separator}\n"):
+        text = mark + head + ROWS.replace(",", separator).replace("\n", ending)
+        (root / "MANIFEST.CSV").write_bytes(text.encode(encoding))
+        assert {split: [pair.name for pair in pairs] for split, pairs in find_pairs(str(root)).items()} == {
+            "train": ["n0"],
+            "validation": ["n1"],
+            "test": ["n2"],
+        }
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"PK\x03\x04\0\0", "not a text file"),
+        (b"\xff\xfea", "not a text file"),
+        (b"a,a,input,target,split\n", "two columns a"),
+        (b"input,target,split\na, b.wav,c.wav,train\n", "line 2 has more values .* quotes"),
+        (b"input,target,split\n\n,target/note_00.wav,train\n", "line 3: .*no such file"),
+        (b"input,target,split\ninput/caf\xe9.wav,target/note_00.wav,train\n", "line 2: .* not in UTF-8: save it"),
+        (b"input,target,split\n" + 200_000 * b"a", "line 2 is not CSV: field larger"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_refused_in_one_line(make_pairs, content, message):
+    root = make_pairs(3, seconds=0.01)
+    (root / "manifest.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        find_pairs(str(root))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+@pytest.mark.parametrize("listed", [None, "NFC", "NFD"])
+def test_names_are_one_whether_accents_are_composed_or_not(make_pairs, forms, listed):
+    root = make_pairs(4, seconds=0.01)
+    for side, form in zip(("input", "target"), forms):
+        (root / side / "note_00.wav").rename(root / side / unicodedata.normalize(form, "café.wav"))
+    if listed:
+        name = unicodedata.normalize(listed, "café")
+        names = [name, "note_01", "note_02"]
+        manifest(root, *(f"{name},{split},input/{name}.wav,target/{name}.wav" for name, split in zip(names, SPLITS)))
+    assert "café" in {unicodedata.normalize("NFC", pair.name) for pair in all_pairs(root)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_are_not_utf_8_are_found_and_can_be_printed(make_pairs, listed):
+    root, name = make_pairs(5, seconds=0.01), os.fsdecode(b"caf\xe9\n1")
+    for side in ("input", "target"):
+        (root / side / "note_00.wav").rename(root / side / f"{name}.wav")
+    if listed:
+        names = zip([name, "note_01", "note_02"], SPLITS)
+        rows = [f'"{name}",{split},"input/{name}.wav","target/{name}.wav"' for name, split in names]
+        (root / "manifest.csv").write_bytes(os.fsencode("\n".join(["name,split,input,target", *rows])))
+    pairs = {pair.name: pair for pair in all_pairs(root)}
+    assert os.fsencode(pairs["caf\\udce9\\n1"].input.path).endswith(b"caf\xe9\n1.wav")
+    check_audio(list(pairs.values()))
+
+
+def test_no_two_pairs_have_one_name(make_pairs):
+    root = make_pairs(6, seconds=0.01)
+    for i, place in enumerate(["anna/001", "bob/001", "carl/001", "carl/002"]):
+        for side in ("input", "target"):
+            (root / side / place).parent.mkdir(exist_ok=True)
+            (root / side / f"note_0{i}.wav").rename(root / side / f"{place}.wav")
+    assert {"anna/001", "bob/001"} < {pair.name for pair in all_pairs(root)}
+    rows = [
+        "001,train,input/anna/001.wav,target/anna/001.wav",
+        "001,train,input/bob/001.wav,target/bob/001.wav",
+        ",validation,input/carl/001.wav,target/carl/001.wav",
+        "twice,validation,input/carl/001.wav,target/carl/002.wav",
+        ",test,input/note_04.wav,target/note_04.wav",
+        ",test,input/note_04.wav,target/note_05.wav",
+    ]
+    manifest(root, *rows)
+    assert [pair.name for pair in all_pairs(root)] == [
+        "input/anna/001",
+        "input/bob/001",
+        "input/carl/001.wav and target/carl/001.wav",
+        "twice",
+        "input/note_04.wav and target/note_04.wav",
+        "input/note_04.wav and target/note_05.wav",
+    ]
+
+
+def _as_it_is(root):
+    return "input/note_00.wav"
+
+
+def _with_a_dot(root):
+    return "input/../input/./note_00.wav"
+
+
+def _absolute(root):
+    return root / "input" / "note_00.wav"
+
+
+def _symbolic_link(root):
+    (root / "other.wav").symlink_to(root / "input" / "note_00.wav")
+    return "other.wav"
+
+
+def _hard_link(root):
+    os.link(root / "input" / "note_00.wav", root / "other.wav")
+    return "other.wav"
+
+
+def _in_a_linked_folder(root):
+    (root / "other").symlink_to(root / "input")
+    return "other/note_00.wav"
+
+
+SAME_FILE = [_as_it_is, _with_a_dot, _absolute, _symbolic_link, _hard_link, _in_a_linked_folder]
+
+
+@pytest.mark.parametrize("spell", SAME_FILE)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_manifest_with_one_file_in_two_splits_is_refused(make_pairs, spell, split):
+    root = make_pairs(4, seconds=0.01)
+    path = spell(root)
+    rows = [f"n{i},{name},input/note_0{i}.wav,target/note_0{i}.wav" for i, name in enumerate(SPLITS)]
+    for again in (f"{path},target/note_03.wav", f"input/note_03.wav,{path}"):
+        manifest(root, *rows, f"again,{split},{again}")
+        with pytest.raises(DataError, match=f"is in the split {split}, and in train.*: list a file in one split only"):
+            find_pairs(str(root))
+        manifest(root, *rows, f"again,train,{again}")
+        assert len(find_pairs(str(root))["train"]) == 2
+
+
+def test_pairs_that_share_a_file_are_not_split_at_random(make_pairs):
+    root = make_pairs(4, seconds=0.01)
+    for i in range(1, 4):
+        (root / "target" / f"note_0{i}.wav").unlink()
+        (root / "target" / f"note_0{i}.wav").symlink_to("note_00.wav")
+    with pytest.raises(DataError, match="which is the same file"):
+        find_pairs(str(root))
+
+
+def test_names_that_differ_in_case_only_are_two_files(make_pairs):
+    root = make_pairs(3, seconds=0.01)
+    for side in ("input", "target"):
+        shutil.copy(root / side / "note_00.wav", root / side / "NOTE_00.wav")
+    if len(list((root / "input").iterdir())) == 3:
+        pytest.skip("the file system ignores case")
+    assert len(all_pairs(root)) == 4
 
 
 def test_a_manifest_without_its_columns_is_refused(make_pairs):

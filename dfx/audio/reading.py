@@ -261,8 +261,13 @@ def readable_path(path: str) -> Iterator[str]:
         yield str(copy)
 
 
+def soundfile_path(path: str) -> str | bytes:
+    """Return a path as soundfile opens it also if it is not UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else path
+
+
 def _open_with_soundfile(path: str, name: str) -> Stream:
-    file = soundfile.SoundFile(path)
+    file = soundfile.SoundFile(soundfile_path(path))
 
     def decode(samples: int) -> np.ndarray:
         return file.read(samples, dtype="float32", always_2d=True).T

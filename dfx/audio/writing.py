@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from dfx.audio.levels import amplitude_to_db
-from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream, audio_files
+from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream, audio_files, soundfile_path
 from dfx.errors import DataError
 from dfx.writing import replacing
 
@@ -97,7 +97,7 @@ class AudioWriter:
         with contextlib.ExitStack() as stack:
             partial = stack.enter_context(_standard_output() if path == PIPE else replacing(Path(path)))
             with self._errors_named():
-                self._file = stack.enter_context(self.output.open(str(partial)))
+                self._file = stack.enter_context(self.output.open(soundfile_path(str(partial))))
             self._stack = stack.pop_all()
         return self
 

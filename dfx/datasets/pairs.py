@@ -1,17 +1,20 @@
 """Find, pair, split and check the input and target files of a data set."""
 
-import csv
+import os
 import random
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from dfx.audio.reading import AudioFile, audio_files
-from dfx.errors import DataError
+from dfx.datasets.manifest import Row, find_child, find_file, read_manifest
+from dfx.errors import DataError, printable
 
 SPLITS = ("train", "validation", "test")
 SILENCE = 1e-5  # peak of -100 dBFS, below which a file counts as silent
@@ -34,16 +37,18 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
     (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with files of the
     same names. Pairs without a split are divided at random, by ``seed``: 80 % train, 10 % validation, 10 % test.
     ``rows`` selects those of the manifest whose columns match all of its patterns, which may contain ``*`` and ``?``.
+    No two pairs have one name: it is that of the manifest, or else a path relative to the folder.
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
-            length or sample rate, or a split is empty.
+            length or sample rate, a file is in two splits, or a split is empty.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{root}: no such folder; see data/README.md for how to get or make the data")
-    if (folder / "manifest.csv").is_file():
-        splits = _from_manifest(folder / "manifest.csv", rows or {})
+    manifest = find_child(folder, "manifest.csv")
+    if manifest.is_file():
+        splits = _from_manifest(manifest, rows or {})
     elif rows:
         raise DataError(f"{root} has no manifest.csv whose rows could match {dict(rows)}: set rows to null")
     else:
@@ -52,7 +57,20 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
         if not splits[split]:
             count = sum(map(len, splits.values()))
             raise DataError(f"{root} has {count} pairs, and none for {split}: every split needs at least one")
+    _refuse_shared_files(splits)
     return splits
+
+
+def _refuse_shared_files(splits: Mapping[str, Sequence[Pair]]) -> None:
+    """Raise a :class:`DataError` if one file, perhaps under several paths, is in two splits."""
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for split in SPLITS:
+        for path in [file.path for pair in splits[split] for file in (pair.input, pair.target)]:
+            status = os.stat(path)
+            first, other = found.setdefault((status.st_dev, status.st_ino), (path, split))
+            if other != split:
+                same = "" if first == path else f" as {first}, which is the same file"
+                raise DataError(f"{path} is in the split {split}, and in {other}{same}: list a file in one split only")
 
 
 def check_audio(pairs: list[Pair]) -> None:
@@ -97,39 +115,66 @@ def _pair(name: str, input: Path, target: Path) -> Pair:
 
 def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> dict[str, list[Pair]]:
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
-    with manifest.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"input", "target", "split", *rows} - set(reader.fieldnames or [])
-        if missing:
-            raise DataError(f"{manifest} has no column {', '.join(sorted(missing))}")
-        for row in reader:
-            if not all(fnmatchcase(row[column], pattern) for column, pattern in rows.items()):
-                continue
-            split = "validation" if row["split"] == "val" else row["split"]
-            if split not in splits:
-                raise DataError(f"{manifest}, line {reader.line_num}: split '{split}' is none of {', '.join(SPLITS)}")
-            input, target = manifest.parent / row["input"], manifest.parent / row["target"]
-            splits[split].append(_pair(row.get("name") or input.stem, input, target))
-    if rows and not any(splits.values()):
+    patterns = {column.lower(): pattern for column, pattern in rows.items()}
+    listed = [
+        row
+        for row in read_manifest(manifest, {"input", "target", "split", *patterns})
+        if all(fnmatchcase(row.values[column], pattern) for column, pattern in patterns.items())
+    ]
+    if rows and not listed:
         raise DataError(f"{manifest} has no row that is {dict(rows)}")
+    for row, name in zip(listed, _names(listed)):
+        split = row.values["split"].lower()
+        split = "validation" if split == "val" else split
+        if split not in splits:
+            given = row.values["split"]
+            raise DataError(f"{manifest}, line {row.line}: split '{given}' is none of {', '.join(SPLITS)}")
+        splits[split].append(_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))))
     return splits
 
 
+def _find_listed(manifest: Path, row: Row, side: str) -> Path:
+    path = find_file(manifest.parent, row.values[side])
+    if not path.is_file():
+        is_utf8 = printable(row.values[side]) == row.values[side]
+        encoding = "" if is_utf8 else "; the manifest is not in UTF-8: save it in UTF-8"
+        raise DataError(f"{manifest}, line {row.line}: {path}: no such file{encoding}")
+    return path
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Return a name for each row, which no other pair of files has: of the column ``name``, or of the files."""
+    candidates = {}
+    for row in rows:
+        files = input, target = row.values["input"], row.values["target"]
+        without_suffix = str(PurePosixPath(input).with_suffix("")) if input else ""
+        candidates[files] = [row.values.get("name", ""), without_suffix, input, f"{input} and {target}"]
+    counts = Counter(name for names in candidates.values() for name in set(names))
+    chosen = {
+        files: printable(next((name for name in names if name and counts[name] == 1), names[-1]))
+        for files, names in candidates.items()
+    }
+    return [chosen[row.values["input"], row.values["target"]] for row in rows]
+
+
 def _from_folders(folder: Path) -> list[Pair]:
-    sides = {}
+    sides: dict[str, dict[str, Path]] = {}
     for side in ("input", "target"):
-        if not (folder / side).is_dir():
+        files = find_child(folder, side)
+        if not files.is_dir():
             raise DataError(f"{folder} has neither manifest.csv nor a folder {side}")
-        files = audio_files(folder / side)
-        sides[side] = {f.relative_to(folder / side).with_suffix("").as_posix(): f for f in files}
-        if len(sides[side]) < len(files):
-            raise DataError(f"{folder / side} has two files whose names differ in their suffix only")
+        sides[side] = {}
+        for file in audio_files(files):
+            name = unicodedata.normalize("NFC", file.relative_to(files).with_suffix("").as_posix())
+            if name in sides[side]:
+                raise DataError(f"{sides[side][name]} and {file} have one name, but for their suffix: rename one")
+            sides[side][name] = file
     alone = sorted(set(sides["input"]) ^ set(sides["target"]))
     if alone:
         present, absent = ("input", "target") if alone[0] in sides["input"] else ("target", "input")
         more = f" ({len(alone) - 1} more have none)" if len(alone) > 1 else ""
         raise DataError(f"{sides[present][alone[0]]} has no partner in {folder / absent}{more}")
-    return [_pair(name, input, sides["target"][name]) for name, input in sides["input"].items()]
+    return [_pair(printable(name), input, sides["target"][name]) for name, input in sides["input"].items()]
 
 
 def _split_at_random(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:

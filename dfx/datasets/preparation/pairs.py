@@ -1,7 +1,6 @@
 """Convert published data sets to folders of pairs, for the scripts ``data/prepare_*.py``."""
 
 import argparse
-import csv
 import gzip
 import hashlib
 import math
@@ -24,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfx.audio.reading import AudioFile
+from dfx.datasets.manifest import read_manifest
 from dfx.datasets.pairs import SILENCE, SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
 from dfx.errors import DataError, UserError, errors_in_one_line
@@ -280,18 +280,15 @@ def existing(stem: Path, sample_rate: int) -> Path | None:
     return None
 
 
-def read_manifest(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
     """Return the rows of a folder's manifest, or none if there is no manifest."""
     path = folder / "manifest.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return [row.values for row in read_manifest(path)] if path.is_file() else []
 
 
 def is_prepared(folder: Path, sample_rate: int) -> bool:
     """Return true if the manifest lists files, and all of them exist with this sample rate."""
-    files = [folder / row.get(side, "") for row in read_manifest(folder) for side in ("input", "target")]
+    files = [folder / row.get(side, "") for row in read_rows(folder) for side in ("input", "target")]
     return bool(files) and all(existing(path.with_suffix(""), sample_rate) == path for path in files)
 
 

@@ -102,7 +102,11 @@ class Curve:
         Returns:
             The edges of the blocks in samples, ``(blocks + 1,)``, and their parameters in [0, 1], ``(blocks, P)``.
         """
-        edges = np.concatenate([*(self._split(index) for index in range(first, last)), self.edges([last])])
+        starts, stops = self.edges(range(first, last)), self.edges(range(first + 1, last + 1))
+        sizes = self._block_sizes(starts)
+        counts = -(-(stops - starts) // sizes)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        edges = np.append(np.repeat(starts, counts) + within * np.repeat(sizes, counts), stops[-1])
         at = edges[:-1] if self.causal else (edges[:-1] + edges[1:]) / 2
         return edges, _interpolate(self._parameters, self._places(at))
 
@@ -116,17 +120,21 @@ class Curve:
         """Convert samples to fractional indices of frames."""
         return samples / self._step - self._offset
 
-    def _split(self, index: int) -> np.ndarray:
-        """The starts of a cell's blocks: halved as often as parameters move too far in one."""
-        start, stop = self.edges([index, index + 1])
-        size, slope = int(self.grid), 0.0
-        if start:
-            first, last = max(0, math.floor(self._places(start))), math.ceil(self._places(start + size))
-            moves = np.abs(np.diff(self._parameters[first : last + 1], axis=0))
-            slope = float(moves.max(initial=0.0)) / self._step  # of the parameter that moves most, per sample
-        while size > _SHORTEST_BLOCK and slope * size > _LARGEST_STEP:
-            size //= 2
-        return np.arange(start, stop, size)
+    def _block_sizes(self, starts: np.ndarray) -> np.ndarray:
+        """The lengths of the blocks in cells: halved as often as parameters move too far in one."""
+        sizes = np.full(len(starts), int(self.grid))
+        first, last = np.floor(self._places(starts)), np.ceil(self._places(starts + sizes))
+        first, last = (np.clip(frames, 0, self.count - 1).astype(int) for frames in (first, last))
+        # Of the parameter that moves most from each frame of these cells to the next, per sample.
+        rows = self._parameters[first[0] : last[-1] + 1]
+        slopes = np.append(np.abs(np.diff(rows, axis=0)).max(axis=1, initial=0.0), 0.0) / self._step
+        spans = np.stack([first, last], axis=1).ravel() - first[0]
+        slope = np.where(last > first, np.maximum.reduceat(slopes, spans)[::2], 0.0)
+        # Whatever the parameters of later frames, the first block is the longest.
+        slope[starts == 0] = 0.0
+        while (halved := (sizes > _SHORTEST_BLOCK) & (slope * sizes > _LARGEST_STEP)).any():
+            sizes[halved] //= 2
+        return sizes
 
 
 class HeldCurve(Curve):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
 from dfx.audio.loudness import Loudness
-from dfx.audio.reading import Recording
+from dfx.audio.reading import FLOAT_SUBTYPES, Recording, Stream
 from dfx.audio.resampling import SINC_ZEROS
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Treatment
@@ -25,6 +25,8 @@ from dfx.effects import ChainSpec
 _SAMPLES_AT_ONCE = 2**19
 _FRAMES_AT_ONCE = 32
 """Bounds of the audio and of the frames that are encoded at once."""
+_PIECE_SAMPLES = 2**16
+"""Samples that are resampled and filtered at once."""
 
 
 class Predictor(Protocol):
@@ -52,20 +54,24 @@ class Frames(NamedTuple):
 class ContextReader:
     """Reads the contexts of a recording's frames, at the model's rate and channels, filtered but at the file's level.
 
+    Windows must not begin before earlier ones.
+
     Args:
         model: whose contexts these are.
         recording: the audio; already filtered if ``causal``.
         treatment: of the audio.
-        causal: read no sample of the recording that is later than the requested window.
+        causal: return no sample that depends on one of the recording later than the requested window.
     """
 
     def __init__(self, model: Predictor, recording: Recording, treatment: Treatment, causal: bool) -> None:
         self.model, self.sample_rate = model, model.chain.sample_rate
         self.samples = recording.samples_at(self.sample_rate)
         self.frame_samples, self.context_samples = model.window.frame_samples, model.window.context_samples
-        self._recording, self._treatment = recording, Treatment() if causal else treatment
-        self._channels = model.chain.channels
-        self._read_channels = self._channels if recording.channels in (1, self._channels) else 1
+        self._channels = channels = model.chain.channels
+        self._read_channels = channels if recording.channels in (1, channels) else 1
+        filters = Treatment() if causal else treatment
+        # Contexts overlap: a stream resamples and filters every sample once.
+        self._audio = Recording(filtered_stream(recording, filters, self.sample_rate, self._read_channels))
         # Resampling by a sinc spreads a later sample of the recording over this many at the model's rate.
         spread = math.ceil(SINC_ZEROS / 0.9 * max(1.0, self.sample_rate / recording.sample_rate)) + 2
         self.delay = spread if causal and recording.sample_rate != self.sample_rate else 0
@@ -78,18 +84,46 @@ class ContextReader:
         return self.read(start, self.context_samples + (count - 1) * self.frame_samples)
 
     def read(self, start: int, samples: int) -> Tensor:
-        """Read a window ``(channels, samples)`` at the model's rate; windows must not begin before earlier ones."""
-        audio = self._treatment.read_filtered(self._recording, start, samples, self.sample_rate, self._read_channels)
-        return audio.expand(self._channels, -1)
+        """Read a window ``(channels, samples)`` at the model's rate."""
+        return self._audio.read(start, samples, self.sample_rate, self._read_channels).expand(self._channels, -1)
+
+
+def filtered_stream(recording: Recording, treatment: Treatment, sample_rate: int, channels: int) -> Stream:
+    """Resample a recording and filter it with the treatment's high-pass.
+
+    Pieces have one length, however much is read at once, because an effect may amplify differences of rounding.
+    """
+    samples, position = recording.samples_at(sample_rate), 0
+    ready = np.zeros((channels, 0), dtype=np.float32)
+
+    def read(count: int) -> np.ndarray:
+        nonlocal position, ready
+        parts = [ready]
+        while sum(part.shape[1] for part in parts) < count:
+            piece = min(_PIECE_SAMPLES, samples - position)
+            parts.append(treatment.read_filtered(recording, position, piece, sample_rate, channels).numpy())
+            position += piece
+        audio, ready = np.split(np.concatenate(parts, axis=1), [count], axis=1)
+        return audio
+
+    return Stream(recording.path, sample_rate, channels, samples, read)
+
+
+def check_samples(stream: Stream) -> None:
+    """Read a stream once: a sample that is not finite is a ``DataError`` now, instead of after an hour."""
+    if stream.subtype not in FLOAT_SUBTYPES:
+        return
+    recording = Recording(stream)
+    for start in range(0, stream.samples, _SAMPLES_AT_ONCE):
+        samples = min(_SAMPLES_AT_ONCE, stream.samples - start)
+        recording.read(start, samples, stream.sample_rate, stream.channels)
 
 
 def measure_gain(reader: ContextReader, treatment: Treatment) -> float:
     """Read a recording once and return the treatment's gain in dB; a sample that is not finite is a ``DataError``."""
     loudness = Loudness(reader.sample_rate)
     for start in range(0, reader.samples, _SAMPLES_AT_ONCE):
-        audio = reader.read(start, min(_SAMPLES_AT_ONCE, reader.samples - start))
-        if treatment.input_lufs is not None:
-            loudness.add(audio)
+        loudness.add(reader.read(start, min(_SAMPLES_AT_ONCE, reader.samples - start)))
     return treatment.gain_db(loudness.integrated())
 
 

@@ -20,16 +20,22 @@ import numpy as np
 import scipy.signal
 from tqdm import tqdm
 
-from dfx.audio.reading import FLOAT_SUBTYPES, Recording, Stream, stream_array
+from dfx.audio.reading import Recording, Stream, stream_array
 from dfx.datasets.treatment import Treatment
 from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec, Trained
 from dfx.errors import DataError, UserError, nearest
 from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
 from dfx.render.interpolation import CURVES, Curve
-from dfx.render.prediction import ContextReader, Predictor, measure_gain, predict_frames, prefetch
+from dfx.render.prediction import (
+    ContextReader,
+    Predictor,
+    check_samples,
+    filtered_stream,
+    measure_gain,
+    predict_frames,
+    prefetch,
+)
 
-_FILTERED_SAMPLES = 2**16
-"""Samples that the high-pass filters at once."""
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
 
 
@@ -133,10 +139,12 @@ def render_stream(
         spec = chain_at_rate(model, recording.sample_rate, recording.channels, recording.path)
         chains = [spec.build() for _ in range(recording.channels // spec.channels)]
         latency = 0 if options.interpolation == "published" else chains[0].latency_samples
-        # Also for invalid samples where no loudness is needed: an error at once is better than one after an hour.
-        with contextlib.closing(open_stream()) as stream:
-            reads_first = stream.subtype in FLOAT_SUBTYPES or (is_levelled and not causal)
-        gain_db = measure_gain(open_reader(), treatment) if reads_first else 0.0
+        gain_db = 0.0
+        if is_levelled and not causal:
+            gain_db = measure_gain(open_reader(), treatment)
+        else:
+            with contextlib.closing(open_stream()) as stream:
+                check_samples(stream)
         reader, meter = open_reader(), open_reader() if is_levelled and causal else None
         # As in training, a held frame may begin after the recording's end and before that of the delayed output.
         samples = recording.samples + (latency if options.interpolation == "hold" else 0)
@@ -146,7 +154,8 @@ def render_stream(
         samples = recording.samples + latency
         curve = CURVES[options.interpolation](batches, frames, model, recording.sample_rate, samples, causal)
         if not causal and treatment.highpass_hz is not None:
-            recording = Recording(_filter_stream(recording, treatment))
+            whole = recording.sample_rate, recording.channels
+            recording = Recording(filtered_stream(recording, treatment, *whole))
         for output in _render_chunks(recording, chains, curve, options):
             write(output)
             bar.update(output.shape[1] / recording.sample_rate)
@@ -213,24 +222,3 @@ def _forward_highpass(treatment: Treatment, stream: Stream) -> Callable[[np.ndar
         return filtered.astype(np.float32)
 
     return filter_part
-
-
-def _filter_stream(recording: Recording, treatment: Treatment) -> Stream:
-    """Filter a recording with the treatment's high-pass, at its own rate.
-
-    Pieces have one length, whatever the chunk, because an effect may amplify differences of rounding.
-    """
-    position, rate, channels = 0, recording.sample_rate, recording.channels
-    ready = np.zeros((channels, 0), dtype=np.float32)
-
-    def read(samples: int) -> np.ndarray:
-        nonlocal position, ready
-        while ready.shape[1] < samples:
-            piece = min(_FILTERED_SAMPLES, recording.samples - position)
-            audio = treatment.read_filtered(recording, position, piece, rate, channels).numpy()
-            ready = np.concatenate([ready, audio], axis=1)
-            position += piece
-        audio, ready = np.split(ready, [samples], axis=1)
-        return audio
-
-    return Stream(recording.path, rate, channels, recording.samples, read)

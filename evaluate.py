@@ -42,7 +42,7 @@ BUDGET = {
 def main() -> None:
     options = _parser().parse_args()
     checkpoint = read_checkpoint(options.checkpoint)
-    task = build_task(checkpoint, options.checkpoint)
+    task = build_task(checkpoint, options.checkpoint, options.trust)
     trained_on = checkpoint["dfx"]["data"]
     data = PairedAudio(
         root=options.data or trained_on["root"],
@@ -82,6 +82,11 @@ def _parser() -> ArgumentParser:
     add("--data", help="a folder of pairs (default: the training data)")
     add("--output", type=Path, help="a folder for the results (default: evaluation/ of the run)")
     add("--json", action="store_true", help="print one JSON object instead of a table")
+    add(
+        "--trust",
+        action="store_true",
+        help="run effects of the checkpoint that are Python classes, or plugins by path",
+    )
     add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
     add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
     for option in fields(BaselineOptions):

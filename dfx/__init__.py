@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def load(checkpoint: str) -> Model:
+def load(checkpoint: str, trust: bool = False) -> Model:
     """Load the trained model of a checkpoint that ``train.py`` wrote.
+
+    Args:
+        checkpoint: its path.
+        trust: run the code of effects that are Python classes, or plugins given by path.
 
     Raises:
         dfx.tasks.CheckpointError: if the checkpoint cannot be used.
@@ -23,4 +27,4 @@ def load(checkpoint: str) -> Model:
     from dfx.render.model import Model
     from dfx.tasks import load_task
 
-    return Model(load_task(str(checkpoint)))
+    return Model(load_task(str(checkpoint), trust))

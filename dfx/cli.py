@@ -34,7 +34,8 @@ from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
-from dfx.tasks import Task, load_task, read_checkpoint
+from dfx.tasks import Task, read_checkpoint
+from dfx.tasks.loading import build_task
 from dfx.writing import write_text
 
 SLURM_JOB = "slurm_job"
@@ -116,6 +117,10 @@ class DfxCLI(LightningCLI):
             target = f"data.{source.split('.')[-1]}"
             parser.link_arguments("model", target, compute_fn=attrgetter(source), apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning imports the class that the hyperparameters of a checkpoint name. Ours have none.
+        pass
+
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             return
@@ -141,7 +146,8 @@ class DfxCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, **kwargs)
+            plugins = _as_list(self.config_init[str(self.subcommand)].trainer.plugins)
+            return super().instantiate_trainer(logger=False, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         self.logger = self._make_logger()
         # Validates the trainer's options before anything runs; every stage has a trainer of its own.
         trainer = self._make_trainer()
@@ -219,7 +225,10 @@ class DfxCLI(LightningCLI):
         if self.config.fit.run.evaluate:
             folder, data = self.run_folder / "evaluation", self.datamodule
             removed = find_removed(data.splits["test"])
-            results = evaluate(load_task(str(best)), data.whole_pairs("test"), folder, removed=removed)
+            checkpoint = read_checkpoint(str(best))
+            self.model.check_checkpoint(checkpoint)  # with no other code than that of this run
+            task = build_task(checkpoint, str(best), trust=True)
+            results = evaluate(task, data.whole_pairs("test"), folder, removed=removed)
             print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
             print(f"checkpoints  {best.parent}\n{list_places(folder)}")
             tested = {f"test/{method}/{name}": float(of[name]) for method, of in results.items() for name in of}

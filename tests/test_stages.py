@@ -171,7 +171,7 @@ def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config
     change(config, "model.init_args.stages", pretraining_epochs=15, pretraining_learning_rate=0.02)
     with pytest.raises(AssertionError, match="rendered"):
         fit(config)
-    model = load_task(str(config.parent / "runs" / "run" / "checkpoints" / "pretraining" / "best.ckpt"))
+    model = load_task(str(config.parent / "runs" / "run" / "checkpoints" / "pretraining" / "best.ckpt"), trust=True)
     assert model.stage.name == "pretraining"
     parameters = model.encode(0.1 * torch.randn(1, 1, 4096))[0, 0]
     torch.testing.assert_close(parameters, model.defaults, atol=0.1, rtol=0)
@@ -181,7 +181,7 @@ def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config
 def test_a_checkpoint_renders_with_the_chain_of_its_stage(config):
     fit(config)
     folder = config.parent / "runs" / "run" / "checkpoints"
-    first, last = load_task(str(folder / "stage_1" / "best.ckpt")), load_task(str(folder / "best.ckpt"))
+    first, last = (load_task(str(folder / name), trust=True) for name in ("stage_1/best.ckpt", "best.ckpt"))
     assert first.chain.space.names == ["distortion.drive_db"] and first.window.latency_samples == 0
     assert len(last.chain.space.names) == 2 and last.window.latency_samples == 50
     assert first.render(torch.randn(1, 3000)).automation.values.shape[1] == 1

@@ -30,6 +30,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own atomic save is not enough: it writes to the system's temporary folder, and moving the file from
     there to another file system is a copy that can be interrupted. Nor does it wait until the disk has the data.
+
+    A checkpoint may come from a stranger, or be damaged: loading runs no code from it, verifies checksums, and reads
+    local files only.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -52,6 +55,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} could not be written ({error.strerror}){intact}: fix the cause, then continue with "
                 "--run.resume true"
             ) from error
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Load a checkpoint for Lightning; raises :class:`~dfx.tasks.CheckpointError` as :func:`read_checkpoint`."""
+        checkpoint = read_checkpoint(str(path))
+        lacking = [name for name in _OF_LIGHTNING if name not in checkpoint]
+        if lacking:
+            raise CheckpointError(f"{path} is not complete: it has no {', '.join(lacking)}")
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint that a callback no longer keeps."""
+        # The callback checks that its folder is a parent; but a resumed callback takes the path from the checkpoint.
+        if ".." not in Path(path).parts and Path(path).is_file():
+            super().remove_checkpoint(path)
+
+
+_OF_LIGHTNING = (
+    *("pytorch-lightning_version", "epoch", "global_step", "loops", "callbacks"),
+    *("optimizer_states", "lr_schedulers"),
+)
+"""Entries that Lightning reads."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:

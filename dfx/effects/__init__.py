@@ -1,6 +1,6 @@
 """The black boxes: audio effects as specs and as live instances."""
 
-from dfx.effects.chain import Chain, ChainSpec, EffectSpec, Trained, load_chain
+from dfx.effects.chain import Chain, ChainSpec, EffectSpec, Trained, is_foreign, load_chain
 from dfx.effects.effect import Control, Effect, EffectError, RenderError
 from dfx.effects.parameter import Parameter, ParameterSpace
 
@@ -15,5 +15,6 @@ __all__ = [
     "ParameterSpace",
     "RenderError",
     "Trained",
+    "is_foreign",
     "load_chain",
 ]

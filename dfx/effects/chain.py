@@ -93,6 +93,15 @@ class EffectSpec:
         return cls(**{**given, "fixed": given.get("fixed") or {}})
 
 
+def is_foreign(effect: str) -> bool:
+    """Return whether ``host:name`` is code that need not be an installed effect: a Python class, a plugin by path."""
+    host, _, name = effect.partition(":")
+    if host in ("pedalboard", "lv2"):
+        return False
+    location = name.partition("#")[0]
+    return host not in ("vst3", "au") or re.search(r"[/\\:]|\.(vst3|component)$", location) is not None
+
+
 def _host(name: str) -> Host:
     if name not in HOSTS:
         raise EffectError(f"unknown host '{name}'{nearest(name, HOSTS)}; effects are named host:effect")

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     pairs = input_output_pairs(options.input, options.output)
-    model = dfx.load(options.checkpoint)
+    model = dfx.load(options.checkpoint, options.trust)
     extras = [_check_extras(model, *pair, options, len(pairs) > 1) for pair in pairs]
     for path, count in Counter(path for paths in extras for path in paths.values()).items():
         if count > 1:
@@ -130,6 +130,11 @@ def _parser() -> ArgumentParser:
     add("--automation", metavar="FILE", help=automation)
     add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
     add("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
+    add(
+        "--trust",
+        action="store_true",
+        help="run effects of the checkpoint that are Python classes, or plugins by path",
+    )
     add("--overwrite", action="store_true", help="replace existing files")
     add("--quiet", action="store_true", help="show no progress")
     return parser

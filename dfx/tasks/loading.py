@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any, get_type_hints
 
+from dfx.effects import is_foreign
 from dfx.errors import UserError, refuse_renamed
-from dfx.tasks.checkpoint import CheckpointError, read_checkpoint
+from dfx.tasks.checkpoint import CheckpointError, read_checkpoint, read_effects
 from dfx.tasks.mastering import Mastering
 from dfx.tasks.nonspeech import NonSpeech
 from dfx.tasks.task import Task
@@ -15,16 +16,21 @@ TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpe
 _HINTS = get_type_hints(Task.__init__)
 
 
-def load_task(path: str) -> Task:
+def load_task(path: str, trust: bool = False) -> Task:
     """Build the task of a checkpoint in evaluation mode, with the chain of the stage that it was in.
 
+    Args:
+        path: of the checkpoint.
+        trust: run the code of effects that are Python classes, or plugins given by path.
+
     Raises:
-        CheckpointError: if the file is no checkpoint of dfx, or if this version lacks its task or its options.
+        CheckpointError: if the file is no checkpoint of dfx, if this version lacks its task or its options, or if it
+            names foreign code and ``trust`` is false.
     """
-    return build_task(read_checkpoint(path), path)
+    return build_task(read_checkpoint(path), path, trust)
 
 
-def build_task(checkpoint: dict[str, Any], path: str) -> Task:
+def build_task(checkpoint: dict[str, Any], path: str, trust: bool = False) -> Task:
     """Build a task as :func:`load_task`, from what :func:`read_checkpoint` has read from ``path``."""
     saved = checkpoint["dfx"]
     if saved["task"] not in TASKS:
@@ -34,14 +40,18 @@ def build_task(checkpoint: dict[str, Any], path: str) -> Task:
     except UserError as error:
         raise CheckpointError(f"{path}: {error} in the checkpoint's arguments, or train again") from None
     try:
+        foreign = [spec.effect for spec in read_effects(saved["arguments"]) if is_foreign(spec.effect)]
+        if foreign and not trust:
+            fault = f"{path} names code to run, {', '.join(foreign)}"
+            raise CheckpointError(f"{fault}: if you trust its author, add --trust (in Python, trust=True)")
         arguments = {
             name: _HINTS[name](**value) if dataclasses.is_dataclass(_HINTS.get(name)) else value
             for name, value in saved["arguments"].items()
         }
         task = TASKS[saved["task"]](**arguments)
-    except TypeError as error:
-        fault = f"{path} was trained by a version of dfx with other options ({error})"
+        task.enter_stage(saved["stage"])
+        task.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        fault = f"{path} is damaged, or was trained by a version of dfx with other options ({error})"
         raise CheckpointError(f"{fault}: use that version, or train again") from None
-    task.enter_stage(saved["stage"])
-    task.load_state_dict(checkpoint["state_dict"])
     return task.eval()

@@ -1,7 +1,8 @@
 """The base of all tasks: an encoder that predicts the parameters of a chain of effects, trained in stages."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +16,7 @@ from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets import PairedAudio
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
-from dfx.effects import ChainSpec, EffectError, EffectSpec
+from dfx.effects import ChainSpec, EffectError, EffectSpec, is_foreign
 from dfx.effects.parameter import Scale
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
@@ -23,7 +24,7 @@ from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
 from dfx.render.streaming import Rendering, StreamingOptions, render_array
-from dfx.tasks.checkpoint import CheckpointError, SavedTask, fixed_arguments, to_plain
+from dfx.tasks.checkpoint import CheckpointError, SavedTask, fixed_arguments, read_effects, to_plain
 from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
 
@@ -300,8 +301,28 @@ class Task(pl.LightningModule):
             raise CheckpointError("the checkpoint was not written by dfx")
         if saved["task"] != task:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
+        known = {spec.effect for spec in read_effects(self.arguments)}
+        effects = [spec.effect for spec in read_effects(saved["arguments"])]
+        # Before their names are looked up, which would run the code of a stranger's effect.
+        if any(is_foreign(effect) and effect not in known for effect in effects):
+            raise CheckpointError(f"the checkpoint was trained with other effects: {', '.join(effects)}")
         theirs, ours = fixed_arguments(saved["arguments"]), fixed_arguments(self.arguments)
         differing = sorted(name for name in ours if theirs.get(name) != ours[name])
         if differing:
             raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
+        if not 0 <= saved["stage"] < len(self.stages):
+            raise CheckpointError(f"the checkpoint is of the stage {saved['stage']}, and there are {len(self.stages)}")
         return saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load the weights; raises :class:`~dfx.tasks.CheckpointError` if they are not those of this task."""
+        try:
+            return super().load_state_dict(state_dict, *args, **options)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            fault = " ".join(str(error).split())
+            raise CheckpointError(f"the weights of the checkpoint do not fit the task: {fault}") from None
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:
+        """Raise an error: Lightning would import the class that a checkpoint names."""
+        raise CheckpointError("load a checkpoint with dfx.tasks.load_task, which runs no code from it")

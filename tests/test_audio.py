@@ -7,8 +7,9 @@ import soundfile
 import torch
 import torchaudio
 
-from dfx.audio.reading import AudioFile
+from dfx.audio.reading import AudioFile, Stream
 from dfx.audio.resampling import resample, resample_window
+from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import DataError
 
 resample_by_torchaudio = torchaudio.functional.resample
@@ -149,3 +150,52 @@ def test_a_file_cut_short_is_named(tmp_path):
     file = AudioFile.open(str(tmp_path / "cut.flac"))
     with pytest.raises(DataError, match="cut.flac"):
         file.read(0, 40000, 44100, 1)
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def encodings():
+    """Return every format that soundfile offers with each of its subtypes, but for files without a header."""
+    formats = [format for format in soundfile.available_formats() if format != "RAW"]
+    return [(format, subtype) for format in formats for subtype in soundfile.available_subtypes(format)]
+
+
+def write_like(path, format, subtype, audio, sample_rate) -> OutputFile:
+    """Write ``(channels, samples)`` as an output for a source of this encoding."""
+    source = Stream("source", sample_rate, *audio.shape, decode=lambda samples: audio, format=format, subtype=subtype)
+    output = OutputFile.like(source, str(path))
+    with AudioWriter(output) as writer:
+        writer.write(audio)
+    return output
+
+
+@pytest.mark.parametrize("format, subtype", encodings())
+@pytest.mark.parametrize("samples", [4001, 4000])
+def test_loud_outputs_are_clipped_and_keep_their_length_in_every_encoding(tmp_path, format, subtype, samples):
+    loud = (2 * np.sin(0.02 * np.arange(samples))).astype(np.float32)[None]
+    path = tmp_path / f"a.{format.lower()}"
+    rate = 48000 if subtype == "OPUS" else 8000
+    try:
+        output = write_like(path, format, subtype, loud, rate)
+    except DataError as error:
+        assert format in ("PAF", "SDS", "SD2", "XI"), error
+        return
+    read = soundfile.read(path, dtype="float32", always_2d=True)[0].T
+    assert read.shape == loud.shape
+    if output.subtype in ("VORBIS", "OPUS", "MPEG_LAYER_III"):
+        assert np.corrcoef(read[0], loud.clip(-1, 1)[0])[0, 1] > 0.95
+    else:
+        np.testing.assert_allclose(read, loud if output.subtype in ("FLOAT", "DOUBLE") else loud.clip(-1, 1), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "format, subtype, name, expected",
+    [("MP3", "MPEG_LAYER_III", "a.wav", "PCM_24"), ("OGG", "VORBIS", "a.flac", "PCM_24"), ("WAV", "MS_ADPCM", "a.wav",
+     "PCM_24"), ("WAV", "GSM610", "a.aiff", "PCM_24"), ("CAF", "ALAC_16", "a.wav", "PCM_16"), ("WAV", "ULAW", "a.flac",
+     "PCM_16"), ("WAV", "DOUBLE", "a.flac", "PCM_24"), ("WAV", "PCM_24", "a.mp3", "MPEG_LAYER_III"), ("OGG", "VORBIS",
+     "a.mp3", "MPEG_LAYER_III"), ("WAV", "ALAW", "a.wav", "ALAW"), ("MP3", "MPEG_LAYER_III", "a.ogg", "VORBIS")],
+)  # fmt: skip
+def test_an_output_has_the_nearest_encoding_that_its_format_holds(tmp_path, format, subtype, name, expected):
+    assert write_like(tmp_path / name, format, subtype, np.zeros((1, 4000), np.float32), 44100).subtype == expected
+    assert soundfile.info(tmp_path / name).subtype == expected

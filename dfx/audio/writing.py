@@ -20,7 +20,13 @@ from dfx.writing import replacing
 
 _FORMATS_BY_SUFFIX = {"aif": "AIFF", "bwf": "WAV", "oga": "OGG", "opus": "OGG", "wave": "WAV"}
 _LARGEST_WAV_BYTES = 2**32 - 2**16
-_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+_BYTES = dict.fromkeys(("PCM_U8", "PCM_S8", "ULAW", "ALAW"), 1)
+_BYTES |= {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+# Codecs of blocks (ADPCM, GSM) change the length, some overflow at full scale, and ALAC has errors.
+_EXACT_SUBTYPES = {*_BYTES, "VORBIS", "OPUS", "MPEG_LAYER_III"}
+_UNWRITABLE = ("RAW", "PAF", "SDS", "SD2")  # without a header, with overflow at full scale, or in two files
+_NEAREST = {"PCM_U8": ["PCM_S8", "PCM_16"], "PCM_S8": ["PCM_U8", "PCM_16"], "ALAC_32": ["PCM_32"]}
+_NEAREST |= dict.fromkeys(("ULAW", "ALAW", "ALAC_16"), ["PCM_16"])
 _SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
 BIT_DEPTHS = tuple(_SUBTYPES)
 
@@ -40,41 +46,49 @@ class OutputFile:
     def like(cls, stream: Stream, path: str, bit_depth: str | None = None) -> "OutputFile":
         """Describe an output with the rate, channels and, if its format allows, the bit depth of a stream.
 
-        Sources without a bit depth (MP3, Ogg), and float sources for an integer format, are written with 24 bits.
-        The suffix of ``path`` selects the format; ``bit_depth`` is one of :data:`BIT_DEPTHS`.
+        Sources without a bit depth (MP3, Ogg, ADPCM), and float sources for an integer format, are written with 24
+        bits or, where the format has none, with the format's default. The suffix of ``path`` selects the format;
+        ``bit_depth`` is one of :data:`BIT_DEPTHS`.
 
         Raises:
             DataError: if the format cannot be written, or cannot hold the stream.
         """
-        format, subtype = _format_of(path), None
+        format = _format_of(path)
         if format == "WAV" and stream.format == "WAVEX":
             format = "WAVEX"
         default = "OPUS" if Path(path).suffix.lower() == ".opus" else soundfile.default_subtype(format)
         if bit_depth is not None:
-            subtype = _SUBTYPES[bit_depth]
-            if not soundfile.check_format(format, subtype):
+            wanted = [_SUBTYPES[bit_depth]]
+            if not soundfile.check_format(format, *wanted):
                 raise DataError(f"{path}: {format} does not come in a bit depth of {bit_depth}")
         elif default == "OPUS":
-            subtype = default
+            wanted = [default]
         else:
-            sibling = {"PCM_U8": "PCM_S8", "PCM_S8": "PCM_U8"}.get(stream.subtype, stream.subtype)
-            wanted = (stream.subtype, sibling, "PCM_24", default)
-            subtype = next(name for name in wanted if soundfile.check_format(format, name))
-        output = cls(path, stream.sample_rate, stream.channels, stream.samples, format, subtype)
-        output._check()
-        return output
+            wanted = [stream.subtype, *_NEAREST.get(stream.subtype, []), "PCM_24", default]
+        shape = stream.sample_rate, stream.channels, stream.samples
+        outputs = [cls(path, *shape, format, subtype) for subtype in wanted]
+        return next((output for output in outputs[:-1] if not output._fault()), outputs[-1])._checked()
 
-    def _check(self) -> None:
+    def _checked(self) -> "OutputFile":
         size = self.samples * self.channels * _BYTES.get(self.subtype, 0)
         if self.format in ("WAV", "WAVEX") and size > _LARGEST_WAV_BYTES:
             raise DataError(f"{self.path}: a WAV file holds at most 4 GB; write .rf64, .w64 or .flac")
+        if fault := self._fault():
+            described = f"{self.channels} channels at {self.sample_rate} Hz"
+            raise DataError(f"{self.path}: {self.format} cannot hold {described} ({fault})")
+        return self
+
+    def _fault(self) -> str:
+        """Return why libsndfile cannot write this format with its exact length and without overflow, or ``""``."""
+        is_padded = self.format == "VOC" or (self.format == "AIFF" and self.samples * self.channels % 2)
+        if self.subtype not in _EXACT_SUBTYPES or (is_padded and _BYTES.get(self.subtype) == 1):
+            return f"{self.subtype} is not written exactly"
         with tempfile.TemporaryFile() as scratch:
             try:
                 self.open(scratch).close()
-            except (soundfile.LibsndfileError, TypeError) as error:
-                reason = getattr(error, "error_string", str(error))
-                described = f"{self.channels} channels at {self.sample_rate} Hz"
-                raise DataError(f"{self.path}: {self.format} cannot hold {described} ({reason})") from None
+            except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+                return getattr(error, "error_string", str(error))
+        return ""
 
     def open(self, file: Any) -> soundfile.SoundFile:
         """Open a path or binary file for writing in this format."""
@@ -105,10 +119,12 @@ class AudioWriter:
         self._stack.__exit__(*error)
 
     def write(self, audio: np.ndarray) -> None:
-        """Append float32 ``(channels, samples)``."""
+        """Append float32 ``(channels, samples)``, clipped to full scale unless the samples are written in float."""
         magnitude = np.abs(audio)
         self.peak = max(self.peak, float(magnitude.max(initial=0.0)))
         self.clipped_samples += int((magnitude > 1).any(axis=0).sum())
+        if self.output.subtype not in FLOAT_SUBTYPES:
+            audio = audio.clip(-1, 1)  # libsndfile wraps A-law, mu-law and others
         with self._errors_named():
             self._file.write(audio.T)
 
@@ -151,7 +167,7 @@ def input_output_pairs(input: str, output: str) -> list[tuple[str, str]]:
 def _format_of(path: str) -> str:
     suffix = "wav" if path == PIPE else Path(path).suffix[1:].lower()
     name = _FORMATS_BY_SUFFIX.get(suffix, suffix.upper())
-    if name not in soundfile.available_formats() or name == "RAW":
+    if name not in soundfile.available_formats() or name in _UNWRITABLE:
         known = ".wav, .flac, .ogg, .opus, .mp3, .aiff, .rf64, .w64 and .caf are among those that can be"
         raise DataError(f"{path}: '.{suffix}' is no audio format that can be written; {known}")
     return name

@@ -80,14 +80,17 @@ class AudioSource(ABC):
         Raises:
             DataError: if the source cannot be decoded, or has other channels.
         """
-        if self.sample_rate == sample_rate:
-            audio = self._read_native(start, start + samples)
-        else:
-            audio = resample_window(self._read_native, start, samples, self.sample_rate, sample_rate)
-        if channels == 1:
-            return audio.mean(dim=0, keepdim=True)
-        if self.channels not in (1, channels):
+        if self.channels not in (1, channels) and channels != 1:
             raise DataError(f"{self.path} has {self.channels} channels where {channels} are wanted")
+
+        def read(start: int, stop: int) -> Tensor:
+            audio = self._read_native(start, stop)
+            return audio.mean(dim=0, keepdim=True) if channels == 1 else audio
+
+        if self.sample_rate == sample_rate:
+            audio = read(start, start + samples)
+        else:
+            audio = resample_window(read, start, samples, self.sample_rate, sample_rate)
         return audio.expand(channels, -1).contiguous()
 
     def _read_native(self, start: int, stop: int) -> Tensor:

@@ -169,9 +169,11 @@ class Estimator:
             # Step inwards, where no bound is in the way.
             directions = np.where(nominal > 0.5, -directions, directions)
             weights = directions / epsilon
-        plus, minus = (np.clip(nominal + sign * epsilon * directions, 0.0, 1.0) for sign in (1, -1))
+        step = epsilon * directions
+        plus = _clip(nominal + step)
         if sides == 1:
             return Points(np.concatenate([nominal, plus], axis=1), plus - nominal, weights)
+        minus = _clip(nominal - step)
         return Points(np.concatenate([nominal, plus, minus], axis=1), plus - minus, weights)
 
     def estimate(self, grad_output: np.ndarray, rendered: np.ndarray, points: Points) -> np.ndarray:
@@ -221,3 +223,8 @@ class Estimator:
         """Continue from a state of :meth:`state_dict`, which may be that of a run without a control variate."""
         if self._control_variate is not None and state:
             self._control_variate.load_state_dict(state)
+
+
+def _clip(parameters: np.ndarray) -> np.ndarray:
+    """Limit to [0, 1], in half of the time that np.clip takes for few parameters."""
+    return np.minimum(np.maximum(parameters, 0.0), 1.0)

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, split_frames
+from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, by_frame
 from dfx.effects import ChainSpec, RenderError
 from dfx.errors import UserError
 
@@ -231,11 +231,11 @@ def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int
                 if restart:
                     lanes[lane].restart()
                 # Copies, because an effect may keep its arguments.
-                values = buffers.values[row].copy()
-                frames = split_frames(buffers.audio[row].copy(), buffers.output[row], frames=shape[2])
-                for number, (frame, rendered) in enumerate(frames):
-                    status[_FRAME] = number
-                    lanes[lane].render(frame, values[:, number], rendered)
+                values, audio = buffers.values[row].copy(), by_frame(buffers.audio[row].copy(), shape[2])
+                rendered = by_frame(buffers.output[row], shape[2])
+                for frame in range(shape[2]):
+                    status[_FRAME] = frame
+                    lanes[lane].render(audio[:, frame], values[:, frame], rendered[:, :, frame])
             failure: Exception | None = None
         except UserError as error:
             failure = error

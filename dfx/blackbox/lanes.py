@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,11 +41,9 @@ class RenderingOptions:
             raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
 
 
-def split_frames(*arrays: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the frames of arrays ``(..., frames * samples)``, views of ``(..., samples)`` each."""
-    samples = arrays[0].shape[-1] // frames
-    for frame in range(frames):
-        yield tuple(array[..., frame * samples : (frame + 1) * samples] for array in arrays)
+def by_frame(audio: np.ndarray, frames: int) -> np.ndarray:
+    """Return a view ``(..., frames, samples)`` of audio ``(..., frames * samples)``."""
+    return audio.reshape(*audio.shape[:-1], frames, -1)
 
 
 class Lane:
@@ -170,6 +168,8 @@ class Lanes:
         for row in np.flatnonzero(restart).tolist():
             self._lanes[lanes[row]].restart()
         output = self._output_buffer((len(lanes), self._renderings, *audio.shape[1:]))
+        frames = values.shape[2]
+        given, rendered = by_frame(audio, frames), by_frame(output, frames)
         failed = threading.Event()
 
         def work(rows: range) -> None:
@@ -177,9 +177,9 @@ class Lanes:
                 for row in rows:
                     if failed.is_set():
                         return
-                    frames = split_frames(audio[row], output[row], frames=values.shape[2])
-                    for number, (frame, rendered) in enumerate(frames):
-                        self._lanes[lanes[row]].render(frame, values[row, :, number], rendered)
+                    lane = self._lanes[lanes[row]]
+                    for frame in range(frames):
+                        lane.render(given[row, :, frame], values[row, :, frame], rendered[row, :, :, frame])
             except BaseException:
                 failed.set()
                 raise

@@ -89,12 +89,14 @@ class ParameterSpace:
 
     def denormalize(self, parameters: np.ndarray) -> np.ndarray:
         """Return values in their units for parameters, both ``(..., P)``; parameters are clipped to [0, 1]."""
-        parameters = np.clip(np.asarray(parameters, dtype=np.float64), 0.0, 1.0)
+        # Not np.clip, which takes twice as long for few parameters.
+        parameters = np.minimum(np.maximum(np.asarray(parameters, dtype=np.float64), 0.0), 1.0)
         warped = self._start + self._span * parameters
         values = np.where(self._is_log, np.exp(np.where(self._is_log, warped, 0.0)), warped)
         # exp(log(x)) may differ from x in the last bit, so the ends are set explicitly.
-        values = np.where(parameters == 1.0, self._high, np.where(parameters == 0.0, self._low, values))
-        return np.clip(values, self._low, self._high)
+        np.copyto(values, self._low, where=parameters == 0.0)
+        np.copyto(values, self._high, where=parameters == 1.0)
+        return np.minimum(np.maximum(values, self._low), self._high)
 
     def _warp(self, values: np.ndarray) -> np.ndarray:
         return np.where(self._is_log, np.log(np.where(self._is_log, values, 1.0)), values)

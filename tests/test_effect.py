@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +68,110 @@ def test_an_invalid_spec_in_a_config_is_refused():
         with pytest.raises(EffectError) as error:
             ChainSpec([EffectSpec.of(given)], SAMPLE_RATE)
         assert said in str(error.value)
+
+
+NOT_NUMBERS = ["a", True, [1], {"a": 1}, float("nan"), float("inf"), -float("inf"), 10**400]
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, None])
+def test_a_fixed_value_of_another_type_is_refused_with_its_parameter(value):
+    refused("Compressor: ratio must be a finite number", EffectSpec(COMPRESSOR, fixed={"ratio": value}))
+    ladder, limiter = "pedalboard:LadderFilter", "pedalboard:BrickwallLimiter"
+    refused("LadderFilter: mode cannot be", EffectSpec(ladder, fixed={"mode": value}))
+    if value is not True:
+        refused("BrickwallLimiter: true_peak is a switch", EffectSpec(limiter, fixed={"true_peak": value}))
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+def test_a_trained_value_of_another_type_is_refused_with_its_parameter(value):
+    for given in [(1, value), [value, 2], {"range": [value, 2]}, Trained(range=(1, value)), {"range": value}]:
+        refused("Compressor: ratio is trained with [low, high]", EffectSpec(COMPRESSOR, train={"ratio": given}))
+    refused("ratio: the default is a finite number", EffectSpec(COMPRESSOR, train={"ratio": {"default": value}}))
+    refused("ratio: the scale is linear or log", EffectSpec(COMPRESSOR, train={"ratio": {"scale": value}}))
+
+
+@pytest.mark.parametrize("given", [{0: 1, 1: 2}, {"range": {"low": 1, "high": 2}}, {"range": []}, {"from": 1}, "12"])
+def test_a_range_in_another_container_is_refused(given):
+    refused("Compressor: ratio is trained with [low, high]", EffectSpec(COMPRESSOR, train={"ratio": given}))
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("effect", 3, "named host:effect"),
+        ("effect", ["pedalboard:Gain"], "named host:effect"),
+        ("train", "ratio", "`train` is a mapping"),
+        ("train", {3: None}, "no parameter '3'"),
+        ("fixed", [1], "`fixed` is a mapping"),
+        ("fixed", {None: 1}, "no parameter 'None'"),
+        ("scale", "cubic", "the scale is linear or log, not 'cubic'"),
+        ("scale", 0, "the scale is linear or log"),
+        ("name", 7, "the name 7 must consist of"),
+        (3, 4, "no option '3'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_with_its_effect(option, value, said):
+    with pytest.raises(EffectError) as error:
+        ChainSpec([EffectSpec.of({"effect": COMPRESSOR, option: value})], SAMPLE_RATE)
+    assert said in str(error.value) and (option == "effect" or COMPRESSOR in str(error.value))
+
+
+NAMES = [
+    "",
+    " ",
+    "a\nimport os",
+    "../../x",
+    "a/b",
+    "a\\b",
+    "a'b",
+    'a"b',
+    "a.b",
+    "\x1b[31m",
+    "a|b",
+    "<b>",
+    "a  b",
+    65 * "a",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_would_be_more_than_a_name_elsewhere_is_refused(name):
+    with pytest.raises(EffectError, match="must consist of at most 64 letters, digits"):
+        known("Gain", name=name)
+
+
+@pytest.mark.parametrize("name", ["gain", "Gain 2", "before-low", "Verstärker", "1"])
+def test_names_may_have_letters_digits_and_spaces_of_any_language(name):
+    assert ChainSpec([known("Gain", name=name)], SAMPLE_RATE).space.names == [f"{name}.gain"]
+
+
+@pytest.mark.parametrize("effect", ["a/../..", "http://x/#\n", "///", 'a"; import os', "<script>", 100 * "ab"])
+def test_default_names_are_names(effect):
+    known("Gain", name=_snake_case(effect))
+
+
+def test_a_python_effect_is_not_imported_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "lying_around.py").write_text("from tests.known_effects import Gain\n")
+    monkeypatch.chdir(tmp_path)
+    for entry in ("", str(tmp_path)):
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(entry)
+            refused("No module named 'lying_around'", EffectSpec("python:lying_around.Gain"))
+            assert sys.path[0] == entry
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert ChainSpec([EffectSpec("python:lying_around.Gain")], SAMPLE_RATE).space.names == ["gain.gain"]
+
+
+@pytest.mark.parametrize("content, said", [
+    ("def", "SyntaxError"), ("1 / 0", "ZeroDivisionError"), ("import no_such", "No module named 'no_such'"),
+    ("class E: pass", "no `controls`"), ("class E: controls = 3", "no `controls`"), ("class E: controls = 1,", "no `"),
+])  # fmt: skip
+def test_a_python_effect_that_cannot_be_used_is_refused(tmp_path, monkeypatch, content, said):
+    (tmp_path / "unusable.py").write_text(content + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "unusable", raising=False)
+    refused(said, EffectSpec("python:unusable.E"))
 
 
 def test_the_config_wins_over_the_host():

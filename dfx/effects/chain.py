@@ -11,6 +11,7 @@ import importlib
 import itertools
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -31,6 +32,8 @@ HOSTS = {
     "au": "dfx.effects.vst3",
 }
 """The modules of the hosts, imported on first use."""
+
+_NAME = re.compile(r"(?=.{1,64}$)[\w-]+( [\w-]+)*")
 
 _MAX_RMS = 1e4  # the largest that is accepted from an effect: 80 dB above full scale
 
@@ -59,11 +62,15 @@ class EffectSpec:
 
     Args:
         effect: ``host:name``, for instance ``pedalboard:Compressor``.
-        name: its name in logs and tables; by default the effect's name in snake case.
+        name: its name in logs and tables, of letters, digits, ``_``, ``-`` and single spaces; by default the effect's
+            name in snake case.
         train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``, ``scale`` and
             ``default``, or nothing for the host's description. By default every trainable parameter that is not fixed.
         fixed: values that are set once.
         scale: ``linear`` or ``log``, for every trained parameter without its own; by default the host's.
+
+    Raises:
+        EffectError: if a value is of another type.
     """
 
     effect: str
@@ -71,6 +78,20 @@ class EffectSpec:
     train: dict[str, Trained | tuple[float, float] | None] | None = None
     fixed: dict[str, bool | float | str] = field(default_factory=dict)
     scale: Scale | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.effect, str):
+            raise EffectError(f"an effect is named host:effect, not {self.effect!r}")
+        # The name becomes part of files, tables and programs in other languages.
+        if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
+            rule = "at most 64 letters, digits, _, - and single spaces"
+            raise EffectError(f"{self.effect}: the name {self.name!r} must consist of {rule}")
+        for option in ("train", "fixed"):
+            if not isinstance(getattr(self, option), (Mapping, type(None))):
+                given = getattr(self, option)
+                raise EffectError(f"{self.effect}: `{option}` is a mapping of parameters, not {given!r}")
+        self.fixed = self.fixed or {}
+        _check_scale(self.effect, self.scale)
 
     @classmethod
     def of(cls, given: EffectSpec | Mapping[str, Any]) -> EffectSpec:
@@ -86,11 +107,8 @@ class EffectSpec:
             raise EffectError(f"an effect is a mapping with `effect: host:name`, not {given!r}")
         for name in given:
             if name not in known:
-                raise EffectError(f"{given['effect']}: an effect has no option '{name}'{nearest(name, known)}")
-        for name in ("train", "fixed"):
-            if not isinstance(given.get(name), (Mapping, type(None))):
-                raise EffectError(f"{given['effect']}: `{name}` is a mapping of parameters, not {given[name]!r}")
-        return cls(**{**given, "fixed": given.get("fixed") or {}})
+                raise EffectError(f"{given['effect']}: an effect has no option '{name}'{nearest(str(name), known)}")
+        return cls(**given)
 
 
 def is_foreign(effect: str) -> bool:
@@ -115,7 +133,7 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
     controls = _host(host).controls(effect, sample_rate, channels)
     for name in [*(spec.train or {}), *spec.fixed]:
         if name not in controls:
-            raise EffectError(f"{spec.effect} has no parameter '{name}'{nearest(name, controls)}")
+            raise EffectError(f"{spec.effect} has no parameter '{name}'{nearest(str(name), controls)}")
     if both := set(spec.train or {}) & set(spec.fixed):
         raise EffectError(f"{spec.effect}: {', '.join(sorted(both))} is both trained and fixed")
 
@@ -148,14 +166,30 @@ def _trained(name: str, given: Any) -> Trained:
     try:
         if not isinstance(given, Trained):
             given = Trained(**given) if isinstance(given, Mapping) else Trained(range=given)
-        if given.range is None:
-            return given
-        low, high = given.range
-        if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
-            raise TypeError
-        return replace(given, range=(low, high))
-    except (TypeError, ValueError):
-        raise EffectError(f"{name} is trained with [low, high], or with any of range, scale and default") from None
+    except TypeError:
+        raise EffectError(f"{name} is trained with {_FORMS}, not {given!r}") from None
+    numbers = given.range
+    if numbers is not None:
+        if not isinstance(numbers, (list, tuple)) or len(numbers) != 2 or not all(map(_is_number, numbers)):
+            raise EffectError(f"{name} is trained with {_FORMS}: low and high are finite numbers, not {numbers!r}")
+        given = replace(given, range=(numbers[0], numbers[1]))
+    if given.default is not None and not _is_number(given.default):
+        raise EffectError(f"{name}: the default is a finite number, not {given.default!r}")
+    _check_scale(name, given.scale)
+    return given
+
+
+def _check_scale(name: str, scale: Any) -> None:
+    if scale not in (None, "linear", "log"):
+        raise EffectError(f"{name}: the scale is linear or log, not {scale!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value of a config is a finite number; false for true and false, which Python counts as such."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+_FORMS = "[low, high], or with any of range, scale and default"
 
 
 def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) -> Any:
@@ -166,7 +200,7 @@ def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) ->
     elif isinstance(control.default, bool):
         if not isinstance(value, bool):
             raise EffectError(f"{name} is a switch, true or false, not {value!r}")
-    elif isinstance(value, (bool, str)) or not math.isfinite(value):
+    elif not _is_number(value):
         raise EffectError(f"{name} must be a finite number, not {value!r}")
     else:
         _check_limits(name, f"{value:g}", (value,), control, _maximum(control, sample_rate))
@@ -208,7 +242,7 @@ def _snake_case(name: str) -> str:
     name = re.split(r"[/\\#]", name.rstrip("/"))[-1]
     name = re.sub(r"\.(vst3|component)$", "", name).split(".")[-1]
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return re.sub(r"\W+", "_", words).strip("_").lower()
+    return re.sub(r"\W+", "_", words).strip("_").lower()[:40] or "effect"
 
 
 class ChainSpec:

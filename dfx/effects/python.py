@@ -9,10 +9,16 @@
 * optionally ``latency_samples``.
 
 Every live effect is an instance, and every block is passed the values of all controls.
+
+The module is imported as by Python, from the repository, ``PYTHONPATH`` or installed packages, but not from the working
+directory, which ``python -m`` and an interactive Python search first.
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +30,7 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
     """Return the controls of the class ``package.module.Class``.
 
     Raises:
-        EffectError: if there is no such class, or if it declares no controls.
+        EffectError: if there is no such class, if its module fails, or if it declares no controls.
     """
     return {control.name: control for control in _load(name).controls}
 
@@ -55,9 +61,24 @@ class PythonEffect(Effect):
 def _load(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
-        loaded = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EffectError(f"python:{name} cannot be imported: {error}") from None
-    if not hasattr(loaded, "controls"):
-        raise EffectError(f"python:{name} declares no `controls`")
+        loaded = getattr(_import(module), attribute)
+    except Exception as error:
+        raise EffectError(f"python:{name} cannot be imported: {type(error).__name__}: {error}") from error
+    controls = getattr(loaded, "controls", None)
+    if not isinstance(controls, Sequence) or not all(isinstance(control, Control) for control in controls):
+        raise EffectError(f"python:{name} declares no `controls`, a sequence of dfx.effects.Control")
     return loaded
+
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def _import(module: str) -> Any:
+    chosen = {_REPOSITORY, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))}
+    searched, here = sys.path[:], Path.cwd().resolve()
+    allowed = here in {path.resolve() for path in chosen}
+    sys.path[:] = [entry for entry in searched if allowed or Path(entry).resolve() != here]
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path[:] = searched

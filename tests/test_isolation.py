@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions, isolation
 from dfx.blackbox.isolation import IsolatedLanes
 from dfx.callbacks.run_folder import RunFolder
 from dfx.datasets import PairedAudio
@@ -224,15 +224,44 @@ def test_a_timeout_of_zero_is_refused():
 # --- cleaning up ---------------------------------------------------------------------------------------
 
 
-def test_lanes_that_are_collected_leave_no_process_and_no_memory():
+def test_shared_memory_has_no_name_that_could_remain_after_a_kill():
+    lanes = IsolatedLanes(ChainSpec([known("Gain")], SAMPLE_RATE), 1, RenderingOptions(workers=2, isolate=True))
+    names = set()
+    for batch, samples in [(1, 64), (3, 64), (3, 32)]:
+        audio = np.ones((batch, 1, samples), np.float32)
+        np.testing.assert_array_equal(lanes.render(audio, np.full((batch, 1, 1, 1), 0.5), np.zeros(batch, bool)), 0.5)
+        names.add(lanes._buffers[0].name)
+    assert len(names) == 3 and len(multiprocessing.active_children()) == 2
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)
+    lanes.close()
+
+
+def test_memory_that_a_worker_never_opened_has_no_name_either(monkeypatch):
+    created = []
+    monkeypatch.setattr(
+        isolation, "SharedMemory", lambda *args, **how: created.append(SharedMemory(*args, **how)) or created[-1]
+    )
     lanes = lanes_with(misbehaving("Hanging"))
     render(lanes, 0.25)
-    name = lanes._buffers[0].name
+    worker = multiprocessing.active_children()[0]
+    worker.kill()
+    worker.join()
+    with pytest.raises(RenderError, match="SIGKILL"):
+        lanes.render(np.ones((3, 1, 32), np.float32), np.full((3, 1, 1, 3), 0.25), np.zeros(3, bool))
+    assert len(created) == 2
+    for memory in created:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(memory.name)
+
+
+def test_lanes_that_are_collected_leave_no_process():
+    lanes = lanes_with(misbehaving("Hanging"))
+    render(lanes, 0.25)
     del lanes
     gc.collect()
     assert multiprocessing.active_children() == []
-    with pytest.raises(FileNotFoundError):
-        SharedMemory(name)
 
 
 SCRIPT = """

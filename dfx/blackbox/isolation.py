@@ -1,6 +1,7 @@
 """Lanes in separate processes, for plugins that crash or hang.
 
-Audio, values and output are in memory shared by the processes; everything else goes through pipes. Before an effect is
+Audio, values and output are in memory shared by the processes; everything else goes through pipes. The memory loses
+its name as soon as all workers have opened it, so that nothing remains however the processes end. Before an effect is
 built, restarts or renders, its worker writes the place of the effect and a deadline into a shared status. When a worker
 dies or is late, the status thus identifies the effect and its values. All workers are then stopped. Nothing has to be
 repaired, since a worker holds only live effects, and the history of the lanes is in this process.
@@ -44,6 +45,9 @@ _Shape = tuple[int, int, int, int, int, int]
 
 _Rows = list[tuple[int, int, bool]]
 """For each lane to render, its row in the buffers, its number, and true if it restarts."""
+
+_Job = tuple[str, _Shape, _Rows]
+"""Name and shape of the buffers, and the lanes to render."""
 
 
 def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
@@ -93,26 +97,42 @@ class IsolatedLanes(Lanes):
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
         try:
             shape = (*values.shape, *audio.shape[1:])
-            if not self._buffers or self._buffers[0].shape != shape:
-                _release({}, self._buffers)
-                self._buffers.append(_Buffers(shape))
+            # Start all workers before the first gets a job.
+            new = range(len(self._processes), min(self.workers.count, len(self._history)))
+            for number in new:
+                self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
+            if new or not self._buffers or self._buffers[0].shape != shape:
+                self._share_buffers(shape)
             buffers = self._buffers[0]
             buffers.audio[:], buffers.values[:] = audio, values
             jobs: dict[int, _Rows] = {}
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
-            # Start all workers before the first gets a job.
-            for number in jobs.keys() - self._processes.keys():
-                self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
-            for number, rows in jobs.items():
-                self._send(self._processes[number], (buffers.name, shape, rows))
-            self._wait({self._processes[number].connection: self._processes[number] for number in jobs})
+            self._run({number: (buffers.name, shape, rows) for number, rows in jobs.items()})
             return buffers.output.copy()
         except BaseException:
             self.close()
             raise
 
-    def _send(self, worker: _Worker, job: tuple[str, _Shape, _Rows]) -> None:
+    def _share_buffers(self, shape: _Shape) -> None:
+        """Create buffers of a shape, in place of any others, and let all workers open them."""
+        _release({}, self._buffers)
+        buffers = _Buffers(shape)
+        self._buffers.append(buffers)
+        try:
+            # A job without rows.
+            self._run({number: (buffers.name, shape, []) for number in self._processes})
+        finally:
+            buffers.unlink()
+
+    def _run(self, jobs: dict[int, _Job]) -> None:
+        """Give jobs to workers, by number, and return when all are done."""
+        workers = {number: self._processes[number] for number in jobs}
+        for number, worker in workers.items():
+            self._send(worker, jobs[number])
+        self._wait({worker.connection: worker for worker in workers.values()})
+
+    def _send(self, worker: _Worker, job: _Job) -> None:
         worker.status[_DEADLINE] = max(worker.status[_DEADLINE], time.monotonic() + self._timeout_seconds)
         try:
             worker.connection.send(job)
@@ -147,11 +167,10 @@ class IsolatedLanes(Lanes):
 
 
 def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
-    # Processes first, since they use the buffers.
     while processes:
         processes.popitem()[1].stop()
     while buffers:
-        buffers.pop().close(delete=True)
+        buffers.pop().close()
 
 
 class _Buffers:
@@ -167,13 +186,15 @@ class _Buffers:
         self.audio = np.ndarray((rows, channels, samples), np.float32, buffer, values)
         self.output = np.ndarray((rows, renderings, channels, samples), np.float32, buffer, values + audio)
 
-    def close(self, delete: bool = False) -> None:
-        """Release the buffers in this process; ``delete`` them once all processes have closed them."""
+    def unlink(self) -> None:
+        """Remove the name; the memory exists until the last process has closed it."""
+        self._shared.unlink()
+
+    def close(self) -> None:
+        """Release the buffers in this process."""
         # Shared memory cannot be closed while arrays use it.
         del self.values, self.audio, self.output
         self._shared.close()
-        if delete:
-            self._shared.unlink()
 
 
 class _Worker:

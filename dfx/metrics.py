@@ -1,8 +1,9 @@
 """Metrics of an output against its target.
 
 Every metric of :data:`METRICS` takes two signals of equal length, float ``(channels, samples)`` at 22.05 kHz. It
-returns a finite number, or raises :class:`Undefined` with the reason: silence, for instance, has no crest factor.
-Silent and very short signals are otherwise valid.
+returns a finite number, or raises :class:`Undefined` with the reason. A distance from silence is 0, 1 or huge by
+convention only, so it is undefined; a signal is silent if its peak, without a constant offset, is below -100 dBFS.
+Very short signals are valid.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,16 @@ import torchaudio
 from torch import Tensor
 
 from dfx.alignment import find_delay
-from dfx.audio.levels import REMOVED_DB, amplitude_to_db, frame_levels_db, level_frame_samples, matching_gain, rms
-from dfx.audio.loudness import lufs
+from dfx.audio.levels import (
+    REMOVED_DB,
+    SILENCE,
+    amplitude_to_db,
+    frame_levels_db,
+    level_frame_samples,
+    matching_gain,
+    rms,
+)
+from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.audio.resampling import resample
 from dfx.audio.spectrogram import magnitude_spectrogram
 
@@ -44,7 +53,7 @@ def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
     Returns:
         :data:`METRICS`, ``latency_samples``, the remaining delay of the output at ``sample_rate``, and ``polarity``,
         -1 if it is inverted. Delay (at most 50 ms) and polarity are those of :func:`~dfx.alignment.find_delay` in
-        the loudest 10 s of the target.
+        the loudest 10 s of the target. All are left out if one of the signals is silent.
 
     Raises:
         ValueError: if the signals differ in shape, are empty, or are not finite.
@@ -55,21 +64,27 @@ def compare(output: Tensor, target: Tensor, sample_rate: int) -> Comparison:
         raise ValueError("output or target is not finite")
     comparison = Comparison({}, {})
     native = output, target
+    try:
+        _check_sounding(output=output, target=target)
+    except Undefined as reason:
+        return Comparison({}, dict.fromkeys(COLUMNS, str(reason)))
     output, target = (resample(audio, sample_rate, METRIC_SAMPLE_RATE, _SINC_ZEROS) for audio in native)
     for name, metric in METRICS.items():
         try:
             comparison.metrics[name] = metric(output, target)
         except Undefined as reason:
             comparison.left_out[name] = str(reason)
-    try:
-        comparison.metrics.update(zip(ALIGNMENT, _alignment(*native, sample_rate)))
-    except Undefined as reason:
-        comparison.left_out.update(dict.fromkeys(ALIGNMENT, str(reason)))
+    comparison.metrics.update(zip(ALIGNMENT, _alignment(*native, sample_rate)))
     return comparison
 
 
 def mrstft(output: Tensor, target: Tensor) -> float:
-    """Return auraloss' multi-resolution STFT error with its default options; 0 for equal signals."""
+    """Return auraloss' multi-resolution STFT error with its default options; 0 for equal signals.
+
+    Raises:
+        Undefined: if one of them is silent.
+    """
+    _check_sounding(output=output, target=target)
     # auraloss needs more samples than half of its largest FFT.
     padding = max(0, 2048 - output.shape[-1])
     output, target = (torch.nn.functional.pad(audio, (0, padding))[None].float() for audio in (output, target))
@@ -77,16 +92,24 @@ def mrstft(output: Tensor, target: Tensor) -> float:
 
 
 def mrstft_level_matched(output: Tensor, target: Tensor) -> float:
-    """Return :func:`mrstft` of the output scaled to the target's root mean square."""
+    """Return :func:`mrstft` of the output scaled to the target's root mean square.
+
+    Raises:
+        Undefined: if one of them is silent.
+    """
+    _check_sounding(output=output, target=target)
     return mrstft(matching_gain(output, target) * output, target)
 
 
 def mfcc_cosine(output: Tensor, target: Tensor) -> float:
     """Return the cosine distance between MFCCs as in the paper's code, in [0, 2].
 
-    The output is scaled to the mean magnitude of the target. 13 MFCCs are computed of each (1024-sample windows, hop
-    256; 128 mel bands in dB below the maximum, at most 80 dB). The distance is that between the time series of one
-    coefficient, averaged over coefficients; see Martinez Ramirez et al. 2021, section 3.2, and its released code.
+    13 MFCCs are computed of each signal (1024-sample windows, hop 256; 128 mel bands in dB below the maximum, at most
+    80 dB), which do not depend on its level. The distance is that between the time series of one coefficient, averaged
+    over coefficients; see Martinez Ramirez et al. 2021, section 3.2, and its released code.
+
+    Raises:
+        Undefined: if one of them, or the mean of its channels, is silent.
     """
     return _mfcc_distance(output, target, dim=1)
 
@@ -96,6 +119,9 @@ def mfcc_cosine_per_frame(output: Tensor, target: Tensor) -> float:
 
     This is the usual "MFCC distance". The MFCCs are those of :func:`mfcc_cosine`, but the values are much smaller and
     not comparable.
+
+    Raises:
+        Undefined: as there.
     """
     return _mfcc_distance(output, target, dim=0)
 
@@ -108,12 +134,22 @@ def esr(output: Tensor, target: Tensor) -> float:
     Raises:
         Undefined: if the target is silent.
     """
-    return float(_ESR(output.double().flatten(), _sounding(target, "target").flatten()))
+    _check_sounding(target=target)
+    return float(_ESR(output.double().flatten(), target.double().flatten()))
 
 
 def lufs_difference(output: Tensor, target: Tensor) -> float:
-    """Return the absolute difference of integrated loudness (ITU-R BS.1770-4), in LU."""
-    return abs(lufs(output, METRIC_SAMPLE_RATE) - lufs(target, METRIC_SAMPLE_RATE))
+    """Return the absolute difference of integrated loudness (ITU-R BS.1770-4), in LU.
+
+    Raises:
+        Undefined: if one of them has no loudness: it is silent, or below -70 LUFS.
+    """
+    _check_sounding(output=output, target=target)
+    values = {"output": lufs(output, METRIC_SAMPLE_RATE), "target": lufs(target, METRIC_SAMPLE_RATE)}
+    for name, value in values.items():
+        if value <= SILENCE_LUFS:
+            raise Undefined(f"the {name} is below {SILENCE_LUFS:g} LUFS, where it has no loudness")
+    return abs(values["output"] - values["target"])
 
 
 def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
@@ -122,8 +158,8 @@ def crest_factor_difference_db(output: Tensor, target: Tensor) -> float:
     Raises:
         Undefined: if one of them is silent.
     """
-    signals = _sounding(output, "output"), _sounding(target, "target")
-    crest_factors = [amplitude_to_db(float(audio.abs().max() / rms(audio))) for audio in signals]
+    _check_sounding(output=output, target=target)
+    crest_factors = [amplitude_to_db(float(audio.abs().max() / rms(audio.double()))) for audio in (output, target)]
     return abs(crest_factors[0] - crest_factors[1])
 
 
@@ -137,12 +173,14 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
         Undefined: if one of them, or the mean of its channels, is silent.
     """
 
-    def centroid_hz(audio: Tensor, name: str) -> float:
-        spectrum = magnitude_spectrogram(_sounding(audio.mean(dim=0), name), 2048, 512).mean(dim=-1)
+    output, target = _means(output, target)
+
+    def centroid_hz(audio: Tensor) -> float:
+        spectrum = magnitude_spectrogram(audio, 2048, 512).mean(dim=-1)
         frequencies = torch.linspace(0, METRIC_SAMPLE_RATE / 2, len(spectrum), dtype=torch.float64)
         return float((spectrum * frequencies).sum() / spectrum.sum())
 
-    return abs(centroid_hz(output, "output") - centroid_hz(target, "target"))
+    return abs(centroid_hz(output) - centroid_hz(target))
 
 
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
@@ -217,7 +255,6 @@ COLUMNS = (*METRICS, *ALIGNMENT)
 """Names of all values that :func:`compare` returns."""
 
 _INAUDIBLE_DB = -80.0
-_SILENCE = 1e-8  # peak below which a signal counts as silent; one step of 24 bits is above it
 _MAX_DELAY_SECONDS = 0.05
 _SINC_ZEROS = 6  # torchaudio's default
 _ALIGNED_SECONDS = 10
@@ -229,16 +266,23 @@ _MEL = torchaudio.transforms.MelSpectrogram(
 _DCT = torchaudio.functional.create_dct(13, 128, norm="ortho").double()
 
 
-def _sounding(audio: Tensor, name: str) -> Tensor:
-    """Return the audio in float64, in which the squares of very quiet samples do not vanish, unless it is silent."""
-    if audio.abs().max() < _SILENCE:
-        raise Undefined(f"the {name} is silent")
-    return audio.double()
+def _check_sounding(described: str = "{} is silent", **signals: Tensor) -> None:
+    """Raise :class:`Undefined` if a signal, ``(channels, samples)``, is silent but for a constant offset."""
+    for name, audio in signals.items():
+        offset = audio.mean(dim=1, keepdim=True) if audio.shape[1] > 1 else 0.0
+        if (audio - offset).abs().max() < SILENCE:
+            raise Undefined("the " + described.format(name))
+
+
+def _means(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means of the channels, float64 ``(samples,)``, of signals that are not silent."""
+    _check_sounding(output=output, target=target)
+    means = output.double().mean(dim=0, keepdim=True), target.double().mean(dim=0, keepdim=True)
+    _check_sounding("channels of the {} cancel in their mean", output=means[0], target=means[1])
+    return means[0][0], means[1][0]
 
 
 def _alignment(output: Tensor, target: Tensor, sample_rate: int) -> tuple[float, float]:
-    _sounding(output, "output")
-    _sounding(target, "target")
     # The loudest part gives the same delay as the whole recording, at bounded cost.
     part = _ALIGNED_SECONDS * sample_rate
     if target.shape[1] > part:
@@ -257,15 +301,13 @@ def _levels_db(audio: Tensor, spans: Sequence[Span], sample_rate: int) -> Tensor
 def _mfcc(audio: Tensor) -> Tensor:
     """Map ``(samples,)``, padded to one window, to ``(13, frames)``."""
     padding = max(0, 1024 - len(audio))
-    mel = _MEL(torch.nn.functional.pad(audio, (0, padding)).double()).clamp(min=1e-10)
-    decibels = 10 * torch.log10(mel / mel.max())
-    return _DCT.T @ decibels.clamp(min=-80.0)
+    mel = _MEL(torch.nn.functional.pad(audio, (0, padding)))
+    return _DCT.T @ (10 * torch.log10((mel / mel.max()).clamp(min=1e-8)))
 
 
 def _mfcc_distance(output: Tensor, target: Tensor, dim: int) -> float:
     """Return the mean of ``1 - cosine`` of the MFCCs along a dimension; equal vectors have the distance 0."""
-    output, target = output.mean(dim=0), target.mean(dim=0)
-    a, b = _mfcc(output * (target.abs().mean() / output.abs().mean().clamp(min=1e-12))), _mfcc(target)
+    a, b = (_mfcc(audio) for audio in _means(output, target))
     norms = a.norm(dim=dim) * b.norm(dim=dim)
     cosine = torch.where(norms > 0, (a * b).sum(dim=dim) / norms.clamp(min=1e-30), 0.0)
     cosine = torch.where((a == b).all(dim=dim), 1.0, cosine)  # also for zero vectors

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 Level = TypeVar("Level", float, np.ndarray, "Tensor")
 
+SILENCE = 1e-5
+"""Peak of -100 dBFS, below which audio counts as silent."""
+
 REMOVED_DB = 3.0
 """A target that is at least this far below its input, in a frame of 20 ms, removes something there."""
 

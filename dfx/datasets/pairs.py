@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from dfx.audio.levels import SILENCE
 from dfx.audio.reading import AudioFile, audio_files
 from dfx.datasets.manifest import Row, find_child, find_file, read_manifest
 from dfx.errors import DataError, printable
 
 SPLITS = ("train", "validation", "test")
-SILENCE = 1e-5  # peak of -100 dBFS, below which a file counts as silent
 _CHECK_SECONDS = 30
 
 

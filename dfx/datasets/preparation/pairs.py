@@ -22,9 +22,10 @@ import soundfile
 from torch import Tensor
 from tqdm import tqdm
 
+from dfx.audio.levels import SILENCE
 from dfx.audio.reading import AudioFile
 from dfx.datasets.manifest import read_manifest
-from dfx.datasets.pairs import SILENCE, SPLITS, find_pairs
+from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
 from dfx.errors import DataError, UserError, errors_in_one_line
 from dfx.writing import replacing, write_csv

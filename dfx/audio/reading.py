@@ -87,10 +87,7 @@ class AudioSource(ABC):
             audio = self._read_native(start, stop)
             return audio.mean(dim=0, keepdim=True) if channels == 1 else audio
 
-        if self.sample_rate == sample_rate:
-            audio = read(start, start + samples)
-        else:
-            audio = resample_window(read, start, samples, self.sample_rate, sample_rate)
+        audio = resample_window(read, start, samples, self.sample_rate, sample_rate)
         return audio.expand(channels, -1).contiguous()
 
     def _read_native(self, start: int, stop: int) -> Tensor:

@@ -29,7 +29,7 @@ from dfx.callbacks.health import Health
 from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
-from dfx.errors import DataError, UserError, errors_in_one_line, refuse_renamed
+from dfx.errors import SEEDS, DataError, UserError, check_file_name, check_numbers, errors_in_one_line, refuse_renamed
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
@@ -72,6 +72,9 @@ class RunOptions:
         checkpoint_minutes: interval at which ``last.ckpt`` is written, in addition to the end of every epoch.
         seed: sets ``seed_everything`` (weights), ``data.seed`` (order, and split where the data have none) and
             ``gradient.seed`` (directions).
+
+    Raises:
+        UserError: if the name is no name of a folder, or a number out of its range.
     """
 
     name: str = "run"
@@ -80,6 +83,12 @@ class RunOptions:
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(vars(self), checkpoint_minutes="(0, 525600]", seed=SEEDS)
+        check_file_name("run.name", self.name)
+        if not self.folder.strip() or not self.folder.isprintable():
+            raise UserError(f"run.folder is {self.folder!r}; it must be the path of a folder")
 
 
 class DfxCLI(LightningCLI):

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfx.errors import UserError
+from dfx.errors import UserError, check_numbers
 
 FFT_SAMPLES = 1024
 HOP_SAMPLES = 256
@@ -27,9 +27,9 @@ class EncoderOptions:
         backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
             (its section 3), and take every context separately. ``conv`` is smaller, and takes the contexts of
             consecutive frames in one pass.
-        width: multiplies the numbers of channels; ``inception`` has one size. At 1.0, ``inception`` has 2.8 million
-            parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million; ``mobilenet_v2`` at 0.35 and ``conv``
-            train on a CPU.
+        width: multiplies the numbers of channels, in (0, 16]; ``inception`` has one size. At 1.0, ``inception`` has
+            2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million; ``mobilenet_v2`` at 0.35 and
+            ``conv`` train on a CPU.
         start_at_defaults: start with every parameter at its effect's default.
         dropout: dropout probability, in [0, 1), of the features between backbone and head, drawn for every example
             and step; it reduces overfitting to few recordings (Srivastava et al. 2014).
@@ -44,12 +44,9 @@ class EncoderOptions:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise UserError(f"the encoder's width is {self.width:g}; it must be above 0")
+        check_numbers(vars(self), width="(0, 16]", dropout="[0, 1)")
         if self.backbone == "inception" and self.width != 1:
             raise UserError(f"inception has one size: set the encoder's width to 1 instead of {self.width:g}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"the encoder's dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
 
 class LogMel(nn.Module):

@@ -1,12 +1,22 @@
 """Errors that a user can fix, and how a command ends with one."""
 
+import argparse
 import contextlib
 import difflib
 import io
+import numbers
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn, cast
+
+SEEDS = "0..4294967295"
+"""The :class:`Range` of seeds, which is that of NumPy."""
+SAMPLE_RATES = "1000..768000"
+"""In Hz."""
+CHANNELS = "1..2"
+"""Of all audio in training; the effects of most hosts process mono or stereo."""
 
 RENAMED_OPTIONS = {
     "gradient.memory": "gradient.forgetting_factor",
@@ -29,7 +39,7 @@ class DataError(UserError):
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the program with the line ``error: ...`` and status 1 where a :class:`UserError` is raised.
+    """End the program with the line ``error: ...`` and status 1 for a :class:`UserError` or an ``OSError``.
 
     Names that are not UTF-8 can be printed from then on.
     """
@@ -38,13 +48,100 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(f"error: {in_one_line(error)}")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {in_one_line(f'{place}{error.strerror or error}')}")
 
 
 def printable(text: str) -> str:
     """Return a text on one line, with escapes for control characters and for bytes of names that are not UTF-8."""
     unprintable = ("Cc", "Cs", "Zl", "Zp")
     return "".join(ascii(char)[1:-1] if unicodedata.category(char) in unprintable else char for char in text)
+
+
+def in_one_line(message: object) -> str:
+    """Return a message without line breaks, as :func:`printable`."""
+    return printable(" ".join(str(message).split()))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that reports a wrong argument in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {in_one_line(message)}; --help lists the options\n")
+
+
+class Range:
+    """A range of numbers.
+
+    Args:
+        text: ``1..16`` for whole numbers; or an interval such as ``(0, 0.5]``, which excludes an end at a
+            parenthesis.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._whole = ".." in text
+        self._low, self._high = re.split(r"\.\.|, ", text.strip("[]()"))
+        self._above, self._below = text.startswith("("), text.endswith(")")
+
+    def __contains__(self, value: object) -> bool:
+        kind = numbers.Integral if self._whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        value = cast(float, value)
+        low, high = float(self._low), float(self._high)
+        return (low < value if self._above else low <= value) and (value < high if self._below else value <= high)
+
+    def __str__(self) -> str:
+        if self._whole:
+            return f"a whole number from {self._low} to {self._high}"
+        low, high = "above" if self._above else "at least", "below" if self._below else "at most"
+        return f"{low} {self._low} and {high} {self._high}"
+
+    def parse(self, text: str) -> Any:
+        """Return the number that an argument of a command line holds, as the ``type`` of argparse."""
+        with contextlib.suppress(ValueError):
+            if (value := int(text) if self._whole else float(text)) in self:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {self}")
+
+
+def check_numbers(options: Mapping[str, Any], **ranges: str) -> None:
+    """Check that options lie in their ranges; None is not checked, and of a list or mapping, every entry is.
+
+    Args:
+        options: values by name, such as ``vars(self)`` of a dataclass.
+        ranges: a :class:`Range` for each name to check.
+
+    Raises:
+        UserError: with the name, the value and the range.
+    """
+    for name, text in ranges.items():
+        range = Range(text)
+        for entry, value in _entries(name, options[name]):
+            if value is not None and value not in range:
+                raise UserError(f"{entry} is {value!r}; it must be {range}")
+
+
+def check_file_name(option: str, name: str) -> None:
+    """Check that the value of an option is the name of a file or folder, and does not lead to another folder.
+
+    Raises:
+        UserError: if it is empty, too long, begins with a dot, or has a slash or a control character.
+    """
+    is_name = name.isprintable() and not re.search(r"^$|^[ .-]|[/\\:]| $", name) and len(name) <= 100
+    if not is_name:
+        fault = "it must be a name without slashes and control characters, of at most 100 characters"
+        raise UserError(f"{option} is {name!r}; {fault}")
+
+
+def _entries(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return ((f"{name}: {key}", entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ((f"an entry of {name}", entry) for entry in value)
+    return [(name, value)]
 
 
 def refuse_renamed(options: Any, name: str = "") -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx.alignment import align, find_delay
-from dfx.errors import UserError
+from dfx.errors import UserError, check_numbers
 
 
 @dataclass
@@ -46,6 +46,10 @@ class LossOptions:
     time_weight: float = 10.0
     magnitude_weight: float = 1.0
     log_magnitude_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(vars(self), max_delay_samples="0..1000000000", fft_sizes="64..2048")
+        check_numbers(vars(self), time_weight="[0, 1e6]", magnitude_weight="[0, 1e6]", log_magnitude_weight="[0, 1e6]")
 
 
 def make_loss(options: LossOptions) -> Loss:

@@ -172,7 +172,7 @@ def test_dropout_is_off_in_evaluation_and_adds_no_state_when_unused():
 
 @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
 def test_a_dropout_probability_out_of_range_is_refused(probability):
-    with pytest.raises(UserError, match="the encoder's dropout is .*; it must be at least 0 and below 1"):
+    with pytest.raises(UserError, match="dropout is .*; it must be at least 0 and below 1"):
         EncoderOptions(dropout=probability)
 
 

@@ -29,9 +29,12 @@ from dfx import distributed
 from dfx.blackbox.control_variate import Cells, ControlVariate
 from dfx.blackbox.perturbation import Redraw
 from dfx.blackbox.workers import Workers
-from dfx.errors import UserError
+from dfx.errors import SEEDS, UserError, check_numbers
 
 _CACHED_SAMPLES = 1 << 16
+
+_EPSILONS = "[1e-6, 0.5]"
+"""Smaller steps vanish in the rounding of the values that effects hold as float32."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class GradientOptions:
             needed anyway, as the other.
         draws: of ``spsa``: directions per example and step.
         redraw: of ``spsa``: new directions for every ``frame``, or for every ``excerpt``.
-        epsilon: step size, in units of the parameters' range, in (0, 0.5].
+        epsilon: step size, in units of the parameters' range, in [1e-6, 0.5].
         epsilon_of: step sizes of single parameters, by name.
         epsilon_end: epsilon at the end of the run, approached geometrically; by default epsilon is constant.
         control_variate: of ``spsa``: ``regression`` predicts each example's gradient from earlier renderings, so that
@@ -82,18 +85,9 @@ class GradientOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        named = {"epsilon": self.epsilon, "epsilon_end": self.epsilon_end or self.epsilon}
-        for name, epsilon in {**named, **self.epsilon_of}.items():
-            if not 0.0 < epsilon <= 0.5:
-                raise UserError(f"epsilon: {name} is {epsilon:g}; it must be above 0 and at most 0.5")
-        if self.draws < 1:
-            raise UserError(f"draws is {self.draws}; it must be at least 1")
-        if self.sides not in (1, 2):
-            raise UserError(f"sides is {self.sides}; it must be 1 or 2")
-        if not 0.0 < self.forgetting_factor < 1.0:
-            raise UserError(f"forgetting_factor is {self.forgetting_factor:g}; it must be above 0 and below 1")
-        if not 0.0 <= self.residual_weight <= 1.0:
-            raise UserError(f"residual_weight is {self.residual_weight:g}; it must be from 0 to 1")
+        check_numbers(vars(self), **dict.fromkeys(("epsilon", "epsilon_of", "epsilon_end"), _EPSILONS))
+        check_numbers(vars(self), sides="1..2", draws="1..1024", seed=SEEDS)
+        check_numbers(vars(self), forgetting_factor="(0, 1)", residual_weight="[0, 1]")
         if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
             raise UserError("finite_difference is not random: leave out draws and control_variate")
         if self.divisor == "epsilon" and self.sides == 1:

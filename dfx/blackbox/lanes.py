@@ -11,7 +11,7 @@ import numpy as np
 
 from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec
-from dfx.errors import UserError
+from dfx.errors import check_numbers
 
 _Step = tuple[np.ndarray, np.ndarray, int]
 """Audio and values of a batch, and the row of a lane in them."""
@@ -37,8 +37,7 @@ class RenderingOptions:
     timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if not self.timeout_seconds > 0:
-            raise UserError(f"timeout_seconds is {self.timeout_seconds:g}; it must be above 0")
+        check_numbers(vars(self), workers="1..1024", timeout_seconds="(0, 86400]")
 
 
 def by_frame(audio: np.ndarray, frames: int) -> np.ndarray:

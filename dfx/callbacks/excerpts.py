@@ -16,7 +16,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from dfx.errors import UserError
+from dfx.errors import check_numbers
 from dfx.figures import draw_excerpt_automation, draw_excerpt_spectrograms
 from dfx.loggers.best_effort import best_effort
 from dfx.loggers.wandb import WandbRun
@@ -58,11 +58,8 @@ class LoggingOptions:
     health_every_n_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("excerpts", 0), ("media_every_n_validations", 1), ("health_every_n_steps", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not self.excerpt_seconds > 0:
-            raise UserError(f"excerpt_seconds is {self.excerpt_seconds:g}; it must be above 0")
+        check_numbers(vars(self), excerpts="0..1000", excerpt_seconds="(0, 3600]")
+        check_numbers(vars(self), media_every_n_validations="1..1000000000", health_every_n_steps="1..1000000000")
 
 
 class Excerpts(pl.Callback):

@@ -9,7 +9,7 @@ from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
-from dfx.errors import DataError
+from dfx.errors import CHANNELS, SAMPLE_RATES, SEEDS, DataError, check_numbers
 
 
 @dataclass(eq=False, repr=False)
@@ -51,6 +51,8 @@ class PairedAudio(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, batch_size="1..65536", seed=SEEDS)
+        check_numbers(vars(self), excerpt_seconds="(0, 86400]", num_workers="0..1024")
         # Stored in checkpoints, so that evaluation finds the same pairs.
         self.arguments = {"root": self.root, "seed": self.seed, "rows": self.rows}
         self.splits: dict[str, list[Pair]] = {}

@@ -17,7 +17,7 @@ from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, r
 from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.audio.reading import AudioFile, AudioSource
 from dfx.datasets.pairs import Pair
-from dfx.errors import UserError
+from dfx.errors import UserError, check_numbers
 
 Side = Literal["input", "target"]
 
@@ -35,15 +35,14 @@ class Treatment:
             default. An input below -70 LUFS has no loudness and is left unchanged.
 
     Raises:
-        UserError: for a cutoff that is not positive.
+        UserError: if a number is out of its range.
     """
 
     highpass_hz: float | None = None
     input_lufs: float | None = None
 
     def __post_init__(self) -> None:
-        if self.highpass_hz is not None and not self.highpass_hz > 0:
-            raise UserError(f"highpass_hz is {self.highpass_hz:g}; it must be above 0")
+        check_numbers(vars(self), highpass_hz="(0, 384000]", input_lufs="[-70, 0]")
 
     def __call__(self, audio: Tensor, sample_rate: int, side: Side = "input") -> Tensor:
         """Treat a whole recording, float ``(channels, samples)``, which is silent outside of its ends.
@@ -148,8 +147,7 @@ class Augmentation:
             input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
 
     Raises:
-        UserError: for a range that is not two ascending numbers, gains that are not positive, or an infinite or
-            negative ``deeper_db``.
+        UserError: for a number out of its range, or a range that is not two ascending numbers.
     """
 
     noise_db: tuple[float, float] | None = None
@@ -157,14 +155,11 @@ class Augmentation:
     deeper_db: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self), noise_db="[-200, 200]", gain="(0, 1000]", deeper_db="[0, 200]")
         for name in ("noise_db", "gain"):
             ends = getattr(self, name)
-            if ends is not None and not (len(ends) == 2 and ends[0] <= ends[1]):
-                raise UserError(f"{name} is {list(ends)}; it must be two numbers, the lower first")
-        if self.gain is not None and not self.gain[0] > 0:
-            raise UserError(f"gain begins at {self.gain[0]:g}; it must be above 0")
-        if not 0 <= self.deeper_db < math.inf:
-            raise UserError(f"deeper_db is {self.deeper_db:g}; it must be at least 0, and finite")
+            if ends is not None and not (isinstance(ends, (list, tuple)) and len(ends) == 2 and ends[0] <= ends[1]):
+                raise UserError(f"{name} is {ends!r}; it must be two numbers, the lower first")
 
     def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
         """Augment the input and target of an excerpt, each ``(channels, samples)``; equal seeds give equal results."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dfx.effects.chain import ChainSpec
 from dfx.effects.effect import RenderError
-from dfx.errors import UserError
+from dfx.errors import SEEDS, UserError, check_numbers
 from dfx.losses import Loss, loss_of_recordings
 
 AudioPair = Mapping[str, Any]
@@ -53,7 +53,7 @@ class BaselineOptions:
         seed: of excerpts, searches and the network.
 
     Raises:
-        UserError: if any but the seed is not positive.
+        UserError: if a number is out of its range.
     """
 
     evaluations: int = 700
@@ -63,9 +63,14 @@ class BaselineOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "excerpts", "excerpt_seconds", "network_steps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+        check_numbers(
+            vars(self),
+            evaluations="1..1000000000",
+            excerpts="1..1000000000",
+            excerpt_seconds="(0, 3600]",
+            network_steps="1..1000000000",
+        )
+        check_numbers(vars(self), seed=SEEDS)
 
 
 class Found(NamedTuple):

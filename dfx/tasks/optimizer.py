@@ -10,23 +10,31 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from dfx.errors import check_numbers
+
 
 @dataclass
 class OptimizerOptions:
     """How the encoder is optimized, in every stage but pretraining.
 
     Args:
-        learning_rate: of Adam; the paper's is 1e-4.
+        learning_rate: of Adam, in (0, 1]; the paper's is 1e-4.
         schedule: ``cosine`` warms up to the learning rate over the first twentieth of the stage, and decays to zero
             along half a cosine (Loshchilov and Hutter 2017); ``plateau`` is the paper's: it multiplies the learning
             rate by 0.2 after 20 validations without improvement, down to 1.6e-6; ``constant`` keeps it.
         patience: validations without improvement after which a stage ends (the paper: 25); by default it lasts for
             all of the trainer's epochs.
+
+    Raises:
+        UserError: if a number is out of its range.
     """
 
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     patience: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(vars(self), learning_rate="(0, 1]", patience="1..1000000000")
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerOptions, steps: float) -> OptimizerLRScheduler:

@@ -5,6 +5,7 @@ import functools
 from typing import NamedTuple
 
 from dfx.effects import ChainSpec
+from dfx.errors import check_numbers
 
 
 @dataclasses.dataclass
@@ -21,12 +22,23 @@ class StageOptions:
         pretraining_patience: validations without improvement after which that stage ends.
         progressive: render only the first effect of the chain, and in each stage one more. The encoder predicts the
             parameters of all effects from the start; those of later effects get no gradient.
+
+    Raises:
+        UserError: if a number is out of its range.
     """
 
     pretraining_epochs: int = 0
     pretraining_learning_rate: float = 1e-3
     pretraining_patience: int = 4
     progressive: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            vars(self),
+            pretraining_epochs="0..1000000000",
+            pretraining_learning_rate="(0, 1]",
+            pretraining_patience="1..1000000000",
+        )
 
 
 class Stage(NamedTuple):

@@ -19,7 +19,7 @@ from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.effects import ChainSpec, EffectError, EffectSpec, is_foreign
 from dfx.effects.parameter import Scale
 from dfx.encoder import Encoder, EncoderOptions
-from dfx.errors import UserError
+from dfx.errors import CHANNELS, SAMPLE_RATES, check_numbers
 from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
@@ -57,7 +57,7 @@ class Task(pl.LightningModule):
 
     Raises:
         EffectError: if the chain cannot be built.
-        UserError: if a step has no frame or is too short for the loss, or if frames do not fit the encoder.
+        UserError: if a number is out of its range, a step too short for the loss, or a frame does not fit the encoder.
     """
 
     defaults: Tensor
@@ -83,8 +83,9 @@ class Task(pl.LightningModule):
     ) -> None:
         given = dict(locals())  # before there are others
         super().__init__()
-        if frames_per_step < 1:
-            raise UserError(f"frames_per_step is {frames_per_step}; it must be at least 1")
+        check_numbers(given, sample_rate=SAMPLE_RATES, channels=CHANNELS)
+        check_numbers(given, **dict.fromkeys(("context_samples", "frame_samples"), "1..100000000"))
+        check_numbers(given, frames_per_step="1..65536")
         # Mappings and not EffectSpecs in the signature: for an effect on the command line, jsonargparse would fill in
         # missing options from the effect at the same position of the config.
         specs = [EffectSpec.of(effect) for effect in effects]

@@ -1,4 +1,6 @@
+import ast
 import ctypes
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -12,7 +14,7 @@ from pedalboard._pedalboard import to_python_parameter_name
 from dfx.effects import ChainSpec, EffectSpec, vst3
 from dfx.effects.pedalboard import EFFECTS
 from dfx.errors import UserError
-from dfx.render.presets import preset_files, write_preset
+from dfx.render.presets import _iri, as_python, preset_files, write_preset
 from tests.known_effects import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
@@ -172,3 +174,50 @@ def test_what_a_preset_cannot_hold_is_named(tmp_path):
     mixed = ChainSpec([known("Gain"), EffectSpec("pedalboard:Gain")], 44100)
     with pytest.raises(UserError, match="pedalboard cannot run python:tests"):
         preset_files("a.py", mixed)
+
+
+def renamed(spec: ChainSpec, name: str) -> tuple[ChainSpec, dict]:
+    """Return a chain whose only effect has a name that a config may not give, and some setting of it."""
+    spec.recipes = [dataclasses.replace(spec.recipes[0], name=name)]
+    return spec, {f"{name}.{parameter.name}": parameter.default for parameter in spec.recipes[0].parameters}
+
+
+NAMES = [
+    "a\nraise SystemExit",
+    "a\r\x0braise SystemExit",
+    "a\u2028raise SystemExit",
+    "../../x",
+    'a" ; "',
+    "\x1b[31m",
+    "a>b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_adds_no_statement_to_a_preset_in_python(name):
+    spec, values = renamed(ChainSpec([EffectSpec("pedalboard:Gain")], 44100), name)
+    source = as_python(spec, values)
+    kinds = [type(statement).__name__ for statement in ast.parse(source).body]
+    assert kinds == ["Expr", "Import", "FunctionDef"] and "\x1b" not in source
+    with pytest.raises(ValueError):
+        spec.sample_rate = '1"""; raise SystemExit; """'
+        as_python(spec, values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_leads_to_no_other_folder_and_adds_no_statement_to_an_lv2_preset(tmp_path, name):
+    spec, values = renamed(ChainSpec([EffectSpec(CALF)], 44100), name)
+    folder = tmp_path / 'a "quoted\n" name.lv2'
+    write_preset(str(folder), spec, values)
+    assert list(tmp_path.iterdir()) == [folder]
+    files = sorted(folder.iterdir())
+    assert len(files) == 2 and all(file.suffix == ".ttl" for file in files)
+    read = [subprocess.run(["sordi", str(file)], capture_output=True, text=True) for file in files]
+    assert not any(done.stderr for done in read)
+    presets = [done.stdout.count("<http://lv2plug.in/ns/ext/presets#Preset>") for done in read]
+    assert presets == [1, 1]
+
+
+@pytest.mark.parametrize("uri", ["http://x/a>b", "urn:a b", 'urn:a"b', "urn:a\nb", "urn:a\\b"])
+def test_an_iri_of_turtle_has_no_end_inside(uri):
+    assert not set(_iri(uri)[1:-1]) & set('<>" \n') and "\\u" in _iri(uri)

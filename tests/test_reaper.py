@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import struct
 
 import numpy as np
@@ -10,7 +11,7 @@ import rpp
 from dfx.effects import ChainSpec, EffectSpec, lv2
 from dfx.errors import UserError
 from dfx.render.automation import Automation
-from dfx.render.reaper import TOLERANCE, Take, project_files, write_project
+from dfx.render.reaper import TOLERANCE, Take, _token, project_files, write_project
 from tests.known_effects import known
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
@@ -112,3 +113,26 @@ def test_a_chain_that_reaper_lacks_leaves_both_recordings_and_csv(tmp_path):
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.als: a REAPER project is written as \.rpp"):
         project_files("a.als", ChainSpec([known("Gain")], 44100))
+
+
+NAMES = ["a\n>\n<TRACK", "a \"b\" 'c' `d`", "a\r>", "a\u2028>", "> |<"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_files_and_effects_add_no_lines_to_a_project(tmp_path, name):
+    given = take(tmp_path, [EffectSpec("pedalboard:Gain")])
+    write_project(str(tmp_path / "plain.rpp"), given)
+    given.chain.recipes = [dataclasses.replace(given.chain.recipes[0], name=name, effect=name)]
+    odd = dataclasses.replace(given, input=str(tmp_path / name), output=str(tmp_path / f"{name}.flac"))
+    write_project(str(tmp_path / "odd.rpp"), odd)
+    lines = [(tmp_path / file).read_text().splitlines() for file in ("plain.rpp", "odd.rpp")]
+    plain, written = ([line.split()[0] for line in file if line.strip()[0] != "|"] for file in lines)
+    assert plain == written
+    assert len(reaper_parser.parse(tmp_path / "odd.rpp").project.tracks) == 2
+
+
+@pytest.mark.parametrize("text, written", [
+    ("urn:a#b", "urn:a#b"), ("3:gain", "3:gain"), ("urn:a b", '"urn:a b"'), ('a"b', "'a\"b'"), (">", '">"'),
+])  # fmt: skip
+def test_a_token_is_quoted_where_it_must_be(text, written):
+    assert _token(text) == written

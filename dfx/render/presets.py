@@ -9,9 +9,11 @@
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from pedalboard import PluginContainer
@@ -20,7 +22,7 @@ from dfx.effects import ChainSpec, lv2, vst3
 from dfx.effects import pedalboard as built_in
 from dfx.effects.chain import HOSTS
 from dfx.effects.effect import Recipe
-from dfx.errors import UserError
+from dfx.errors import UserError, printable
 from dfx.writing import write_json, write_text
 
 _HOSTS = {".json": tuple(HOSTS), ".py": ("pedalboard", "vst3", "au"), ".vstpreset": ("vst3",), ".lv2": ("lv2",)}
@@ -86,7 +88,7 @@ def _as_json(chain: ChainSpec, values: dict[str, float]) -> dict[str, Any]:
     return {"sample_rate": chain.sample_rate, "channels": chain.channels, "effects": effects}
 
 
-_HEAD = '''"""A chain of effects, set by dfx for {sample_rate} Hz.
+_HEAD = '''"""A chain of effects, set by dfx for {sample_rate:d} Hz.
 
     board = make_board()
     output = board(audio, sample_rate)
@@ -118,7 +120,7 @@ def as_python(chain: ChainSpec, values: dict[str, float]) -> str:
             positions = {name: position for name, (_, position) in loaded.places.items()}
             name = recipe.effect.partition("#")[2] or None
             code = [f"plugin({loaded.path!r}, {name!r}, {positions!r})"]
-        lines += [f"# {recipe.name}", *code[:-1], f"{code[-1]},"]
+        lines += [f"# {printable(recipe.name)}", *code[:-1], f"{code[-1]},"]
     helper = "" if all(recipe.host == "pedalboard" for recipe in chain.recipes) else _PLUGIN
     body = "\n".join(f"            {line}" for line in lines)
     make = f"\n\ndef make_board():\n    return pedalboard.Pedalboard(\n        [\n{body}\n        ]\n    )\n"
@@ -158,14 +160,25 @@ def _write_bundle(folder: Path, chain: ChainSpec, values: dict[str, float]) -> N
     for recipe in chain.recipes:
         if recipe.host != "lv2":
             continue
-        head = f"a pset:Preset ;\n    lv2:appliesTo <{recipe.effect}> ;"
-        manifest.append(f"<{recipe.name}.ttl>\n    {head}\n    rdfs:seeAlso <{recipe.name}.ttl> .\n")
+        file = re.sub(r"[^\w -]", "_", recipe.name) + ".ttl"
+        head = f"a pset:Preset ;\n    lv2:appliesTo {_iri(recipe.effect)} ;"
+        manifest.append(f"<{quote(file)}>\n    {head}\n    rdfs:seeAlso <{quote(file)}> .\n")
         controls, ports = lv2.controls(recipe.effect, chain.sample_rate, chain.channels), []
         for symbol, value in settings[recipe.name].items():
             # A decimal of Turtle has a point and no exponent.
             decimal = np.format_float_positional(lv2.port_value(controls[symbol], value), 10, unique=False, trim="0")
-            ports.append(f'[\n        lv2:symbol "{symbol}" ;\n        pset:value {decimal}\n    ]')
-        label = json.dumps(f"{folder.stem}: {recipe.name}")
+            ports.append(f"[\n        lv2:symbol {_literal_of(symbol)} ;\n        pset:value {decimal}\n    ]")
+        label = _literal_of(f"{folder.stem}: {recipe.name}")
         text = f"{_PREFIXES}\n<>\n    {head}\n    rdfs:label {label} ;\n    lv2:port {' , '.join(ports)} .\n"
-        write_text(folder / f"{recipe.name}.ttl", text)
+        write_text(folder / file, text)
     write_text(folder / "manifest.ttl", "\n".join(manifest))
+
+
+def _iri(text: str) -> str:
+    """Return an IRI of Turtle, in which some characters must be escaped."""
+    return "<" + re.sub(r'[\x00-\x20<>"{}|^`\\]', lambda match: f"\\u{ord(match[0]):04X}", text) + ">"
+
+
+def _literal_of(text: str) -> str:
+    """Return a literal of Turtle: its escapes are those of JSON, but for characters beyond 16 bits."""
+    return json.dumps(printable(text), ensure_ascii=False)

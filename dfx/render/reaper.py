@@ -13,6 +13,7 @@ plugin's state, and for an LV2 plugin envelopes of one point.
 
 import base64
 import os
+import re
 import struct
 import uuid
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import numpy as np
 
 from dfx.effects import ChainSpec, lilv, lv2, vst3
 from dfx.effects.effect import Recipe
-from dfx.errors import UserError
+from dfx.errors import UserError, printable
 from dfx.render.automation import Automation, thin_out
 from dfx.writing import write_text
 
@@ -76,7 +77,8 @@ def project_files(path: str, chain: ChainSpec) -> list[str]:
 def write_project(path: str, take: Take) -> None:
     """Write the project. Call it on the main thread: some hosts load plugins there only."""
     runs = can_run(take.chain)
-    write_text(Path(path), "\n".join(_project(path, take, runs)) + "\n")
+    # The format has no escapes: a line break in a name would begin a line of its own.
+    write_text(Path(path), "".join(f"{printable(line)}\n" for line in _project(path, take, runs)))
     if not runs:
         take.automation.write(str(Path(path).with_suffix(".csv")))
 
@@ -130,7 +132,8 @@ def _effects(take: Take) -> Iterator[str]:
             points = [f"PT {times[point]:.6f} {positions[point]:.6f} {int(is_held)}" for point in kept]
             identifier = f"EGUID {_guid(f'{recipe.name}.{parameter}')}"
             settings = identifier, "ACT 1 -1", "VIS 1 1 1", "LANEHEIGHT 0 0", "ARM 0", "DEFSHAPE 0 -1 -1"
-            yield from _block(f'PARMENV {index} 0 1 0.5 "{_plain(parameter)} / {name}"', *settings, *points)
+            head = f'PARMENV {_token(str(index))} 0 1 0.5 "{_plain(parameter)} / {name}"'
+            yield from _block(head, *settings, *points)
         yield "WAK 0 0"
 
 
@@ -174,7 +177,7 @@ def _lv2(take: Take, recipe: Recipe, values: np.ndarray) -> tuple[str, list[str]
         else:
             continue
         envelopes[f"{index}:{symbol}", symbol] = times, (numbers - low) / (high - low)
-    return name, _block(f'LV2 "{name}" {recipe.effect} ""'), envelopes
+    return name, _block(f'LV2 "{name}" {_token(recipe.effect)} ""'), envelopes
 
 
 def _states(preset: bytes) -> tuple[str, bytes, bytes]:
@@ -197,6 +200,11 @@ def _quoted(text: str) -> str:
     """Quote with the first of REAPER's quotation marks that the text does not contain."""
     mark = next((mark for mark in "\"'`" if mark not in text), "`")
     return mark + text.replace("`", "'") + mark if mark == "`" else mark + text + mark
+
+
+def _token(text: str) -> str:
+    """Return a text without quotation marks if it can do without them."""
+    return text if re.fullmatch(r"[^\s\"'`<>|]+", text) else _quoted(text)
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Benchmarks: ``python -m dfx.benchmark fidelity``, ``speed`` and ``twin``.
+"""Benchmarks: ``python -m dfx.benchmark fidelity``, ``speed``, ``step`` and ``twin``.
 
-``fidelity`` compares estimated gradients with exact ones, ``speed`` times the effect layer, and ``twin`` trains with
-exact and with estimated gradients.
+``fidelity`` compares estimated gradients with exact ones, ``speed`` times the effect layer, ``step`` times the parts of
+a training step, and ``twin`` trains with exact and with estimated gradients.
 """
 
 import argparse
@@ -16,16 +16,18 @@ from tqdm import tqdm
 from dfx.benchmark.chains import BenchmarkChain, chains
 from dfx.benchmark.fidelity import fidelity
 from dfx.benchmark.speed import MODES, speed
+from dfx.benchmark.step import step
 from dfx.benchmark.twin import GRADIENTS, as_table, twin
 from dfx.errors import UserError, errors_in_one_line, nearest
 from dfx.figures import draw_fidelity, draw_twin
 
-_WIDTHS = {"chain": 16, "name": 37}
+_WIDTHS = {"chain": 16, "name": 37, "config": 26, "part": 10}
 _COLUMNS = {
     "fidelity": "chain batch parameters when name renderings "
     "cosine_encoder cosine_parameters error_encoder error_parameters",
     "speed": "chain mode batch workers rounds passed layer_ms bare_ms original_ms step_ms layer_over_limit "
     "threads_over_limit original_over_layer regression_over_layer share_of_step layer_mb original_mb",
+    "step": "config part cpu_ms wall_ms share",
 }
 
 
@@ -34,6 +36,8 @@ def main() -> None:
     measured: Iterable[dict[str, Any]]
     if given.command == "twin":
         measured = twin(given.config, given.gradients, range(given.seeds), given.folder, given.options, given.jobs)
+    elif given.command == "step":
+        measured = step(given.configs, given.steps, given.options)
     elif given.command == "fidelity":
         chosen = _choose(given.chains)
         measured = fidelity(chosen, given.batches, given.means_of, given.seconds, given.late_steps, given.seed)
@@ -71,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("speed", parents=[layer, output], help="time the layer against its effects")
     command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     command.add_argument("--seconds", type=float, default=4.0, help="per chain, mode and batch")
+    command = commands.add_parser("step", parents=[output], help="time the parts of a training step")
+    command.add_argument("configs", nargs="+", help="of the tasks; where their data are absent, noise is used")
+    command.add_argument("--steps", type=int, default=48, help="to measure")
+    command.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="the rest: options of train.py")
     command = commands.add_parser("twin", parents=[output, figure], help="train with exact and estimated gradients")
     command.add_argument("--config", default="configs/tube_amp.yaml", help="a task whose effects have a twin")
     which = f"any of {', '.join(GRADIENTS)}, or overlays (.yaml)"

@@ -13,10 +13,11 @@ class BestEffort:
 
     Attributes:
         seconds: time that this process has spent in the decorated methods.
+        cpu_seconds: its CPU time in them.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._depth = 0
         self._warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
@@ -25,7 +26,7 @@ class BestEffort:
 
         @functools.wraps(method)
         def wrapper(owner: Any, *args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             self._depth += 1
             try:
                 return method(owner, *args, **kwargs)
@@ -40,6 +41,7 @@ class BestEffort:
                 # Nested calls are counted once.
                 if not self._depth:
                     self.seconds += time.perf_counter() - start
+                    self.cpu_seconds += time.process_time() - cpu_start
 
         return wrapper
 

@@ -6,6 +6,7 @@ rank computes them from the rows of all ranks. The gradient therefore equals tha
 In a run of one process, nothing here has an effect.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def ranks_of_machine() -> int:
+    """Return the number of ranks on this machine: as torchrun reports it, otherwise that of all ranks."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_rank_zero() -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfx import distributed
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.blackbox import workers as workers_module
 from dfx.blackbox.workers import Workers
@@ -333,6 +334,23 @@ def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
             output.square().sum().backward()
             results[-1] += [output.detach(), at.grad.clone()]
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize(
+    "given, ranks, local, count",
+    [(None, 1, None, 8), (None, 4, None, 2), (None, 4, "2", 4), (None, 9, None, 1), (3, 4, None, 3)],
+)
+def test_ranks_of_a_machine_share_its_cores_unless_workers_are_given(given, ranks, local, count, isolate, monkeypatch):
+    monkeypatch.setattr(workers_module, "available_cores", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    layer = EffectLayer(chain(known("Gain")), rendering=RenderingOptions(workers=given, isolate=isolate))
+    # The ranks start after the layer was built.
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    pools = layer._training_lanes.workers, layer._evaluation_lanes.workers, layer._estimator._workers
+    assert [pool.count for pool in pools] == 3 * [count]
 
 
 def test_outputs_in_use_are_not_overwritten():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dfx.blackbox.workers import Workers, available_cores
+from dfx.blackbox.workers import Workers
 from dfx.effects import ChainSpec
 from dfx.errors import check_numbers
 
@@ -22,7 +22,8 @@ class RenderingOptions:
     """Options of the rendering; the audio does not depend on them.
 
     Args:
-        workers: number of threads, including the calling one, or of processes; by default the number of cores.
+        workers: number of threads, including the calling one, or of processes; by default the number of cores,
+            which the ranks of a machine share.
         isolate: render in separate processes, for plugins that crash or hang: the run then ends with an error that
             names the plugin and its values.
         timeout_seconds: longest time to build an effect, or to render one frame with it; only with ``isolate``,
@@ -102,7 +103,7 @@ class Lanes:
         keep_history: bool = False,
         restart_chains: bool = True,
     ) -> None:
-        self.workers = Workers(options.workers or available_cores())
+        self.workers = Workers(options.workers)
         self._spec, self._renderings = spec, renderings
         self._keep_history, self._restart_chains = keep_history, restart_chains
         self._history: list[list[_Step]] = []

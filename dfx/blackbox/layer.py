@@ -14,7 +14,7 @@ from dfx.blackbox.gradient import Estimator, GradientOptions, Points
 from dfx.blackbox.isolation import call_in_process, make_lanes
 from dfx.blackbox.lanes import Lanes, RenderingOptions
 from dfx.blackbox.perturbation import Perturbation
-from dfx.blackbox.workers import Workers, available_cores
+from dfx.blackbox.workers import Workers
 from dfx.effects import ChainSpec, RenderError
 from dfx.effects.probe import ROUNDING, dead_parameters
 
@@ -55,7 +55,7 @@ class EffectLayer(nn.Module):
         self.renderings = self.gradient.renderings(len(chain.parameters))
         self.progress = 0.0
         self._rendering = rendering or RenderingOptions()
-        workers = Workers(self._rendering.workers or available_cores())
+        workers = Workers(self._rendering.workers)
         self._estimator = Estimator(self.gradient, chain.space.names, chain.sample_rate, workers)
         directions = "coordinate" if self.gradient.estimator == "finite_difference" else self.gradient.directions
         self._perturbation = Perturbation(directions, self.gradient.redraw, self.gradient.draws, self.gradient.seed)

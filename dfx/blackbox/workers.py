@@ -1,5 +1,6 @@
 """A pool of threads that renders and measures."""
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -17,19 +18,32 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_per_rank() -> int:
+    """Return the number of cores for each rank of this machine, at least 1."""
+    # Imported here: importing torch takes seconds, and worker processes do not need it.
+    from dfx import distributed
+
+    return max(1, available_cores() // distributed.ranks_of_machine())
+
+
 class Workers:
     """A pool of threads, including the calling thread.
 
     It adapts to the work: as many threads run as the time of the previous rows justifies.
 
     Args:
-        count: maximum number of threads.
+        count: maximum number of threads; by default the number of cores, which the ranks of a machine share.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count
         self._executor: ThreadPoolExecutor | None = None
         self._seconds_per_row = _MIN_SECONDS
+
+    @functools.cached_property
+    def count(self) -> int:
+        """The maximum number of threads, first read when work is done: layers are built before ranks are known."""
+        return self._count or cores_per_rank()
 
     def run(self, work: Callable[[range], None], rows: int) -> None:
         """Call ``work`` with contiguous blocks of ``range(rows)``, and return when all are done.

@@ -1,10 +1,13 @@
-"""Compare a trained model with baselines on a test split.
+"""Compare a trained model with baselines on the test pairs of its training, or on other pairs.
 
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines all
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines input fixed per_file --evaluations 300
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --output my/results
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --json
+
+The pairs of each split are those of the checkpoint, also if others were added since. --data evaluates all pairs of a
+folder, or the test split of its manifest if there is one.
 
 Prints a table of means, or with --json one object {method: {metric: mean}}. Writes to a folder the metrics of every
 file, their means with intervals, settings, automation and audio, and report.html, a page for listening and for blind
@@ -16,13 +19,16 @@ dfx/evaluation/baselines.py describes them.
 """
 
 import json
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
 
-from dfx.datasets import PairedAudio
-from dfx.errors import errors_in_one_line
-from dfx.evaluation.baselines import BASELINES
+from dfx.datasets.pairs import check_audio, find_test_pairs
+from dfx.datasets.splits import count_trained, restore_splits
+from dfx.datasets.treatment import TreatedPairs
+from dfx.errors import DataError, errors_in_one_line
+from dfx.evaluation.baselines import BASELINES, LEARNED
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.evaluation.search import BaselineOptions
@@ -44,27 +50,26 @@ def main() -> None:
     checkpoint = read_checkpoint(options.checkpoint)
     task = build_task(checkpoint, options.checkpoint, options.trust)
     trained_on = checkpoint["dfx"]["data"]
-    data = PairedAudio(
-        root=options.data or trained_on["root"],
-        sample_rate=task.chain.sample_rate,
-        channels=task.chain.channels,
-        window=task.window,
-        treatment=task.treatment,
-        seed=trained_on["seed"],
-        rows=None if options.data else trained_on.get("rows"),
+    baselines = BASELINES if "all" in options.baselines else options.baselines
+    learned = set(baselines) & set(LEARNED)
+    splits = {"train": []} if options.data and not learned else restore_splits(trained_on)
+    tested = find_test_pairs(options.data) if options.data else splits["test"]
+    if not tested:
+        raise DataError(f"none of the checkpoint's test pairs is left in {trained_on['root']}: give --data")
+    if options.data and (known := count_trained(trained_on, tested, options.data)):
+        text = (
+            f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"
+        )
+        print(text, file=sys.stderr)
+    check_audio([*tested, *splits["train"]] if learned else tested)
+    training, evaluated = (
+        TreatedPairs(pairs, task.treatment, task.chain.sample_rate, task.chain.channels)
+        for pairs in (splits["train"], tested)
     )
-    data.setup("test")
     folder = options.output or Path(options.checkpoint).parent.parent / "evaluation"
-    results = evaluate(
-        task,
-        data.whole_pairs("test"),
-        folder,
-        BASELINES if "all" in options.baselines else options.baselines,
-        data.whole_pairs("train"),
-        BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)}),
-        find_removed(data.splits["test"]),
-        options.interpolation,
-    )
+    budget = BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)})
+    removed = find_removed(tested)
+    results = evaluate(task, evaluated, folder, baselines, training, budget, removed, options.interpolation)
     if options.json:
         print(json.dumps(results))
     else:
@@ -79,7 +84,7 @@ def _parser() -> ArgumentParser:
     names = f"methods to compare with: {', '.join(BASELINES)}, or all (default: input defaults)"
     default = ["input", "defaults"]
     add("checkpoint", help="a checkpoint that train.py wrote")
-    add("--data", help="a folder of pairs (default: the training data)")
+    add("--data", help="a folder of pairs to evaluate (default: the test pairs of the checkpoint)")
     add("--output", type=Path, help="a folder for the results (default: evaluation/ of the run)")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add(

@@ -175,6 +175,7 @@ class DfxCLI(LightningCLI):
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
             first, model.first_step = saved["stage"], saved.get("first_step", 0)
+            datamodule.restore(saved["data"], resumes=True)
         for stage in range(first, len(model.stages)):
             model.enter_stage(stage, datamodule)
             self.trainer = self._make_trainer()

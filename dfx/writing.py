@@ -4,7 +4,8 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -45,6 +46,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequenc
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def file_stem(name: str, taken: Iterable[str]) -> str:
+    """Return a file name without suffix for a name, unlike those that are taken also where case is ignored."""
+    # File systems allow 255 bytes, of which a suffix needs some.
+    first = re.sub(r"[/\\]", "_", name).encode()[:200].decode(errors="ignore")
+    used = {stem.casefold() for stem in taken}
+    stems = (first, *(f"{first}-{number}" for number in range(2, len(used) + 2)))
+    return next(stem for stem in stems if stem.casefold() not in used)
 
 
 def sync_to_disk(path: Path) -> None:

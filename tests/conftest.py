@@ -45,14 +45,18 @@ def make_pairs(tmp_path: Path) -> Callable[..., Path]:
     """Write folders of decaying notes and the same notes through a soft clipper."""
 
     def make(count: int = 10, seconds: float = 0.5, folder: str = "pairs", sample_rate: int = SAMPLE_RATE) -> Path:
-        root = tmp_path / folder
-        for side in ("input", "target"):
-            (root / side).mkdir(parents=True)
-        for i in range(count):
-            n = np.arange(int(seconds * sample_rate))
-            note = 0.5 * np.sin(2 * np.pi * 110 * 2 ** (i / 12) * n / sample_rate) * np.exp(-3 * n / sample_rate)
-            soundfile.write(root / "input" / f"note_{i:02}.wav", note, sample_rate)
-            soundfile.write(root / "target" / f"note_{i:02}.wav", np.tanh(4 * note) * 0.5, sample_rate)
-        return root
+        return write_pairs(tmp_path / folder, count, seconds, sample_rate)
 
     return make
+
+
+def write_pairs(root: Path, count: int, seconds: float, sample_rate: int = SAMPLE_RATE) -> Path:
+    """Write the pairs of :func:`make_pairs` and return their folder."""
+    for side in ("input", "target"):
+        (root / side).mkdir(parents=True)
+    for i in range(count):
+        n = np.arange(int(seconds * sample_rate))
+        note = 0.5 * np.sin(2 * np.pi * 110 * 2 ** (i / 12) * n / sample_rate) * np.exp(-3 * n / sample_rate)
+        soundfile.write(root / "input" / f"note_{i:02}.wav", note, sample_rate)
+        soundfile.write(root / "target" / f"note_{i:02}.wav", np.tanh(4 * note) * 0.5, sample_rate)
+    return root

@@ -21,7 +21,7 @@ from dfx.figures import draw_excerpt_automation, draw_excerpt_spectrograms
 from dfx.loggers.best_effort import best_effort
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task
-from dfx.writing import write_csv, write_json
+from dfx.writing import file_stem, write_csv, write_json
 
 SIDES = ("input", "output", "target")
 PARAMETERS = "parameters.csv"
@@ -139,10 +139,10 @@ class Excerpts(pl.Callback):
             if step.number == 0
         }
         chosen = np.linspace(0, len(first_steps) - 1, min(self._options.excerpts, len(first_steps))).round().astype(int)
-        names = {}
+        names: dict[tuple[int, int], str] = {}
         for place, excerpt in (list(first_steps.items())[index] for index in chosen):
             start = f"_{excerpt.start / sample_rate:.1f}s" if excerpt.start else ""
-            names[place] = loader.dataset.pairs.pairs[excerpt.pair].name.replace("/", "_") + start
+            names[place] = file_stem(loader.dataset.pairs.pairs[excerpt.pair].name + start, names.values())
         return names
 
     def _save_media(self, trainer: pl.Trainer, task: Task, validation: _Validation) -> None:

@@ -1,13 +1,17 @@
 """The Lightning data module of paired audio."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
-from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs
+from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs, list_pairs
+from dfx.datasets.splits import OLDER, match_records, read_records, record_splits
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 from dfx.errors import CHANNELS, SAMPLE_RATES, SEEDS, DataError, check_numbers
 
@@ -53,8 +57,10 @@ class PairedAudio(pl.LightningDataModule):
         super().__init__()
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, batch_size="1..65536", seed=SEEDS)
         check_numbers(vars(self), excerpt_seconds="(0, 86400]", num_workers="0..1024")
-        # Stored in checkpoints, so that evaluation finds the same pairs.
-        self.arguments = {"root": self.root, "seed": self.seed, "rows": self.rows}
+        # Stored in checkpoints, so that resuming and evaluation use the same pairs.
+        self.arguments: dict[str, Any] = {
+            name: getattr(self, name) for name in ("root", "seed", "rows", "excerpt_seconds")
+        }
         self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
         self._first_batch = 0
@@ -67,14 +73,55 @@ class PairedAudio(pl.LightningDataModule):
         if self.splits:
             return
         splits = find_pairs(self.root, self.seed, self.rows)
+        self._take(splits, record_splits(splits, self.root))
+
+    def restore(self, data: Mapping[str, Any], resumes: bool) -> None:
+        """Take the pairs of each split, and their order, from a checkpoint instead of the folder; print what differs.
+
+        Args:
+            data: the entry ``data`` of the checkpoint.
+            resumes: training goes on from the checkpoint, so that all of its pairs have to be there.
+
+        Raises:
+            DataError: if pairs, their order or their excerpts differ from those of the run that resumes.
+        """
+        for name in ("seed", "excerpt_seconds") if resumes else ():
+            given, trained = getattr(self, name), data.get(name, getattr(self, name))
+            if given != trained:
+                raise DataError(f"data.{name} is {given}, and was {trained} before the run was stopped: restore it")
+        records = read_records(data)
+        if records is None:
+            self._note(f"{OLDER}: those of {self.root} are used")
+            return
+        if self.arguments.get("pairs") == data["pairs"]:
+            return
+        restored = match_records(records, list_pairs(self.root, self.rows), self.root)
+        place = f"{self.root} has changed since training"
+        if self.root != data.get("root"):
+            place = f"{self.root} is not {data.get('root')}, with which the checkpoint was trained"
+        if resumes and (restored.missing or restored.changed):
+            raise DataError(f"{place}; {restored.differences}: restore the pairs, or start another run")
+        if any(restored.splits.values()):
+            if restored.differences:
+                self._note(f"{place}; {restored.differences}")
+            self._take(restored.splits, data["pairs"])
+        else:
+            self._note(f"{place}, and has none of its pairs: the splits of {self.root} are used")
+
+    def _take(self, splits: dict[str, list[Pair]], records: dict[str, list[list[str]]]) -> None:
+        """Check the pairs of each split and use them from now on."""
         if self.check_audio:
             check_audio([pair for split in SPLITS for pair in splits[split]])
-        self.splits = splits  # only if all checks pass
+        self.splits, self.arguments["pairs"] = splits, records  # only if all checks pass
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
             if shorter and distributed.is_rank_zero():
                 context = f"the encoder's context ({self.window.context_samples / self.sample_rate:.2f} s)"
                 print(f"{shorter} of {len(pairs)} {split} pairs are shorter than {context} and are padded with silence")
+
+    def _note(self, text: str) -> None:
+        if distributed.is_rank_zero():
+            print(text, file=sys.stderr)
 
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)

@@ -30,6 +30,10 @@ class Pair:
     target: AudioFile
 
 
+Listed = tuple[Pair, str]
+"""A pair and its split."""
+
+
 def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) -> dict[str, list[Pair]]:
     """Return the pairs of a folder, by split.
 
@@ -43,22 +47,50 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
             length or sample rate, a file is in two splits, or a split is empty.
     """
+    listed = list_pairs(root, rows, needs_split=True)
+    splits = _by_split(listed)
+    if not any(splits.values()):
+        splits = _split_at_random([pair for pair, _ in listed], seed)
+    for split in SPLITS:
+        if not splits[split]:
+            raise DataError(f"{root} has {len(listed)} pairs, and none for {split}: every split needs at least one")
+    _refuse_shared_files(splits)
+    return splits
+
+
+def find_test_pairs(root: str) -> list[Pair]:
+    """Return the pairs of a folder to evaluate on: the test split of its manifest if there is one, or else all.
+
+    Raises:
+        DataError: as :func:`find_pairs`, or if there are none.
+    """
+    listed = list_pairs(root)
+    splits = _by_split(listed)
+    _refuse_shared_files(splits)
+    chosen = splits["test"] or [pair for pair, _ in listed]
+    if not chosen:
+        raise DataError(f"{root} has no pairs")
+    return chosen
+
+
+def list_pairs(root: str, rows: Mapping[str, str] | None = None, needs_split: bool = False) -> list[Listed]:
+    """Return the pairs of a folder, each with the split that the manifest gives, or an empty text.
+
+    Arguments and errors as for :func:`find_pairs`; with ``needs_split``, a manifest must give the split of every pair.
+    """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{root}: no such folder; see data/README.md for how to get or make the data")
     manifest = find_child(folder, "manifest.csv")
     if manifest.is_file():
-        splits = _from_manifest(manifest, rows or {})
-    elif rows:
+        return _from_manifest(manifest, rows or {}, needs_split)
+    if rows:
         raise DataError(f"{root} has no manifest.csv whose rows could match {dict(rows)}: set rows to null")
-    else:
-        splits = _split_at_random(_from_folders(folder), seed)
-    for split in SPLITS:
-        if not splits[split]:
-            count = sum(map(len, splits.values()))
-            raise DataError(f"{root} has {count} pairs, and none for {split}: every split needs at least one")
-    _refuse_shared_files(splits)
-    return splits
+    return [(pair, "") for pair in _from_folders(folder)]
+
+
+def _by_split(listed: Sequence[Listed]) -> dict[str, list[Pair]]:
+    return {split: [pair for pair, given in listed if given == split] for split in SPLITS}
 
 
 def _refuse_shared_files(splits: Mapping[str, Sequence[Pair]]) -> None:
@@ -113,24 +145,23 @@ def _pair(name: str, input: Path, target: Path) -> Pair:
     return pair
 
 
-def _from_manifest(manifest: Path, rows: Mapping[str, str]) -> dict[str, list[Pair]]:
-    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+def _from_manifest(manifest: Path, rows: Mapping[str, str], needs_split: bool) -> list[Listed]:
     patterns = {column.lower(): pattern for column, pattern in rows.items()}
-    listed = [
+    chosen = [
         row
-        for row in read_manifest(manifest, {"input", "target", "split", *patterns})
+        for row in read_manifest(manifest, {"input", "target", *patterns, *(["split"] if needs_split else [])})
         if all(fnmatchcase(row.values[column], pattern) for column, pattern in patterns.items())
     ]
-    if rows and not listed:
+    if rows and not chosen:
         raise DataError(f"{manifest} has no row that is {dict(rows)}")
-    for row, name in zip(listed, _names(listed)):
-        split = row.values["split"].lower()
-        split = "validation" if split == "val" else split
-        if split not in splits:
-            given = row.values["split"]
+    listed = []
+    for row, name in zip(chosen, _names(chosen)):
+        given = row.values.get("split", "")
+        split = "validation" if given.lower() == "val" else given.lower()
+        if split not in SPLITS and (split or needs_split):
             raise DataError(f"{manifest}, line {row.line}: split '{given}' is none of {', '.join(SPLITS)}")
-        splits[split].append(_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))))
-    return splits
+        listed.append((_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))), split))
+    return listed
 
 
 def _find_listed(manifest: Path, row: Row, side: str) -> Path:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dfx.datasets.manifest import find_file
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
@@ -32,7 +33,7 @@ from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation
 from dfx.report.write import write_report
 from dfx.tasks import Task
-from dfx.writing import write_csv, write_text
+from dfx.writing import file_stem, write_csv, write_text
 
 Row = dict[str, Any]
 """``file``, ``method``, ``left_out`` and the metrics of one output."""
@@ -81,7 +82,7 @@ def evaluate(
         outputs = {name: baseline(pair, rendering.automation.values) for name, baseline in methods.items()}
         outputs["output"] = torch.from_numpy(rendering.audio)
         rows += _compare(pair, outputs, (removed or {}).get(pair["name"]), loss, task.chain.sample_rate)
-        stem = _file_stem(str(pair["name"]), [file["stem"] for file in files])
+        stem = file_stem(str(pair["name"]), [str(file["stem"]) for file in files])
         seconds = pair["input"].shape[-1] / task.chain.sample_rate
         files.append({"name": str(pair["name"]), "stem": stem, "seconds": seconds})
         audio = {"input": pair["input"], **outputs, "target": pair["target"]}
@@ -123,11 +124,13 @@ def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
     removed = {}
     for pair in pairs:
         path = Path(pair.input.path)
-        file = path.with_name(f"{path.stem.removesuffix('_x')}_removed.json")
-        if not file.is_file():
+        stems = (path.stem, path.stem.removesuffix("_x"))
+        files = [find_file(path.parent, f"{stem}_removed.json") for stem in stems]
+        file = next(filter(Path.is_file, files), None)
+        if file is None:
             continue
         try:
-            spans = json.loads(file.read_text(encoding="utf-8"))
+            spans = json.loads(file.read_text(encoding="utf-8-sig"))
             removed[pair.name] = [(float(span["t0"]), float(span["t1"])) for span in spans]
         except (ValueError, TypeError, KeyError):
             raise DataError(f'{file} is not a list of {{"t0": seconds, "t1": seconds}}') from None
@@ -151,13 +154,6 @@ def _compare(
             metrics["damage_db"] = damage(input, output, kept, sample_rate)
         rows.append({"file": str(pair["name"]), "method": method, **metrics, "left_out": comparison.left_out})
     return rows
-
-
-def _file_stem(name: str, taken: Sequence[object]) -> str:
-    """Return a file name for a pair that no other pair has."""
-    first = name.replace("/", "_").replace("\\", "_")
-    stems = [first, *(f"{first}-{number}" for number in range(2, len(taken) + 2))]
-    return next(stem for stem in stems if stem not in taken)
 
 
 def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], sample_rate: int) -> None:

@@ -21,7 +21,7 @@ class SavedTask(TypedDict):
 
     task: str  # name of the class
     arguments: dict[str, Any]  # of the task, as plain types
-    data: dict[str, Any]  # arguments with which evaluation finds the same pairs
+    data: dict[str, Any]  # root, order and pairs of the data: see dfx.datasets.splits
     streaming: dict[str, Any]  # state of the effect layer
     ranks: int  # number of processes
     stage: int

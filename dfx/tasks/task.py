@@ -264,7 +264,8 @@ class Task(pl.LightningModule):
 
     @property
     def _data(self) -> PairedAudio | None:
-        return getattr(self.trainer, "datamodule", None)
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, PairedAudio) else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dfx"] = SavedTask(
@@ -281,7 +282,10 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = self.check_checkpoint(checkpoint)
         self.enter_stage(saved["stage"], self._data)
-        if self.trainer.state.fn != "fit":
+        resumes = self.trainer.state.fn == "fit"
+        if self._data and saved["data"]:
+            self._data.restore(saved["data"], resumes)
+        if not resumes:
             return
         theirs, ours = saved.get("ranks", 1), distributed.world_size()
         if theirs != ours:

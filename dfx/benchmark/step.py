@@ -164,7 +164,7 @@ def step(configs: Sequence[str], steps: int, options: Sequence[str]) -> Iterator
             if not timer._validations:
                 run.trainer.validate(run.model, datamodule=run.datamodule, verbose=False)
             # Before the folder goes, and before the next config.
-            wandb.finish(quiet=True)
+            wandb.finish()
         for row in timer.shares():
             yield {"config": config, **row}
 

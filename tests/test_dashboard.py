@@ -1,5 +1,9 @@
 """The dashboards: the workspace shows the metrics that runs log, and the summary contains all of them."""
 
+from __future__ import annotations
+
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -153,3 +157,100 @@ def test_folders_without_runs_are_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         write_summary([tmp_path / name])
+
+
+# --- damaged runs, and runs of strangers ---------------------------------------------------------------
+
+CONFIG, HISTORY, PARAMETERS = "resolved_config.yaml", "history.jsonl", "parameters.csv"
+TESTED, ABOUT = "evaluation/metrics.json", "media/step_000009/about.json"
+
+
+@pytest.fixture
+def copied(logged_run, tmp_path) -> Path:
+    return shutil.copytree(logged_run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb", "checkpoints"))
+
+
+def put(path: Path, content: str | bytes | None) -> None:
+    """Replace a file, or with None by a folder of its name."""
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        (CONFIG, b"\x00\xff\xfe"),
+        (CONFIG, "run: {name: "),
+        (CONFIG, "only text"),
+        (CONFIG, "&a [*a]"),
+        (CONFIG, "a: &a [*a]"),
+        (CONFIG, None),
+        (HISTORY, b"\xff\xfe\x00"),
+        (PARAMETERS, "name,value\ngain.gain_db,1\n"),
+        (PARAMETERS, "name,unit\n" + 200_000 * "a" + ",dB\n"),
+        (PARAMETERS, b"\xff\xfe\x00"),
+        (PARAMETERS, None),
+        ("versions.json", "{"),
+        ("versions.json", "[1]"),
+        ("versions.json", None),
+        (TESTED, ""),
+        (TESTED, "3"),
+        (TESTED, '{"output": 3}'),
+        (TESTED, '{"output": {"loss": "<script>"}}'),
+        (ABOUT, "{"),
+        (ABOUT, "{}"),
+        (ABOUT, '{"step": "<script>", "validation/loss": 1.0, "excerpts": []}'),
+        (ABOUT, '{"step": 1, "validation/loss": 1.0, "excerpts": ["../../../secret"]}'),
+        (ABOUT, '{"step": 1, "validation/loss": 1.0, "excerpts": ["lost"]}'),
+        (ABOUT, '{"step": 1, "validation/loss": 1.0, "excerpts": 3}'),
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_line(copied, file, content):
+    put(next(copied.glob("media/step_*/about.json")) if file == ABOUT else copied / file, content)
+    with pytest.raises(UserError) as refused:
+        write_summary([copied])
+    assert str(copied) in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+def test_a_parameter_without_a_range_is_refused(copied):
+    lines = (copied / PARAMETERS).read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","))) for line in lines[1:]]
+    rows[0]["high"] = rows[0]["low"]
+    put(copied / PARAMETERS, "\n".join([lines[0], *(",".join(row.values()) for row in rows)]))
+    with pytest.raises(UserError, match="does not have the content that dfx writes"):
+        write_summary([copied])
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "3", "{}", '{"stage": 0, "step": "a", "time": 1}', 9999 * "["])
+def test_a_damaged_line_of_the_history_is_left_out(copied, line):
+    before = read_history(copied)
+    with (copied / HISTORY).open("a") as file:
+        file.write(line + "\n")
+    assert read_history(copied) == before
+    write_summary([copied])
+
+
+SCRIPT = "</script><script>alert(1)</script>"
+
+
+def test_names_from_a_run_become_no_markup_of_its_summary(copied):
+    put(copied / TESTED, json.dumps({method: {f"loss{SCRIPT}": 1.0} for method in ("output", "input", "defaults")}))
+    put(copied / CONFIG, json.dumps({f"a{SCRIPT}": SCRIPT, "run": {"name": SCRIPT}}))
+    put(copied / "versions.json", json.dumps({SCRIPT: SCRIPT}))
+    columns, *rows = (copied / PARAMETERS).read_text().splitlines()
+    name, rest = rows[0].split(",", 1)
+    put(copied / PARAMETERS, "\n".join([columns, f"{SCRIPT},{rest}"]))
+    with (copied / HISTORY).open("a") as file:
+        file.write(json.dumps({"stage": 0, "step": 10**6, "time": 1.0, f"train/{SCRIPT}": 1.0}) + "\n")
+    text = write_summary([copied, shutil.copytree(copied, copied.parent / "<b>other")]).read_text()
+    assert text.count("<script") == 1 and "&lt;script&gt;" in text and "<b>" not in text
+
+
+def test_only_the_script_of_the_summary_may_run(logged_run, tmp_path):
+    text = write_summary([logged_run], tmp_path / "summary.html").read_text()
+    (script,) = re.findall("<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -18,11 +20,17 @@ from tqdm import tqdm
 
 from dfx.callbacks.excerpts import ABOUT, AUTOMATION_IMAGE, PARAMETERS, SIDES, SPECTROGRAMS
 from dfx.dashboard.workspace import CURVES
-from dfx.errors import UserError
+from dfx.errors import UserError, in_one_line
 from dfx.figures import draw_curves
 from dfx.loggers.history import best_row, read_history
 
 CONFIG = "resolved_config.yaml"
+
+_COLUMNS = (
+    *("name", "unit", "value", "low", "high", "default", "least", "most", "share_at_bounds"),
+    "sensitivity_db",
+)
+"""The columns of ``parameters.csv``; all but the first two are numbers, of which the last may be missing."""
 
 _NOT_OF_THE_EXPERIMENT = ("run.", "wandb.", "logging.", "config")
 """Prefixes of options that may differ between equal experiments."""
@@ -50,14 +58,14 @@ class Run:
 
     def __init__(self, folder: Path, color: str) -> None:
         self.folder, self.name, self.color = folder, folder.resolve().name, color
-        try:
-            self.config = _flatten(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+        with _reading(folder):
+            config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}
+            _require(isinstance(config, dict), folder / CONFIG)
+            self.config = _flatten(config)
             self.history = read_history(folder)
             self.versions = _read_json(folder / "versions.json")
-            self.tested = _read_json(folder / "evaluation" / "metrics.json")
+            self.tested = _read_tested(folder / "evaluation" / "metrics.json")
             self.parameters = _read_parameters(folder / PARAMETERS)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())}") from error
         training = [row for row in self.history if not any(name.startswith("test/") for name in row)]
         self.steps = max((row["total_step"] + 1 for row in training), default=0)
         times = [row["time"] for row in training]
@@ -74,14 +82,43 @@ class Run:
         """Yield the media of the validations, the last first, with audio and images as data URIs."""
         folders = sorted(about.parent for about in (self.folder / "media").glob(f"step_*/{ABOUT}"))
         for folder in reversed(folders[-1:] if only_last else folders):
-            about = _read_json(folder / ABOUT)
-            sounds: dict[str, dict[str, str]] = {}
-            for name, side in itertools.product(about["excerpts"], SIDES):
-                audio = (folder / f"{name}_{side}.flac").read_bytes()
-                sounds.setdefault(name, {})[side] = _data_uri(audio, "audio/flac")
-            files = (SPECTROGRAMS, AUTOMATION_IMAGE)
-            images = {file: _data_uri((folder / file).read_bytes(), "image/png") for file in files}
-            yield {"step": about["step"], "loss": about["validation/loss"], "sounds": sounds, "images": images}
+            with _reading(self.folder):
+                yield self._media_of(folder)
+
+    @staticmethod
+    def _media_of(folder: Path) -> dict[str, Any]:
+        about = _read_json(folder / ABOUT)
+        names, loss = about["excerpts"], about["validation/loss"]
+        # Names of files in this folder, which may come from a stranger.
+        _require(isinstance(names, list) and all(Path(name).name == name for name in names), folder / ABOUT)
+        _require(_is_number(about["step"]) and _is_number(loss), folder / ABOUT)
+        sounds: dict[str, dict[str, str]] = {}
+        for name, side in itertools.product(names, SIDES):
+            audio = (folder / f"{name}_{side}.flac").read_bytes()
+            sounds.setdefault(name, {})[side] = _data_uri(audio, "audio/flac")
+        images = {
+            file: _data_uri((folder / file).read_bytes(), "image/png") for file in (SPECTROGRAMS, AUTOMATION_IMAGE)
+        }
+        return {"step": about["step"], "loss": loss, "sounds": sounds, "images": images}
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Raise a :class:`UserError` in place of the errors of files that are missing, damaged, or of another program."""
+    broken = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error, yaml.YAMLError)
+    try:
+        yield
+    except broken as error:
+        raise UserError(f"{folder} cannot be read as a run: {in_one_line(error)}") from error
+
+
+def _require(is_right: bool, path: Path) -> None:
+    if not is_right:
+        raise ValueError(f"{path} does not have the content that dfx writes")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -119,6 +156,7 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=True, loader=loader
     )
     environment.filters["number"] = _number
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     environment.filters["numbers"] = lambda means, metrics: [_number(means.get(metric)) for metric in metrics]
     methods = {method: [run.tested[method] for run in runs if method in run.tested] for method in ("defaults", "input")}
     metrics = list(dict.fromkeys(name for run in runs for name in run.tested.get("output", {})))
@@ -181,12 +219,23 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    _require(isinstance(content, dict), path)
+    return content
+
+
+def _read_tested(path: Path) -> dict[str, dict[str, float]]:
+    tested = _read_json(path)
+    _require(all(isinstance(of, dict) and all(map(_is_number, of.values())) for of in tested.values()), path)
+    return tested
 
 
 def _read_parameters(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [
-        {key: text if key in ("name", "unit") or not text else float(text) for key, text in row.items()}
-        for row in csv.DictReader(lines)
-    ]
+    rows: list[dict[str, Any]] = []
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        _require(row.keys() == set(_COLUMNS), path)
+        numbers = {name: float(row[name]) for name in _COLUMNS[2:-1]}
+        _require(numbers["low"] < numbers["high"], path)
+        sensitivity = row["sensitivity_db"] and float(row["sensitivity_db"])
+        rows.append({"name": row["name"], "unit": row["unit"], **numbers, "sensitivity_db": sensitivity})
+    return rows

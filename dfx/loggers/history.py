@@ -54,8 +54,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         # The last line is incomplete if the run was killed while writing it.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
+            if not _is_row(row):
+                continue
             rows.setdefault((row["stage"], row["step"]), {}).update(row)
     ordered = [rows[key] for key in sorted(rows)]
     before, stage, last = 0, None, 0
@@ -65,6 +67,16 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         row["total_step"] = before + row["step"]
         last = row["total_step"] + 1
     return ordered
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and {"stage", "step", "time"} <= row.keys()
+        and isinstance(row["stage"], int)
+        and isinstance(row["step"], int)
+        and all(isinstance(value, (int, float)) for value in row.values())
+    )
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

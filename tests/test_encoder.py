@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel
+from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool
 from dfx.errors import UserError
 
 DEFAULTS = [0.1, 0.5, 0.9, 1.0]
@@ -40,6 +43,53 @@ def test_log_mel_is_the_log_power_of_the_spectrum_in_htk_bands():
     triangle = torch.minimum((hz - low) / (centre - low), (high - hz) / (high - centre)).clamp(min=0)
     expected = torch.log10((triangle * power).sum() + 1e-6)
     torch.testing.assert_close(LogMel(22050)(context)[0, 0, 0, band], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_log_mel_is_torchaudios():
+    log_mel, context = LogMel(22050).double(), 0.1 * torch.randn(2, 20480, dtype=torch.float64)
+    expected = torch.log10(log_mel.mel(context) + 1e-6).transpose(1, 2)[:, None]
+    torch.testing.assert_close(log_mel(context), expected)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_channels_last_changes_nothing_but_the_memory_layout(backbone):
+    contexts = torch.randn(2, 1, 20480, dtype=torch.float64)
+    last = encoder(backbone, start_at_defaults=False).double()
+    first = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
+    outputs, gradients, maps = [], [], {last: [], first: []}
+    for network in (last, first):
+        for module in network.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda *call, network=network: maps[network].append(call[-1]))
+        outputs.append(network(contexts))
+        outputs[-1].square().sum().backward()
+        gradients.append([weight.grad for weight in network.parameters()])
+    layouts = [
+        [m.is_contiguous(memory_format=torch.channels_last) for m in maps[network] if m[0, 0].numel() > 1]
+        for network in (last, first)
+    ]
+    assert all(layouts[0]) and not any(layouts[1])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_inception_pools_before_its_first_relu_with_the_same_maps_and_gradients():
+    network, log_mel = Inception().network, torch.randn(2, 1, 157, 128)
+    convolution = network[0][0]
+    expected = functional.max_pool2d(functional.relu(convolution(log_mel)), 2)
+    weights = torch.randn_like(expected)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), convolution.weight)
+    pooled = network[:2](log_mel)
+    (gradient,) = torch.autograd.grad((pooled * weights).sum(), convolution.weight)
+    assert torch.equal(pooled, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("height, width", [(78, 64), (39, 32), (5, 4), (3, 1)])
+def test_a_max_pooling_with_a_stride_of_two_begins_where_keras_lets_it(height, width):
+    maps = torch.randn(2, 3, height, width)
+    padded = functional.pad(maps, (width % 2, 1, height % 2, 1), value=-torch.inf)
+    assert torch.equal(_SameMaxPool()(maps), functional.max_pool2d(padded, 3, 2))
 
 
 def test_silence_is_minus_six():

@@ -1,4 +1,5 @@
 import numpy as np
+import pyloudnorm
 import pytest
 import scipy.signal
 import soundfile
@@ -7,7 +8,7 @@ import torch
 from dfx.audio.loudness import lufs
 from dfx.audio.reading import AudioFile
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
-from dfx.errors import UserError
+from dfx.errors import DataError, UserError
 from dfx.tasks import Mastering, NonSpeech, TubeAmp
 from tests.known_effects import SAMPLE_RATE
 
@@ -59,6 +60,54 @@ def test_an_excerpt_is_treated_as_the_whole_file_is(file, treatment, side):
 def test_the_whole_input_is_brought_to_a_loudness_and_the_target_is_unchanged(file):
     assert lufs(whole(file, LOUDNESS), SAMPLE_RATE) == pytest.approx(-25, abs=0.01)
     assert torch.equal(whole(file, LOUDNESS, "target"), whole(file))
+
+
+@pytest.mark.parametrize("right", [1.0, 0.0, -0.5, -0.997, -1.0])
+def test_the_loudness_of_a_mono_sum_is_that_of_the_channels(tmp_path, right):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE)
+    stereo = np.stack([noise, right * noise], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, SAMPLE_RATE, "FLOAT")
+    file = AudioFile.open(str(tmp_path / "a.wav"))
+    gain = 10 ** ((-25 - pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(stereo)) / 20)
+    torch.testing.assert_close(whole(file, LOUDNESS), gain * whole(file), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("level, is_bounded", [(5e-4, True), (1e-3, True), (0.1, False), (0.5, False)])
+def test_no_input_is_raised_by_more_than_30_db(level, is_bounded):
+    noise = level * torch.randn(1, 3 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    found_db = 20 * float(torch.log10(LOUDNESS(noise, SAMPLE_RATE).std() / noise.std()))
+    assert found_db == pytest.approx(30 if is_bounded else -25 - lufs(noise, SAMPLE_RATE), abs=1e-3)
+
+
+def test_the_low_frequency_channel_of_surround_has_no_loudness_and_the_surrounds_more():
+    noise = torch.randn(1, SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    alone = [lufs(0.1 * noise * torch.eye(6)[:, [channel]], SAMPLE_RATE) for channel in range(6)]
+    assert alone[3] == -70 and alone[0] == pytest.approx(lufs(0.1 * noise, SAMPLE_RATE), abs=1e-3)
+    assert alone[4] - alone[0] == pytest.approx(1.49, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "right, treatment, message",
+    [
+        (lambda left: -left, Treatment(), "silent in training, .*the mean of its channels: they cancel"),
+        (lambda left: -left, LOUDNESS, "silent in training"),
+        (lambda left: -left + 1e-6, HIGHPASS, "silent in training"),
+        (lambda left: -left, Treatment(80, -20), "silent in training"),
+        (lambda left: -0.997 * left, Treatment(), None),
+    ],
+)
+def test_silence_is_looked_for_in_the_audio_that_training_reads(make_pairs, capsys, right, treatment, message):
+    root = make_pairs(4)
+    path = root / "input" / "note_00.wav"
+    left = soundfile.read(path)[0]
+    soundfile.write(path, np.stack([left, right(left)], axis=1), SAMPLE_RATE)
+    module = PairedAudio(str(root), SAMPLE_RATE, 1, Window(4096, 1024), treatment=treatment, batch_size=2)
+    if message is None:
+        module.setup("fit")
+        assert "note_00.wav: its channels nearly cancel" in capsys.readouterr().out
+        return
+    with pytest.raises(DataError, match=message):
+        module.setup("fit")
 
 
 @pytest.mark.parametrize("samples", [1, 100, 30_000])

@@ -1,31 +1,28 @@
 """Integrated loudness (ITU-R BS.1770-4), of whole recordings and of recordings that are read in parts."""
 
-import warnings
-
 import numpy as np
 import pyloudnorm
 import scipy.signal
-import torch
 from torch import Tensor
 
 SILENCE_LUFS = -70.0  # the absolute gate of BS.1770: quieter audio has no loudness
 _BLOCK_SECONDS = 0.4
 _STEPS_PER_BLOCK = 4
 _RELATIVE_GATE_LU = 10.0
-_CHANNEL_GAINS = (1.0, 1.0, 1.0, 1.41, 1.41)
+_CHANNEL_GAINS = (1.0, 1.0, 1.0, 1.41, 1.41)  # left, right, centre, left and right surround
+# With the low-frequency channel of 5.1, and the back channels of 7.1 before the side ones, as in WAV.
+_GAINS_WITH_LFE = {6: (1.0, 1.0, 1.0, 0.0, 1.41, 1.41), 8: (1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.41, 1.41)}
 
 
 def lufs(audio: Tensor, sample_rate: int) -> float:
     """Return the integrated loudness of a whole recording, in LUFS, at least -70.
 
-    The audio, ``(channels, samples)`` at ``sample_rate`` Hz, is padded with zeros to one block of 0.4 s.
+    The audio, ``(channels, samples)`` at ``sample_rate`` Hz, is padded with zeros to one block of 0.4 s. The powers of
+    all channels are added, so that a recording of two equal channels is 3 LU louder than one of them.
     """
-    padding = max(0, int(_BLOCK_SECONDS * sample_rate) + 1 - audio.shape[-1])
-    samples = torch.nn.functional.pad(audio, (0, padding)).double().T.numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
-        loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(samples)
-    return max(float(loudness), SILENCE_LUFS)
+    loudness = Loudness(sample_rate)
+    loudness.add(audio)
+    return loudness.integrated()
 
 
 class Loudness:
@@ -50,8 +47,9 @@ class Loudness:
         for index, stage in enumerate(self._filters):
             weighted, self._states[index] = scipy.signal.lfilter(stage.b, stage.a, weighted, zi=self._states[index])
             weighted = stage.passband_gain * weighted
-        gains = np.array(_CHANNEL_GAINS[: len(weighted)] + (1.0,) * (len(weighted) - len(_CHANNEL_GAINS)))
-        powers = gains @ np.square(weighted)
+        channels = len(weighted)
+        others = (1.0,) * (channels - len(_CHANNEL_GAINS))
+        powers = np.array(_GAINS_WITH_LFE.get(channels, _CHANNEL_GAINS[:channels] + others)) @ np.square(weighted)
         while len(powers):
             # Steps end where pyloudnorm's do.
             missing = int(_BLOCK_SECONDS * (len(self._sums) / _STEPS_PER_BLOCK) * self._sample_rate) - self._samples

@@ -24,6 +24,7 @@ from dfx.errors import DataError
 PIPE = "-"  # standard input, or standard output
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # sample formats that hold values beyond full scale, infinities and NaN
 _LOWEST_RATE = 100
+_CANCELLATION_DB = 20.0
 _EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of those in which seeking is exact
 _DECODED_FILES = 16  # kept decoded in the temporary folder: 85 MB for 4 minutes of stereo
 _DECODED_AT_ONCE = 2**20
@@ -85,10 +86,14 @@ class AudioSource(ABC):
 
         def read(start: int, stop: int) -> Tensor:
             audio = self._read_native(start, stop)
-            return audio.mean(dim=0, keepdim=True) if channels == 1 else audio
+            return self._mean(audio) if channels == 1 else audio
 
         audio = resample_window(read, start, samples, self.sample_rate, sample_rate)
         return audio.expand(channels, -1).contiguous()
+
+    def _mean(self, audio: Tensor) -> Tensor:
+        """Return the mean of the channels, ``(1, samples)``."""
+        return audio.mean(dim=0, keepdim=True)
 
     def _read_native(self, start: int, stop: int) -> Tensor:
         """Return float32 ``(channels, stop - start)`` at the native rate, zero outside of the source."""
@@ -228,9 +233,21 @@ class Recording(AudioSource, AbstractContextManager["Recording"]):
         # The samples from `_first` on that later windows may contain.
         self._kept = np.zeros((stream.channels, 0), dtype=np.float32)
         self._first = 0
+        self._energy = self._energy_of_mean = 0.0
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
+
+    @property
+    def cancellation(self) -> str | None:
+        """A sentence if the channels nearly cancel in the mean that was read so far, or None."""
+        return describe_cancellation(self.path, self._energy, self._energy_of_mean)
+
+    def _mean(self, audio: Tensor) -> Tensor:
+        mean = super()._mean(audio)
+        self._energy += float(audio.square().mean(dim=0).sum())
+        self._energy_of_mean += float(mean.square().sum())
+        return mean
 
     def _read_inside(self, first: int, last: int) -> np.ndarray:
         if first < self._first:
@@ -246,6 +263,15 @@ class Recording(AudioSource, AbstractContextManager["Recording"]):
         self._kept = self._kept[:, first - self._first :]
         self._first = first
         return self._kept[:, : last - first]
+
+
+def describe_cancellation(name: str, energy: float, energy_of_mean: float) -> str | None:
+    """Return a sentence if the mean of a file's channels is at least 20 dB below them, or None."""
+    below_db = 10 * math.log10((energy + 1e-30) / (energy_of_mean + 1e-30))
+    if below_db < _CANCELLATION_DB:
+        return None
+    mean = f"their mean, which the encoder takes, is {below_db:.0f} dB below them"
+    return f"{name}: its channels nearly cancel, and {mean}: one may be inverted"
 
 
 @contextmanager

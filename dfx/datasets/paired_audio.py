@@ -32,7 +32,7 @@ class PairedAudio(pl.LightningDataModule):
         batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
             validation, each has all.
         excerpt_seconds: length of an excerpt; none for whole files.
-        check_audio: decode every file before training, to find silent and broken ones.
+        check_audio: read every file once before training, to find silent and broken ones.
         num_workers: number of processes that read ahead; 0 reads between the steps.
         seed: of the order and, for data without splits, of the split.
 
@@ -111,7 +111,11 @@ class PairedAudio(pl.LightningDataModule):
     def _take(self, splits: dict[str, list[Pair]], records: dict[str, list[list[str]]]) -> None:
         """Check the pairs of each split and use them from now on."""
         if self.check_audio:
-            check_audio([pair for split in SPLITS for pair in splits[split]])
+            everything = [pair for split in SPLITS for pair in splits[split]]
+            warnings = check_audio(everything, self.sample_rate, self.channels, self.treatment.read_filtered)
+            if warnings:
+                more = f" ({len(warnings) - 1} more files are like it)" if len(warnings) > 1 else ""
+                self._note(f"warning: {warnings[0]}{more}")
         self.splits, self.arguments["pairs"] = splits, records  # only if all checks pass
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)

@@ -4,16 +4,18 @@ import os
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from torch import Tensor
 from tqdm import tqdm
 
 from dfx.audio.levels import SILENCE
-from dfx.audio.reading import AudioFile, audio_files
+from dfx.audio.reading import AudioFile, AudioSource, audio_files, describe_cancellation
 from dfx.datasets.manifest import Row, find_child, find_file, read_manifest
 from dfx.errors import DataError, printable
 
@@ -105,34 +107,67 @@ def _refuse_shared_files(splits: Mapping[str, Sequence[Pair]]) -> None:
                 raise DataError(f"{path} is in the split {split}, and in {other}{same}: list a file in one split only")
 
 
-def check_audio(pairs: list[Pair]) -> None:
-    """Decode every file once.
+Read = Callable[[AudioSource, int, int, int, int], Tensor]
+"""Reads a window of a source: from which sample, how many, sample rate and channels as for :meth:`AudioSource.read`."""
+
+
+def check_audio(
+    pairs: list[Pair], sample_rate: int | None = None, channels: int | None = None, read: Read = AudioSource.read
+) -> list[str]:
+    """Read every file once, as training does.
+
+    Args:
+        pairs: to check.
+        sample_rate, channels: of training; by default those of each file.
+        read: the way in which training reads.
+
+    Returns:
+        A sentence for every file whose channels nearly cancel in their mean, if that is what training reads.
 
     Raises:
         DataError: for the first file that cannot be decoded, has samples that are not finite, or is silent; the
             message counts the others.
     """
     files = [file for pair in pairs for file in (pair.input, pair.target)]
+
+    def check(file: AudioFile) -> _Check:
+        return _check(file, sample_rate or file.sample_rate, channels or file.channels, read)
+
     with ThreadPoolExecutor() as executor:
-        checked = tqdm(executor.map(_fault, files), total=len(files), desc="Checking audio", leave=False)
-        faults = [fault for fault in checked if fault]
+        checked = list(tqdm(executor.map(check, files), total=len(files), desc="Checking audio", leave=False))
+    faults = [check.fault for check in checked if check.fault]
     if faults:
         more = f" ({len(faults) - 1} more files have faults)" if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}; repair it or remove the pair{more}")
+    return [check.warning for check in checked if check.warning]
 
 
-def _fault(file: AudioFile) -> str:
-    peak = 0.0
-    block = _CHECK_SECONDS * file.sample_rate
-    for start in range(0, file.samples, block):
+class _Check(NamedTuple):
+    fault: str = ""
+    warning: str | None = None
+
+
+def _check(file: AudioFile, sample_rate: int, channels: int, read: Read) -> _Check:
+    peak = peak_of_all = energy = energy_of_all = 0.0
+    samples, block = file.samples_at(sample_rate), _CHECK_SECONDS * sample_rate
+    for start in range(0, samples, block):
         try:
-            audio = file.read(start, min(block, file.samples - start), file.sample_rate, file.channels)
+            count = min(block, samples - start)
+            everything = read(file, start, count, sample_rate, file.channels if channels == 1 else channels)
         except DataError as error:
-            return str(error)
-        if not audio.isfinite().all():
-            return f"{file.path} holds samples that are not finite"
+            return _Check(str(error))
+        if not everything.isfinite().all():
+            return _Check(f"{file.path} holds samples that are not finite")
+        audio = everything.mean(dim=0, keepdim=True) if channels == 1 else everything
         peak = max(peak, float(audio.abs().max()))
-    return f"{file.path} is silent" if peak < SILENCE else ""
+        peak_of_all = max(peak_of_all, float(everything.abs().max()))
+        energy += float(audio.square().mean(dim=0).sum())
+        energy_of_all += float(everything.square().mean(dim=0).sum())
+    if peak >= SILENCE:
+        return _Check(warning=describe_cancellation(file.path, energy_of_all, energy))
+    if peak_of_all >= SILENCE:
+        return _Check(f"{file.path} is silent in training, which reads the mean of its channels: they cancel")
+    return _Check(f"{file.path} is silent")
 
 
 def _pair(name: str, input: Path, target: Path) -> Pair:

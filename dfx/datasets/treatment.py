@@ -21,6 +21,8 @@ from dfx.errors import UserError, check_numbers
 
 Side = Literal["input", "target"]
 
+LARGEST_GAIN_DB = 30.0
+"""Limit of the gain that raises an input to its loudness: more would raise noise."""
 _RINGING_PERIODS = 12  # of the cutoff, after which a filter of 4th order rings below the resolution of float32
 
 
@@ -32,7 +34,8 @@ class Treatment:
         highpass_hz: the cutoff of a zero-phase high-pass (Butterworth of 4th order, run forwards and backwards) for
             input and target; none by default.
         input_lufs: the integrated loudness (ITU-R BS.1770) to which one gain brings the whole input; none by
-            default. An input below -70 LUFS has no loudness and is left unchanged.
+            default. Loudness is that of the file's channels, also where their mean is read. The gain is at most
+            30 dB; an input below -70 LUFS has no loudness and is left unchanged.
 
     Raises:
         UserError: if a number is out of its range.
@@ -87,7 +90,7 @@ class Treatment:
         """Return the gain for an input of some loudness."""
         if self.input_lufs is None or loudness_lufs <= SILENCE_LUFS:
             return 0.0
-        return self.input_lufs - loudness_lufs
+        return min(self.input_lufs - loudness_lufs, LARGEST_GAIN_DB)
 
     def _margin(self, sample_rate: int) -> int:
         return math.ceil(_RINGING_PERIODS * sample_rate / self.highpass_hz) if self.highpass_hz else 0
@@ -108,7 +111,8 @@ class Treatment:
 
 @functools.cache
 def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
-    audio = treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, channels)
+    measured = file.channels if channels == 1 else channels
+    audio = treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, measured)
     return treatment._gain(audio, sample_rate)
 
 

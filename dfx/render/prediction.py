@@ -61,14 +61,20 @@ class ContextReader:
         recording: the audio; already filtered if ``causal``.
         treatment: of the audio.
         causal: return no sample that depends on one of the recording later than the requested window.
+        measures: read all channels of which the model takes the mean, for :func:`measure_gain`.
     """
 
-    def __init__(self, model: Predictor, recording: Recording, treatment: Treatment, causal: bool) -> None:
+    def __init__(
+        self, model: Predictor, recording: Recording, treatment: Treatment, causal: bool, measures: bool = False
+    ) -> None:
         self.model, self.sample_rate = model, model.chain.sample_rate
         self.samples = recording.samples_at(self.sample_rate)
         self.frame_samples, self.context_samples = model.window.frame_samples, model.window.context_samples
         self._channels = channels = model.chain.channels
         self._read_channels = channels if recording.channels in (1, channels) else 1
+        if measures and self._read_channels == 1:
+            self._channels = self._read_channels = recording.channels
+        self.recording = recording
         filters = Treatment() if causal else treatment
         # Contexts overlap: a stream resamples and filters every sample once.
         self._audio = Recording(filtered_stream(recording, filters, self.sample_rate, self._read_channels))

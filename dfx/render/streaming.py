@@ -13,6 +13,7 @@ loudness is that of the samples so far. The latency of the effects is compensate
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -131,8 +132,8 @@ def render_stream(
             process = [_forward_highpass(treatment, stream)] if causal and treatment.highpass_hz is not None else []
             return stack.enter_context(Recording(stream, *process))
 
-        def open_reader() -> ContextReader:
-            return ContextReader(model, open_recording(), treatment, causal)
+        def open_reader(measures: bool = False) -> ContextReader:
+            return ContextReader(model, open_recording(), treatment, causal, measures)
 
         recording = open_recording()
         bar = tqdm(total=recording.seconds, desc=recording.path, bar_format=_BAR, disable=not progress)
@@ -142,11 +143,11 @@ def render_stream(
         latency = 0 if options.interpolation == "published" else chains[0].latency_samples
         gain_db = 0.0
         if is_levelled and not causal:
-            gain_db = measure_gain(open_reader(), treatment)
+            gain_db = measure_gain(open_reader(measures=True), treatment)
         else:
             with contextlib.closing(open_stream()) as stream:
                 check_samples(stream)
-        reader, meter = open_reader(), open_reader() if is_levelled and causal else None
+        reader, meter = open_reader(), open_reader(measures=True) if is_levelled and causal else None
         # As in training, a held frame may begin after the recording's end and before that of the delayed output.
         samples = recording.samples + (latency if options.interpolation == "hold" else 0)
         frames = -(-samples * reader.sample_rate // (recording.sample_rate * reader.frame_samples))
@@ -160,6 +161,8 @@ def render_stream(
         for output in _render_chunks(recording, chains, curve, options):
             write(output)
             bar.update(output.shape[1] / recording.sample_rate)
+        if cancellation := reader.recording.cancellation:
+            warnings.warn(cancellation, stacklevel=2)
         return curve.automation()
 
 

@@ -104,7 +104,7 @@ def test_silence_is_looked_for_in_the_audio_that_training_reads(make_pairs, caps
     module = PairedAudio(str(root), SAMPLE_RATE, 1, Window(4096, 1024), treatment=treatment, batch_size=2)
     if message is None:
         module.setup("fit")
-        assert "note_00.wav: its channels nearly cancel" in capsys.readouterr().out
+        assert "note_00.wav: its channels nearly cancel" in capsys.readouterr().err
         return
     with pytest.raises(DataError, match=message):
         module.setup("fit")

@@ -36,6 +36,7 @@ import html
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -173,8 +174,9 @@ def file_name(url: str) -> str:
 
 
 def find_by_name(folder: Path) -> dict[str, Path]:
-    """Return all files below a folder, by their names in lower case."""
-    return {path.name.lower(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Return all files below a folder, by their names in lower case and with composed accents."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {unicodedata.normalize("NFC", path.name).lower(): path for path in files}
 
 
 def download_missing(songs: Sequence[Song], copy: Path) -> None:

@@ -1,8 +1,10 @@
 """The prepare scripts of data/, on small archives in the layouts of the real ones."""
 
 import csv
+import dataclasses
 import importlib.util
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ import soundfile
 import torch
 from sklearn.model_selection import train_test_split
 
-from dfx.datasets.pairs import check_audio, find_pairs
+from dfx.datasets.pairs import SPLITS, check_audio, find_pairs
 from dfx.datasets.preparation import download as download_module
 from dfx.datasets.preparation.pairs import ZenodoPairs, run, safe_name, split_as_published, split_by_group, write_audio
 from dfx.errors import DataError, UserError
@@ -256,6 +258,24 @@ def test_an_archive_of_another_kind_or_layout_is_named(prepare):
         prepare(AUDIOMDPI, as_zip({}))
     with pytest.raises(UserError, match="no audio in daps/clean, "):
         prepare(DAPS, as_tar({name: content for name, content in speech().items() if "/clean/" not in name}))
+
+
+def test_names_in_an_archive_may_be_in_any_encoding_and_unicode_form(prepare, capsys):
+    files = {}
+    names = [("é-composed", "é-composed"), ("e\u0301-decomposed", "é-decomposed"), (os.fsdecode(b"\xe9-1"),) * 2]
+    for i, sides in enumerate(names):
+        for side, name in zip(("cleanraw", "clean"), sides):
+            files[f"daps/{side}/f{i}_script1{name}_{side}.WAV"] = wav(sound(i))
+            files[f"daps/{side}/._f{i}_script1{name}_{side}.WAV"] = files[f"__MACOSX/daps/{side}/a.wav"] = b"macOS"
+    files["daps/clean/f0_script1e\u0301-composed_clean.wav"] = wav(sound(9))
+    pairs = dataclasses.replace(DAPS, split=lambda names: dict(zip(names, SPLITS)))
+    out = prepare(pairs, as_tar(files))
+    assert sorted(manifest(out)) == ["f0_script1é-composed", "f1_script1é-decomposed", "f2_script1%E9-1"]
+    assert len(find_pairs(str(out))["train"]) == 1
+    assert (
+        "daps/clean/f0_script1e\u0301-composed_clean.wav: daps/clean/f0_script1é-composed_clean.WAV has its name"
+        in (capsys.readouterr().out)
+    )
 
 
 def test_an_archive_cannot_write_elsewhere(prepare, tmp_path):

@@ -12,6 +12,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dfx.audio.reading import soundfile_path
 from dfx.datasets.manifest import find_file
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
@@ -132,6 +134,8 @@ def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
         try:
             spans = json.loads(file.read_text(encoding="utf-8-sig"))
             removed[pair.name] = [(float(span["t0"]), float(span["t1"])) for span in spans]
+            if not all(0 <= start <= end < math.inf for start, end in removed[pair.name]):
+                raise ValueError
         except (ValueError, TypeError, KeyError):
             raise DataError(f'{file} is not a list of {{"t0": seconds, "t1": seconds}}') from None
     return removed
@@ -160,7 +164,8 @@ def _write_audio(folder: Path, stem: str, audio: dict[str, Tensor], sample_rate:
     peak = max(float(signal.abs().max()) for signal in audio.values())
     gain = min(1.0, 0.99 / peak) if peak > 0 else 1.0
     for side, signal in audio.items():
-        soundfile.write(folder / f"{stem}_{side}.flac", (signal * gain).T.numpy(), sample_rate)
+        path = soundfile_path(str(folder / f"{stem}_{side}.flac"))
+        soundfile.write(path, (signal * gain).T.numpy(), sample_rate)
 
 
 def _write_automation(path: Path, automation: Automation) -> None:

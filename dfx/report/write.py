@@ -21,6 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from tqdm import tqdm
 
 from dfx.audio.levels import amplitude_to_db
+from dfx.audio.reading import soundfile_path
 from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.errors import UserError
 from dfx.render.automation import INTERPOLATIONS
@@ -152,7 +153,7 @@ def _read_file(
     for track in tracks:
         path = folder / "audio" / f"{file['stem']}_{track}.flac"
         try:
-            whole, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+            whole, sample_rate = soundfile.read(soundfile_path(str(path)), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError:
             raise ReportError(f"{path} is missing or broken: run evaluate.py again") from None
         part = whole[: max(1, round(seconds * sample_rate))]

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -23,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfx.audio.levels import SILENCE
-from dfx.audio.reading import AudioFile
+from dfx.audio.reading import AudioFile, soundfile_path
 from dfx.datasets.manifest import read_manifest
 from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
-from dfx.errors import DataError, UserError, errors_in_one_line
+from dfx.errors import DataError, UserError, errors_in_one_line, printable
 from dfx.writing import replacing, write_csv
 
 SAMPLE_RATE = 22_050  # the paper's
@@ -66,7 +67,7 @@ class Report:
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record why a pair is not in the manifest; the first reason is kept."""
-        self.doubtful.setdefault(name, reason)
+        self.doubtful.setdefault(name, printable(reason))
 
     def write(self) -> None:
         """Write ``manifest.csv`` and, if pairs were left out, ``doubtful.csv``; an empty table is removed."""
@@ -178,9 +179,14 @@ class ZenodoPairs:
                     other_folders.add(str(member.path.parent))
                     continue
                 name = safe_name(self.name(member.path.stem))
+                if name in sides[side]:
+                    print(
+                        f"left out: {printable(str(member.path))}: {printable(sides[side][name].source)} has its name"
+                    )
+                    continue
                 try:
                     path = _unpack_member(member, output / side / name, sample_rate, output)
-                    sides[side][name] = Prepared(path, str(member.path))
+                    sides[side][name] = Prepared(path, printable(str(member.path)))
                 except DataError as error:
                     report.leave_out(name, str(error))
                 bar.update()
@@ -240,8 +246,13 @@ def members(archive: Path) -> Iterator[Member]:
 
 
 def safe_name(name: str) -> str:
-    """Return a file name that is valid on every system and does not lead to another folder."""
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
+    """Return a file name that is valid on every system and does not lead to another folder.
+
+    Accents are composed, and bytes that are not UTF-8 are written as ``%E9``.
+    """
+    name = re.sub(r"[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f\ud800-\udfff]', "_", unicodedata.normalize("NFC", name))
+    return name.strip(". ") or "_"
 
 
 def read_whole(path: Path, sample_rate: int) -> Tensor:
@@ -267,7 +278,7 @@ def write_audio(audio: Tensor, stem: Path, sample_rate: int) -> Path:
     require_space(stem.parent, 4 * audio.numel())
     path = Path(f"{stem}{suffix}")
     with replacing(path) as unfinished:
-        soundfile.write(unfinished, audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
+        soundfile.write(soundfile_path(str(unfinished)), audio.T.numpy(), sample_rate, subtype, format=suffix[1:])
         Path(f"{stem}.wav" if suffix == ".flac" else f"{stem}.flac").unlink(missing_ok=True)
     return path
 

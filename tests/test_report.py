@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import runpy
@@ -387,6 +389,68 @@ def test_a_file_of_one_sample_has_a_page(tmp_path):
     one = [{"input": torch.ones(1, 1), "target": torch.ones(1, 1), "name": "one"}]
     evaluate(task([known("Gain")]), one, tmp_path)
     assert "one" in (tmp_path / "report.html").read_text()
+
+
+def with_json(folder: Path, copy: Path, file: str, change: Callable) -> Path:
+    """Return a copy of an evaluation in which the content of a JSON file is changed."""
+    shutil.copytree(folder, copy)
+    path = copy / f"{file}.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "file, change",
+    [
+        ("evaluation", lambda about: []),
+        ("evaluation", lambda about: {**about, "methods": 3}),
+        ("evaluation", lambda about: {**about, "files": [{"name": "one"}]}),
+        ("evaluation", lambda about: {**about, "files": [{**about["files"][0], "stem": "../audio/one"}]}),
+        ("evaluation", lambda about: {**about, "methods": ["input", "/etc/x"]}),
+        ("evaluation", lambda about: {**about, "interpolation": "other"}),
+        ("evaluation", lambda about: {**about, "sample_rate": "fast"}),
+        ("evaluation", lambda about: {key: value for key, value in about.items() if key != "parameters"}),
+        ("files", lambda rows: [{}]),
+        ("files", lambda rows: {"a": 1}),
+        ("files", lambda rows: [{**row, "loss": float("nan")} for row in rows]),
+        ("settings", lambda settings: 3),
+        ("settings", lambda settings: {"fixed": 3}),
+    ],
+)
+def test_a_damaged_evaluation_is_refused_in_one_line(folder, tmp_path, file, change):
+    copy = with_json(folder, tmp_path / "copy", file, change)
+    with pytest.raises(ReportError) as refused:
+        write_report(copy)
+    assert str(copy) in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "seconds\nx\n", "seconds\n" + 200_000 * "1" + "\n", "\0"])
+def test_damaged_automation_is_refused(folder, tmp_path, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "automation" / "one.csv").write_text(content)
+    with pytest.raises(ReportError, match="holds no complete evaluation"):
+        write_report(copy)
+
+
+def test_names_of_an_evaluation_become_no_markup_of_its_page(folder, tmp_path):
+    name = "</script><script>alert(1)</script>"
+
+    def rename(about: dict) -> dict:
+        files = [{**file, "name": name} for file in about["files"]]
+        return {**about, "task": name, "files": files, "metrics": {name: name}, "less_is_better": [name]}
+
+    copy = with_json(folder, tmp_path / "copy", "evaluation", rename)
+    (copy / "means.json").write_text(json.dumps({name: {name: {"mean": 1.0, "low": 0.0, "high": 2.0, "files": 2}}}))
+    text = write_report(copy)[0].read_text()
+    untouched = (folder / "report.html").read_text()
+    assert "alert(1)" in text and text.count("<script") == untouched.count("<script") and "<script>alert" not in text
+
+
+def test_only_the_script_of_the_page_may_run(folder):
+    text = (folder / "report.html").read_text()
+    script = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "script-src 'unsafe" not in text
 
 
 @pytest.mark.parametrize("missing", ["evaluation.json", "audio/one_target.flac", "automation/one.csv"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dfx.audio.levels import amplitude_to_db
 from dfx.audio.reading import soundfile_path
 from dfx.audio.spectrogram import magnitude_spectrogram
-from dfx.errors import UserError
+from dfx.errors import UserError, in_one_line
 from dfx.render.automation import INTERPOLATIONS
 from dfx.writing import write_text
 
@@ -70,6 +70,15 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     """
     if not (seconds > 0 and megabytes > 0):
         raise ValueError(f"seconds ({seconds:g}) and megabytes ({megabytes:g}) must be above 0")
+    broken = (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error)
+    try:
+        return _write_pages(folder, seconds, megabytes)
+    except broken as error:
+        fault = in_one_line(error) or type(error).__name__
+        raise ReportError(f"{folder} holds no complete evaluation ({fault}): run evaluate.py again") from error
+
+
+def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
     about, rows, settings, means = (_read_json(folder, name) for name in ("evaluation", "files", "settings", "means"))
     # From the unprocessed input to the target.
     tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
@@ -94,13 +103,15 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     template = environment.get_template("page.html")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
     firsts = itertools.accumulate(map(len, pages), initial=0)
     for number, (path, page, first) in enumerate(zip(paths, pages, firsts)):
         content = template.render(
             title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize(),
             interpolation=INTERPOLATIONS[shared["interpolation"]],
             style=(_HERE / "page.css").read_text(encoding="utf-8"),
-            script=(_HERE / "page.js").read_text(encoding="utf-8"),
+            script=script,
+            digest=_base64(hashlib.sha256(script.encode()).digest()),
             data={"page": number, "first": first, "files": [data for data, _ in page], "shared": shared},
             audio=[encoded for _, encoded in page],
         )
@@ -150,6 +161,10 @@ def _read_file(
 ) -> _File:
     """Return the data of a file as page.js reads them, and its tracks with the anchor added."""
     audio, encoded = {}, {}
+    for name in (file["stem"], *tracks):
+        # The folder may come from a stranger.
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is not the name of a file in it")
     for track in tracks:
         path = folder / "audio" / f"{file['stem']}_{track}.flac"
         try:

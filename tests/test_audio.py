@@ -7,6 +7,7 @@ import soundfile
 import torch
 import torchaudio
 
+from dfx.audio.metadata import lost_metadata
 from dfx.audio.reading import AudioFile, Stream
 from dfx.audio.resampling import resample, resample_window
 from dfx.audio.writing import AudioWriter, OutputFile
@@ -194,3 +195,61 @@ def test_loud_outputs_are_clipped_and_keep_their_length_in_every_encoding(tmp_pa
 def test_an_output_has_the_nearest_encoding_that_its_format_holds(tmp_path, format, subtype, name, expected):
     assert write_like(tmp_path / name, format, subtype, np.zeros((1, 4000), np.float32), 44100).subtype == expected
     assert soundfile.info(tmp_path / name).subtype == expected
+
+
+# --- metadata ----------------------------------------------------------------------------------------
+
+
+def add_chunk(path, name: bytes, content: bytes) -> None:
+    """Append a chunk to a RIFF file."""
+    data = path.read_bytes() + name + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2)
+    path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+
+
+@pytest.mark.parametrize(
+    "chunk, content, described",
+    [
+        (
+            b"bext",
+            bytes(338) + (158760000).to_bytes(8, "little") + bytes(256),
+            "bext (time reference 158760000 samples)",
+        ),
+        (b"iXML", b"<BWFXML/>!", "iXML"),
+        (b"cue ", bytes(4), "cue"),
+        (b"smpl", bytes(36), "smpl"),
+        (b"LIST", b"adtl", "labels of cue points"),
+        (b"LIST", b"INFOINAM\x04\0\0\0song", "tags (title)"),
+    ],
+)
+def test_chunks_that_an_output_lacks_are_named(tmp_path, chunk, content, described):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(101), 44100, "PCM_24")
+    assert lost_metadata(str(path), "WAV") == []
+    add_chunk(path, b"JUNK", bytes(3))
+    add_chunk(path, chunk, content)
+    assert lost_metadata(str(path), "WAV") == [described]
+
+
+@pytest.mark.parametrize(
+    "format, mask, lost",
+    [("WAVEX", 0x3F, []), ("WAVEX", 0x60F, [0x60F]), ("WAVEX", 0, [0]), ("FLAC", 0x60F, [0x60F]), ("FLAC", 0, [])],
+)
+def test_another_channel_mask_is_named(tmp_path, format, mask, lost):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros((100, 6)), 44100, "PCM_16", format="WAVEX")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"fmt ") + 28
+    data[place : place + 4] = mask.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert lost_metadata(str(path), format) == [f"channel mask 0x{value:X}" for value in lost]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.aiff", "a.mp3"])
+def test_tags_are_named_in_every_format(tmp_path, name):
+    path = str(tmp_path / name)
+    for title in ("", "song"):
+        with soundfile.SoundFile(path, "w", 44100, 1) as file:
+            if title:
+                file.title = title
+            file.write(np.zeros(5000))
+        assert any("title" in lost or lost in ("ID3", "NAME") for lost in lost_metadata(path, "WAV")) == bool(title)

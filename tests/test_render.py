@@ -539,6 +539,15 @@ def test_a_rate_too_low_for_the_chain_is_named():
         resting(filters).render(music(0.5, 11025), 11025)
 
 
+def test_metadata_that_the_output_lacks_is_told_once(checkpoint, tmp_path, capsys):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, music(0.1).T, 44100)
+    data = path.read_bytes() + b"iXML\x04\0\0\0<a/>"
+    path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    main([checkpoint, str(path), str(tmp_path / "b.wav"), "--quiet"])
+    assert capsys.readouterr().err.count(f"warning: {tmp_path / 'b.wav'} lacks metadata of {path}: iXML\n") == 1
+
+
 def test_clipping_is_reported_and_an_existing_output_replaced_where_asked(checkpoint, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", 2 * np.sin(np.arange(44100) / 10), 44100, "FLOAT")
     main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--quiet", "--bit-depth", "16"])

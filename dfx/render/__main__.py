@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
                 raise UserError(error) from error
             failed[input] = str(error)
             continue
-        if rendering.clipping:
-            print(f"warning: {rendering.clipping}", file=sys.stderr)
+        for warning in filter(None, (rendering.clipping, rendering.metadata)):
+            print(f"warning: {warning}", file=sys.stderr)
     if failed:
         first = next(iter(failed.values()))
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {', '.join(failed)}; {first}")

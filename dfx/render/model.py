@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dfx.audio.metadata import lost_metadata
 from dfx.audio.reading import PIPE, readable_path, stream_file
 from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import UserError
@@ -91,7 +92,9 @@ class Model:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:
                 automation = render_stream(self.task, lambda: stream_file(path, name), writer.write, options, progress)
-        return RenderedFile(file, automation, writer.clipping)
+            lost = lost_metadata(path, file.format)
+        warning = f"{output} lacks metadata of {name}: {', '.join(lost)}" if lost else None
+        return RenderedFile(file, automation, writer.clipping, warning)
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,13 @@ class RenderedFile:
         output: the written file.
         automation: the parameters over time.
         clipping: a sentence if the output exceeded full scale, or None.
+        metadata: a sentence if the output lacks metadata of the input, or None.
     """
 
     output: OutputFile
     automation: Automation
     clipping: str | None
+    metadata: str | None = None
 
 
 def check_output(input: str, output: str, overwrite: bool) -> None:

@@ -353,8 +353,10 @@ def test_ranks_of_a_machine_share_its_cores_unless_workers_are_given(given, rank
     assert [pool.count for pool in pools] == 3 * [count]
 
 
-def test_outputs_in_use_are_not_overwritten():
-    at_once, later = EffectLayer(chain(*TUBE)), EffectLayer(chain(*TUBE))
+@pytest.mark.parametrize("isolate", [False, True])
+def test_outputs_in_use_are_not_overwritten(isolate):
+    at_once = EffectLayer(chain(*TUBE))
+    later = EffectLayer(chain(*TUBE), rendering=RenderingOptions(workers=2, isolate=isolate))
     expected, kept = [], []
     for step in range(3):
         audio, (one, other) = frames(4, 1024, seed=step), (parameters(4, len(later.chain.parameters)) for _ in range(2))
@@ -370,8 +372,9 @@ def test_outputs_in_use_are_not_overwritten():
         assert np.array_equal(view, output[1:])
 
 
-def test_output_memory_is_reused_when_nothing_refers_to_it():
-    layer = EffectLayer(chain(*TUBE), GradientOptions(draws=7), RenderingOptions(workers=1))
+@pytest.mark.parametrize("isolate", [False, True])
+def test_output_memory_is_reused_when_nothing_refers_to_it(isolate):
+    layer = EffectLayer(chain(*TUBE), GradientOptions(draws=7), RenderingOptions(workers=1, isolate=isolate))
     audio, at = frames(8, 16384), parameters(8, len(layer.chain.parameters))
 
     def step() -> None:

@@ -26,7 +26,8 @@ _COLUMNS = {
     "fidelity": "chain batch parameters when name renderings "
     "cosine_encoder cosine_parameters error_encoder error_parameters",
     "speed": "chain mode batch workers rounds passed layer_ms bare_ms original_ms step_ms layer_over_limit "
-    "threads_over_limit original_over_layer regression_over_layer share_of_step layer_mb original_mb",
+    "threads_over_limit original_over_layer isolated_over_layer regression_over_layer share_of_step layer_mb "
+    "original_mb",
     "step": "config part cpu_ms wall_ms share",
 }
 

@@ -63,6 +63,7 @@ def speed(
         - ``layer_over_limit``: forward and backward pass of the layer;
         - ``threads_over_limit``: the plain loop on as many threads, without the layer;
         - ``original_over_layer``: the original design (a process per example, pickled audio, two-sided SPSA);
+        - ``isolated_over_layer``: a layer with its effects in separate processes, one per core;
         - ``regression_over_layer``: a layer with a control variate;
         - ``share_of_step``: the layer in a training step with MobileNetV2 (width 0.35) and multi-resolution STFT loss;
         - ``layer_mb``, ``original_mb``: memory in MiB.
@@ -80,8 +81,8 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
     restart = torch.ones(batch, dtype=torch.bool)
     grad = torch.randn(input.shape, generator=torch.Generator().manual_seed(1))
 
-    def make_layer(workers: int, options: GradientOptions | None = None) -> EffectLayer:
-        layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers))
+    def make_layer(workers: int, options: GradientOptions | None = None, isolate: bool = False) -> EffectLayer:
+        layer = EffectLayer(chain.spec, options, RenderingOptions(workers=workers, isolate=isolate))
         layer(input, next(parameters), restart).backward(grad)
         return layer
 
@@ -106,6 +107,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
             "bare": lambda: plain(lambda work, examples: work(range(examples))),
             **{f"threads {workers}": functools.partial(plain, Workers(workers).run) for workers in layers},
             **{f"layer {workers}": functools.partial(run_layer, layer) for workers, layer in layers.items()},
+            "isolated": functools.partial(run_layer, make_layer(cores, isolate=True)),
             "regression": lambda: run_layer(with_regression),
             "original": lambda: original.step(input, next(parameters), grad),
             # A separate layer, since the encoder predicts parameters far from those of `steps`.
@@ -127,6 +129,7 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
             "layer_over_limit": layer / limit,
             "threads_over_limit": median[f"threads {workers}"] / limit,
             "original_over_layer": median["original"] / layer,
+            "isolated_over_layer": median["isolated"] / median[f"layer {cores}"],
             "regression_over_layer": median["regression"] / median[f"layer {cores}"],
             "share_of_step": median[f"layer {cores}"] / median["step"],
         }

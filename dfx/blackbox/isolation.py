@@ -92,6 +92,7 @@ class IsolatedLanes(Lanes):
         weakref.finalize(self, _release, self._processes, self._buffers)
 
     def close(self) -> None:
+        super().close()
         _release(self._processes, self._buffers)
 
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
@@ -109,7 +110,9 @@ class IsolatedLanes(Lanes):
             for row, lane in enumerate(lanes):
                 jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
             self._run({number: (buffers.name, shape, rows) for number, rows in jobs.items()})
-            return buffers.output.copy()
+            output = self._output_buffer(buffers.output.shape)
+            output[:] = buffers.output
+            return output
         except BaseException:
             self.close()
             raise

@@ -5,8 +5,11 @@ import contextlib
 import difflib
 import io
 import numbers
+import os
 import re
+import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn, cast
@@ -37,21 +40,66 @@ class DataError(UserError):
     """Data cannot be used for training or rendering: the message names the file and the fault."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The signal ``signum`` ends the command; files that were not complete are removed on the way."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the program with the line ``error: ...`` and status 1 for a :class:`UserError` or an ``OSError``.
+    """End the program with one line: ``error: ...`` and status 1 for a :class:`UserError`.
 
-    Names that are not UTF-8 can be printed from then on.
+    Ctrl-C, SIGTERM and SIGHUP raise :class:`Interrupted`, which ends it with ``stopped by ...`` and status 128 + n. Of
+    further ones only Ctrl-C has an effect: it ends the program without removing files. Names that are not UTF-8 can be
+    printed from now on.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with _interrupted_by_signals():
+            yield
     except UserError as error:
-        sys.exit(f"error: {in_one_line(error)}")
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {in_one_line(f'{place}{error.strerror or error}')}")
+        sys.exit(f"error: {printable(str(error))}")
+    except KeyboardInterrupt as interrupt:
+        signum = getattr(interrupt, "signum", signal.SIGINT)
+        advice = f": {interrupt}" if interrupt.args else ""
+        print(f"stopped by {signal_name(signum)}{advice}", file=sys.stderr)
+        sys.exit(128 + signum)
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last
+    signums = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # Ignored ones stay ignored: nohup ignores SIGHUP. Only the main thread may set handlers.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.getsignal(n) for n in signums if is_main and signal.getsignal(n) not in (None, signal.SIG_IGN)}
+    process = os.getpid()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if os.getpid() != process:  # a fork ends as if it had no handlers
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        for other in before:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    for signum in before:
+        signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def signal_name(signum: int) -> str:
+    """Return how a message names a signal."""
+    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 def printable(text: str) -> str:

@@ -394,7 +394,6 @@ def test_names_are_safe(tmp_path, name):
     [
         (UserError("a: no"), "error: a: no"),
         (PermissionError(13, "Permission denied", "a"), r"error: \[Errno 13\] Permission denied: 'a'"),
-        (KeyboardInterrupt(), "error: interrupted: run this again to continue"),
     ],
 )
 def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, message):
@@ -403,6 +402,15 @@ def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, message):
 
     with pytest.raises(SystemExit, match=f"^{message}$"):
         run(main)
+
+
+def test_an_interrupted_script_ends_with_one_line(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="^130$"):
+        run(main)
+    assert capsys.readouterr().err == "stopped by Ctrl-C: run this again to continue\n"
 
 
 @pytest.mark.parametrize("pairs", [AUDIOMDPI, DAPS])

@@ -1,7 +1,10 @@
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +19,15 @@ import dfx
 from dfx.audio import reading
 from dfx.audio.loudness import Loudness, lufs
 from dfx.audio.reading import stream_array
+from dfx.audio.writing import BIT_DEPTHS
 from dfx.datasets import Treatment
 from dfx.effects import EffectSpec
-from dfx.errors import UserError
+from dfx.errors import UserError, errors_in_one_line
 from dfx.render import streaming
 from dfx.render.__main__ import main
 from dfx.render.model import Model
 from dfx.render.streaming import StreamingOptions, render_stream
+from dfx.writing import replacing
 from tests.known_effects import SAMPLE_RATE, known
 from tests.small_training import data, task, trainer
 
@@ -465,6 +470,130 @@ def test_one_bad_file_of_a_folder_leaves_the_others_rendered(checkpoint, tmp_pat
     with pytest.raises(UserError, match=r"1 of 2 files .*a\.wav.* not a number, or infinite, at 0\.100 s"):
         main([checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), "--quiet"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.wav"]
+
+
+def test_a_folder_renders_what_it_can_and_reports_the_rest(checkpoint, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "reel.wav").mkdir(parents=True)
+    (folder / "__MACOSX").mkdir()
+    wav = io.BytesIO()
+    soundfile.write(wav, music(0.3).T, 44100, format="WAV")
+    files = {
+        "a.wav": b"",
+        "b.wav": wav.getvalue(),
+        "c.wav": b"RIFF",
+        "d.wav": b"no audio at all" * 99,
+        "._b.wav": b"junk",
+        ".DS_Store": b"junk",
+        "Thumbs.db": b"junk",
+        "__MACOSX/b.wav": b"junk",
+        "reel.wav/e.wav": wav.getvalue(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"^3 of 5 files could not be rendered: .*a\.wav.*c\.wav.*d\.wav") as error:
+        main([checkpoint, str(folder), str(tmp_path / "out"), "--quiet", "--automation", ".csv"])
+    assert "junk" not in str(error.value) and "MACOSX" not in str(error.value)
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*v")}
+    assert written == {"b.wav", "b.csv", "reel.wav", "reel.wav/e.wav", "reel.wav/e.csv"}
+
+
+def nan_weights(model):
+    with torch.no_grad():
+        model.task.encoder.head.weight[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    "fault, level",
+    [(nan_weights, 1.0), (lambda model: None, 1e30), (lambda model: None, 1e38)],
+    ids=["weights that are not finite", "1e30", "1e38"],
+)
+@pytest.mark.parametrize("interpolation", ["linear", "hold", "published"])
+def test_parameters_that_are_not_finite_are_an_error_as_in_training(fault, level, interpolation):
+    model = Model(task(GAIN))
+    fault(model)
+    audio = np.float32(level) * np.clip(music(), -1, 1)
+    for render in (
+        lambda: model.render(audio, 44100, interpolation=interpolation),
+        lambda: model.task.render(torch.from_numpy(audio), interpolation),
+    ):
+        with pytest.raises(UserError, match="^the audio: the parameters are not finite at 0.00 s"):
+            render()
+
+
+SIGNALS = pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda signum: signum.name
+)
+
+
+@SIGNALS
+def test_a_signal_ends_any_command_with_one_line_and_removes_what_is_not_complete(tmp_path, capsys, signum):
+    before = signal.getsignal(signum)
+    interrupted = pytest.raises(SystemExit, match=f"^{128 + signum}$")
+    with interrupted, errors_in_one_line(), replacing(tmp_path / "table.csv") as partial:
+        partial.write_text("half a line")
+        signal.raise_signal(signum)
+    name = "Ctrl-C" if signum == signal.SIGINT else signum.name
+    assert capsys.readouterr().err == f"stopped by {name}\n"
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signum) == before
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_a_signal_ends_rendering_with_one_line_and_leaves_nothing_behind(checkpoint, tmp_path, signum):
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "dfx.render", checkpoint, "-", str(tmp_path / "out.wav"), "--quiet"]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    wav = io.BytesIO()
+    soundfile.write(wav, np.tile(music(60.0), 20).T, 44100, format="WAV")
+    (tmp_path / "in.wav").write_bytes(wav.getvalue())
+    with (tmp_path / "in.wav").open("rb") as file:
+        process = subprocess.Popen(command, stdin=file, stderr=subprocess.PIPE, env=environment, text=True)
+        partial = tmp_path / "out.wav.partial"
+        while process.poll() is None and not (partial.exists() and partial.stat().st_size > 1e6):
+            time.sleep(0.05)
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+    name = "Ctrl-C" if signum == signal.SIGINT else signum.name
+    assert (process.returncode, errors) == (128 + signum, f"stopped by {name}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.wav", "tmp"]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("bytes_written", [0, 30_000, 500_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(checkpoint, tmp_path, bytes_written):
+    resource = pytest.importorskip("resource")
+    soundfile.write(tmp_path / "in.wav", music(10.0).T, 44100)
+    limit = (bytes_written, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    try:
+        with pytest.raises(UserError, match="out.wav.*(cannot be written|File too large)"):
+            main([checkpoint, str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--quiet"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
+
+
+@pytest.mark.parametrize(
+    "module, needless",
+    [
+        ("dfx.render.__main__", ["torch", "soundfile", "scipy"]),
+        ("dfx.render.command", ["pytorch_lightning", "torchvision", "torchaudio", "torchmetrics", "scipy.signal"]),
+    ],
+)
+def test_rendering_imports_only_what_it_needs(module, needless):
+    code = f"import sys, {module}; print([name for name in {needless} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_command_line_offers_every_bit_depth(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "in.wav", music(0.1).T, 44100)
+    for depth in BIT_DEPTHS:
+        main([checkpoint, str(tmp_path / "in.wav"), str(tmp_path / f"{depth}.wav"), "--quiet", "--bit-depth", depth])
+    assert len(list(tmp_path.iterdir())) == 1 + len(BIT_DEPTHS)
 
 
 def test_pipes_carry_wav(checkpoint, tmp_path):

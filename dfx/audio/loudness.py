@@ -1,8 +1,9 @@
 """Integrated loudness (ITU-R BS.1770-4), of whole recordings and of recordings that are read in parts."""
 
+from typing import Any
+
 import numpy as np
-import pyloudnorm
-import scipy.signal
+import scipy
 from torch import Tensor
 
 SILENCE_LUFS = -70.0  # the absolute gate of BS.1770: quieter audio has no loudness
@@ -33,7 +34,7 @@ class Loudness:
 
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
-        self._filters = list(pyloudnorm.Meter(sample_rate)._filters.values())
+        self._filters = list(_meter(sample_rate)._filters.values())
         self._states: list[np.ndarray] = []
         self._samples = 0
         # Sums of squares of every step of 0.1 s, weighted by channel; the last step is incomplete.
@@ -72,6 +73,13 @@ class Loudness:
             return SILENCE_LUFS
         loud = blocks[_power_to_lufs(blocks) > _power_to_lufs(blocks.mean()) - _RELATIVE_GATE_LU]
         return max(float(_power_to_lufs(loud.mean())), SILENCE_LUFS)
+
+
+def _meter(sample_rate: int) -> Any:
+    # Imported here, because most renderings measure no loudness.
+    import pyloudnorm
+
+    return pyloudnorm.Meter(sample_rate)
 
 
 def _power_to_lufs(power: np.ndarray) -> np.ndarray:

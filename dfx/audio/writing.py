@@ -1,6 +1,7 @@
 """Audio files with the sample rate, channels and bit depth of what was read, written part by part."""
 
 import contextlib
+import io
 import os
 import shutil
 import sys
@@ -83,11 +84,10 @@ class OutputFile:
         is_padded = self.format == "VOC" or (self.format == "AIFF" and self.samples * self.channels % 2)
         if self.subtype not in _EXACT_SUBTYPES or (is_padded and _BYTES.get(self.subtype) == 1):
             return f"{self.subtype} is not written exactly"
-        with tempfile.TemporaryFile() as scratch:
-            try:
-                self.open(scratch).close()
-            except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-                return getattr(error, "error_string", str(error))
+        try:
+            self.open(io.BytesIO()).close()
+        except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+            return getattr(error, "error_string", str(error))
         return ""
 
     def open(self, file: Any) -> soundfile.SoundFile:

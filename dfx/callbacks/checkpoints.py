@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
 from dfx import distributed
+from dfx.errors import signal_name
 from dfx.tasks import CheckpointError, read_checkpoint
 from dfx.writing import replacing, sync_to_disk
 
@@ -178,7 +179,7 @@ class StopOnSignal(Checkpoint):
     def _on_signal(self, signum: int, frame: Any) -> None:
         if not self._signum and distributed.is_rank_zero():
             # Not print(): it is not reentrant, and the signal may have interrupted one.
-            os.write(2, f"\n{_signal_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
+            os.write(2, f"\n{signal_name(signum)}: the run stops after this step, with a checkpoint\n".encode())
         self._signum = self._signum or signum
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -193,13 +194,9 @@ class StopOnSignal(Checkpoint):
             _requeue()
         raise Stopped(
             signum,
-            f"{_signal_name(signum)}: stopped after step {trainer.global_step}, and wrote {self.path}; "
+            f"{signal_name(signum)}: stopped after step {trainer.global_step}, and wrote {self.path}; "
             f"resume with --run.name {self.path.parent.parent.name} --run.resume true",
         )
-
-
-def _signal_name(signum: int) -> str:
-    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 def _slurm_signals() -> tuple[signal.Signals, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.signal
+import scipy
 import torch
 from torch import Tensor
 from torch.nn import functional

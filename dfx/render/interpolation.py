@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from dfx.audio.levels import db_to_amplitude
 from dfx.render.automation import Automation, Interpolation

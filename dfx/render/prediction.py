@@ -21,6 +21,7 @@ from dfx.audio.resampling import SINC_ZEROS
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Treatment
 from dfx.effects import ChainSpec
+from dfx.errors import UserError
 
 _SAMPLES_AT_ONCE = 2**19
 _FRAMES_AT_ONCE = 32
@@ -68,7 +69,7 @@ class ContextReader:
         self, model: Predictor, recording: Recording, treatment: Treatment, causal: bool, measures: bool = False
     ) -> None:
         self.model, self.sample_rate = model, model.chain.sample_rate
-        self.samples = recording.samples_at(self.sample_rate)
+        self.path, self.samples = recording.path, recording.samples_at(self.sample_rate)
         self.frame_samples, self.context_samples = model.window.frame_samples, model.window.context_samples
         self._channels = channels = model.chain.channels
         self._read_channels = channels if recording.channels in (1, channels) else 1
@@ -139,6 +140,9 @@ def predict_frames(
     """Predict all frames in order.
 
     The treatment's gain is ``gain_db``, or with a ``meter`` that of the loudness of the samples before each frame.
+
+    Raises:
+        UserError: if the encoder returns parameters that are not finite.
     """
     loudness = Loudness(reader.sample_rate)
     frame, context = reader.frame_samples, reader.context_samples
@@ -160,6 +164,11 @@ def predict_frames(
             contexts = contexts[None] * db_to_amplitude(gain_db)
         with torch.no_grad():
             parameters = reader.model.encode(contexts.to(reader.model.device)).flatten(0, 1).cpu()
+        finite = parameters.isfinite().all(dim=1)
+        if not finite.all():
+            seconds = (first + int(finite.int().argmin())) * frame / reader.sample_rate
+            fault = f"{reader.path}: the parameters are not finite at {seconds:.2f} s"
+            raise UserError(f"{fault}: the input is wildly loud there, or the weights of the checkpoint are damaged")
         yield Frames(parameters.double().numpy(), gains_db)
 
 

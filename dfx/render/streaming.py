@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.signal
+import scipy
 from tqdm import tqdm
 
 from dfx.audio.reading import Recording, Stream, stream_array

@@ -93,5 +93,6 @@ if __name__ == "__main__":
     with errors_in_one_line():
         try:
             sys.exit(main())
-        except KeyboardInterrupt:
-            sys.exit("\nerror: interrupted; the same command resumes from here")
+        except KeyboardInterrupt as interrupt:
+            interrupt.args = ("the same command resumes from here",)
+            raise

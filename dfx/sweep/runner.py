@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -136,10 +135,9 @@ def _locked(path: Path) -> Iterator[Sequence[int]]:
 
 
 def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[str]:
-    """Run points on this machine in parallel. An interrupt or SIGTERM ends all of them; they can be resumed."""
+    """Run points on this machine in parallel. An interrupt ends all of them; they can be resumed."""
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="points")
     running: list[subprocess.Popen] = []
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     futures = [executor.submit(runner.run, point, running.append) for point in points]
     try:
         return _follow((future.result() for future in as_completed(futures)), len(points))
@@ -154,7 +152,6 @@ def run_here(runner: Runner, points: Sequence[Point], jobs: int) -> list[str]:
         raise
     finally:
         executor.shutdown()
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: float) -> list[str]:

@@ -213,8 +213,9 @@ def run(main: Callable[[], None]) -> None:
             main()
         except OSError as error:
             raise UserError(error) from error
-        except KeyboardInterrupt:
-            raise UserError("interrupted: run this again to continue") from None
+        except KeyboardInterrupt as interrupt:
+            interrupt.args = ("run this again to continue",)
+            raise
 
 
 def members(archive: Path) -> Iterator[Member]:

@@ -1,0 +1,102 @@
+"""The command ``python -m dfx.render``: one file or a folder, and the files beside each output."""
+
+import re
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import dfx
+from dfx.audio.reading import PIPE, stream_file
+from dfx.audio.writing import OutputFile, input_output_pairs
+from dfx.effects.chain import ChainSpec
+from dfx.errors import DataError, UserError
+from dfx.render.automation import automation_files
+from dfx.render.model import Model, check_output
+from dfx.render.presets import preset_files, write_preset
+from dfx.render.reaper import Take, project_files, write_project
+from dfx.render.streaming import StreamingOptions, chain_at_rate
+
+
+def render(options: Namespace) -> None:
+    """Render the input of the command line; of a folder, every file that can be rendered.
+
+    Raises:
+        UserError: if a file cannot be rendered; of several files, the others are rendered first.
+    """
+    pairs = input_output_pairs(options.input, options.output)
+    model = dfx.load(options.checkpoint, options.trust)
+    failed: dict[str, str] = {}
+    extras: dict[tuple[str, str], dict[str, str]] = {}
+    for pair in pairs:
+        try:
+            extras[pair] = _check_extras(model, *pair, options, len(pairs) > 1)
+        except DataError as error:
+            if len(pairs) == 1:
+                raise
+            failed[pair[0]] = str(error)
+    for path, count in Counter(path for paths in extras.values() for path in paths.values()).items():
+        if count > 1:
+            raise UserError(f"{path} would be written more than once: render the inputs with this name one by one")
+    for (input, output), paths in extras.items():
+        try:
+            streaming = StreamingOptions(options.interpolation, options.causal, options.own_level)
+            rendering = model.render_file(
+                input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
+            )
+            file = rendering.output
+            chain = chain_at_rate(model.task, file.sample_rate, file.channels)
+            take = Take(input, output, file.samples / file.sample_rate, chain, rendering.automation)
+            for name, path in paths.items():
+                _EXTRAS[name].write(path, take)
+        except (UserError, OSError) as error:
+            if len(pairs) == 1:
+                raise UserError(error) from error
+            failed[input] = str(error)
+            continue
+        for warning in filter(None, (rendering.clipping, rendering.metadata)):
+            print(f"warning: {warning}", file=sys.stderr)
+    if failed:
+        reasons = "; ".join(reason if input in reason else f"{input}: {reason}" for input, reason in failed.items())
+        raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {reasons}")
+
+
+class _Extra(NamedTuple):
+    """A kind of file that can be written next to the output: a check that lists its files, and the writer."""
+
+    files: Callable[[str, ChainSpec], list[str]]
+    write: Callable[[str, Take], None]
+
+
+_EXTRAS = {
+    "automation": _Extra(lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)),
+    "preset": _Extra(preset_files, lambda path, take: write_preset(path, take.chain, take.automation.median())),
+    "project": _Extra(project_files, write_project),
+}
+
+
+def _check_extras(model: Model, input: str, output: str, options: Namespace, is_one_of_many: bool) -> dict[str, str]:
+    """Check a file before any work is done, and return the paths of its extras by the name of the option."""
+    sample_rate, channels = model.task.chain.sample_rate, model.task.chain.channels
+    if input != PIPE:
+        with closing(stream_file(input)) as stream:
+            sample_rate, channels = stream.sample_rate, stream.channels
+            OutputFile.like(stream, output, options.bit_depth)
+    chain = chain_at_rate(model.task, sample_rate, channels, input)
+    check_output(input, output, options.overwrite)
+    extras = {name: path for name in _EXTRAS if (path := getattr(options, name))}
+    for name, path in extras.items():
+        if re.fullmatch(r"\.[^./\\]*", path):
+            if output == PIPE:
+                raise UserError(f"--{name} {path}: standard output has no name; give a path instead of a suffix")
+            extras[name] = path = str(Path(output).with_suffix(path))
+        elif is_one_of_many:
+            raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
+        if name == "project" and PIPE in (input, output):
+            raise UserError(f"--project {path}: a project needs files instead of standard input or output")
+        for file in _EXTRAS[name].files(path, chain):
+            check_output(input, file, options.overwrite)
+    return extras

@@ -148,7 +148,9 @@ class _SpectralDistance(torch.autograd.Function):
             # The root of an exact match has no slope: auraloss' is 0.
             of_squares = np.divide(1, np.sqrt(squares * energies), out=np.zeros_like(squares), where=squares != 0)
             factors = gradients.new_tensor(np.stack([of_squares, 1 / bins], axis=1) / len(bins))
-            ctx.gradient = _fold(torch.tensordot(factors, gradients, 2), reach).view_as(output)
+            ctx.gradient = _fold(
+                (factors.flatten() @ gradients.flatten(2).flatten(0, 1)).view_as(signals[0]), reach
+            ).view_as(output)
         return output.new_tensor(np.mean(np.sqrt(squares / energies) + log_ratios / bins))
 
     @staticmethod
@@ -207,9 +209,11 @@ def _compare(signals: Tensor, fft_size: int, reach: int, gradients: Tensor | Non
     frames = signals[..., first:].unfold(-1, length, hop)[..., :count, :]
     size = max(1, _BLOCK_BINS // (signals.shape[1] * (fft_size // 2 + 1)))
     sums = np.zeros(4)
+    padded = signals.new_zeros(*frames.shape[:2], min(size, count), fft_size)
     for start in range(0, count, size):
         block = frames[:, :, start : start + size]
-        padded = block.new_zeros(*block.shape[:-1], fft_size)
+        # A smaller last block leaves the zeros of its own frames in place.
+        padded = padded[:, :, : block.shape[2]]
         torch.mul(block, window, out=padded[..., :length])
         spectra = torch.fft.rfft(padded)
         squares = torch.view_as_real(spectra).square()
@@ -220,7 +224,10 @@ def _compare(signals: Tensor, fft_size: int, reach: int, gradients: Tensor | Non
         difference = magnitude - true
         log_ratio = (power[0] / power[1]).log_()
         if gradients is not None:
-            slopes = torch.stack([magnitude * difference, log_ratio.sign()]).div_(divisor)
+            slopes = torch.empty_like(power)
+            torch.mul(magnitude, difference, out=slopes[0])
+            torch.sign(log_ratio, out=slopes[1])
+            slopes /= divisor
             audio = _transposed(spectra[0] * slopes, window, hop)
             start = first + start * hop
             gradients[..., start : start + audio.shape[-1]] += audio[..., : gradients.shape[-1] - start]

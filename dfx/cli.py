@@ -111,6 +111,9 @@ class DfxCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given = sys.argv[1:] if args is None else args
+        for argument in given:
+            if re.search("[\ud800-\udfff]", argument):  # which a config cannot hold
+                raise UserError(f"{argument} is not in UTF-8: rename it, or link to it from a path that is")
         for argument, following in zip(given, [*given[1:], ""]):
             name, equals, value = argument.removeprefix("--").partition("=")
             # Not all values are YAML, and none has to be.

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 import evaluate as evaluation_script
+from dfx.cli import main
 from dfx.datasets.pairs import SPLITS, find_pairs, find_test_pairs
 from dfx.datasets.splits import read_records, restore_splits
 from dfx.effects import EffectSpec
@@ -218,6 +219,11 @@ def test_a_damaged_list_of_pairs_is_refused(damaged):
 def test_a_checkpoint_that_does_not_name_its_data_is_refused(data):
     with pytest.raises(DataError, match="does not say on which data it was trained"):
         restore_splits(data)
+
+
+def test_a_root_that_is_not_utf_8_is_refused_in_one_line_that_can_be_printed():
+    with pytest.raises(SystemExit, match=r"^error: caf\\udce9 is not in UTF-8: rename it, or link to it"):
+        main(["fit", "--data.root", "caf\udce9"])
 
 
 # Folders given to evaluate.py

@@ -2,9 +2,11 @@
 
 import contextlib
 import itertools
+import json
 import math
 
 from dfx.benchmark import speed as speed_module
+from dfx.benchmark.__main__ import main
 from dfx.benchmark.chains import chains, notes
 from dfx.benchmark.fidelity import ESTIMATORS, fidelity
 from dfx.benchmark.speed import speed
@@ -51,6 +53,13 @@ def test_speed_counts_only_rounds_between_two_controls_that_pass(monkeypatch):
     assert speed_module._medians(candidates, passes, seconds=0, label="") == ({"candidate": 2}, 3, 1)
     medians, *rounds = speed_module._medians(candidates, lambda: False, seconds=0, label="")
     assert math.isnan(medians["candidate"]) and rounds == [3, 0]
+
+
+def test_figures_that_no_round_gave_are_null_in_json(monkeypatch, capsys):
+    monkeypatch.setattr("dfx.benchmark.__main__.speed", lambda *_: iter([{"passed": 0, "layer_ms": math.nan}]))
+    monkeypatch.setattr("sys.argv", ["benchmark", "speed", "--chains", "tube_amp", "--json"])
+    main()
+    assert json.loads(capsys.readouterr().out) == [{"passed": 0, "layer_ms": None}]
 
 
 def test_the_control_fails_while_other_processes_keep_the_cores_busy():

@@ -47,7 +47,9 @@ def main() -> None:
     is_printed = not given.json and given.command in _COLUMNS
     rows = list(_printed(measured, _COLUMNS[given.command].split()) if is_printed else measured)
     if given.json:
-        print(json.dumps(rows, indent=1))
+        # JSON has no NaN.
+        defined = [{name: None if value != value else value for name, value in row.items()} for row in rows]
+        print(json.dumps(defined, indent=1, allow_nan=False))
     elif given.command == "twin":
         print(as_table(rows))
     if getattr(given, "figure", None):

@@ -50,19 +50,33 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the program with one line: ``error: ...`` and status 1 for a :class:`UserError`.
+    """End the program with one line: ``error: ...`` and status 1 for a :class:`UserError` or an ``OSError``.
 
     Ctrl-C, SIGTERM and SIGHUP raise :class:`Interrupted`, which ends it with ``stopped by ...`` and status 128 + n. Of
     further ones only Ctrl-C has an effect: it ends the program without removing files. Names that are not UTF-8 can be
-    printed from now on.
+    printed from now on, and standard streams that are closed lead nowhere.
     """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            # This also takes the stream's number, which the next file would get, and output of libraries with it.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _interrupted_by_signals():
-            yield
+        try:
+            with _interrupted_by_signals():
+                yield
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(f"error: {in_one_line(error)}")
+    except BrokenPipeError:
+        # Python writes the rest of standard output when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit("error: standard output was closed before everything was written to it")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {in_one_line(f'{place}{error.strerror or error}')}")
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         advice = f": {interrupt}" if interrupt.args else ""

@@ -10,6 +10,7 @@ from dfx.effects import ChainSpec, Control, EffectError, EffectSpec, RenderError
 from dfx.effects.chain import load_chain
 from dfx.effects.pedalboard import EFFECTS, PedalboardEffect
 from dfx.effects.probe import as_text, dead_parameters, main, probe, probe_signal
+from dfx.errors import errors_in_one_line
 from tests.known_effects import SAMPLE_RATE, Gain, Late, known
 
 SECONDS = 0.5
@@ -282,7 +283,7 @@ def test_json_is_one_object_of_the_same():
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_status_1(spec, message):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
         main(spec.split())
     assert str(ended.value.code).startswith(message)
     assert "\n" not in str(ended.value.code)

@@ -1,7 +1,10 @@
 """A checkpoint from a stranger, or a damaged one, runs no code and is refused in one line."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from dfx.tasks import CheckpointError, Task, TubeAmp, load_task, read_checkpoint
 from tests.known_effects import SAMPLE_RATE, known
 from tests.small_training import data, task, trainer
 
+ROOT = Path(__file__).parent.parent
 EFFECTS = [EffectSpec("pedalboard:Gain", train={"gain_db": (-12, 12)})]
 
 
@@ -339,3 +343,23 @@ def test_a_task_is_chosen_from_our_own_table_only(content, tmp_path):
         made = {**content, "dfx": {**content["dfx"], "task": name}}
         with pytest.raises(CheckpointError, match="is of the task"):
             load_task(write(tmp_path / "model.ckpt", made))
+
+
+# --- standard streams ----------------------------------------------------------------------------------
+
+HELP = f"{sys.executable} -m dfx.sweep --help"
+PRINTING = f"{sys.executable} -c 'from dfx.errors import *\nwith errors_in_one_line(): print(100000 * \"line \")'"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell is that of POSIX")
+@pytest.mark.parametrize("command", [HELP, PRINTING])
+@pytest.mark.parametrize("closed", ["| true", "| head -c 1", ">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full"])
+def test_a_closed_standard_stream_ends_in_one_line_at_most(tmp_path, command, closed):
+    errors = tmp_path / "errors"
+    redirected = "" if "2>&-" in closed else f"2>{errors}"
+    done = subprocess.run(["bash", "-c", f"{command} {redirected} {closed}"], cwd=ROOT, capture_output=True, text=True)
+    said = (errors.read_text() if errors.exists() else "").splitlines()
+    assert not done.stderr and len(said) <= 1
+    assert all(line.startswith("error: ") for line in said)
+    if command == PRINTING and ("|" in closed or "full" in closed):
+        assert said

@@ -433,7 +433,11 @@ def _cell(number: float | None, form: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's error ends it with one line."""
+    """Run the command line.
+
+    Raises:
+        UserError: if the chain cannot be built or probed.
+    """
     description = "Measure how an effect or a chain behaves."
     parser = argparse.ArgumentParser(prog="python -m dfx.effects.probe", description=description)
     parser.add_argument("spec", help="host:effect, for instance pedalboard:Compressor, or the path of a config")
@@ -442,10 +446,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the probe signal (default: 2)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     options = parser.parse_args(args)
-    with errors_in_one_line():
-        report = probe(load_chain(options.spec, options.sample_rate, options.channels), options.seconds)
+    report = probe(load_chain(options.spec, options.sample_rate, options.channels), options.seconds)
     print(json.dumps(dataclasses.asdict(report), allow_nan=False) if options.json else as_text(report))
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

@@ -99,3 +99,20 @@ class NotFinite(Gain):
 
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         return audio * np.float32("nan") if gain > 1.5 else audio
+
+
+class Unreported(Late):
+    """Multiply by ``gain``, 219 samples late, but report no latency, as Calf's limiter does."""
+
+    latency_samples = 0
+    delay_samples = 219
+
+    def reset(self) -> None:
+        self.pending = np.zeros((self.channels, self.delay_samples), dtype=np.float32)
+
+
+class Overstated(Unreported):
+    """Multiply by ``gain``, 100 samples late, but report 500."""
+
+    latency_samples = 500
+    delay_samples = 100

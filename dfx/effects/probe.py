@@ -26,6 +26,7 @@ from tabulate import tabulate
 
 from dfx.effects.chain import Chain, ChainSpec, load_chain
 from dfx.effects.effect import RenderError
+from dfx.effects.latency import TOLERANCE_MS, measure_delay
 from dfx.errors import UserError, errors_in_one_line
 
 FRAME_SAMPLES = 1024
@@ -37,7 +38,6 @@ STEP = 0.05  # from the default in [0, 1], where the local effect of a parameter
 GLIDE_SHARE = 0.05  # a glide has ended when at most this share of the change remains
 GLIDES_MS = tuple(0.5 * 1.25**step for step in range(32))  # the grid of glide times, up to half a second
 MIN_SECONDS = 0.2  # a shorter probe signal contains too few low frequencies
-LATENCY_TOLERANCE_MS = 1.0  # phase shifts of filters stay below this; a longer delay is latency
 
 
 @dataclasses.dataclass
@@ -146,7 +146,7 @@ def _surprises(report: ProbeReport, peak: float) -> Iterator[str]:
             "the output; a switch may disable it, or the sample rate may put it out of reach"
         )
     reported, measured = report.latency_reported, report.latency_measured
-    if measured is not None and abs(measured - reported) > LATENCY_TOLERANCE_MS / 1000 * report.sample_rate:
+    if measured is not None and abs(measured - reported) > TOLERANCE_MS / 1000 * report.sample_rate:
         yield f"latency reported {reported} but measured {measured} samples"
     if report.inverted:
         yield "output inverted: its polarity is opposite to that of the input"
@@ -345,14 +345,8 @@ def _measure_latency(bench: _Bench) -> dict[str, Any]:
     samples = bench.spec.sample_rate
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (bench.spec.channels, samples)).astype(np.float32)
     output = bench.output(bench.defaults, noise)
-    # Padded to twice the length, the circular correlation is the linear one.
-    spectra = [np.fft.rfft(audio, 2 * samples) for audio in (noise, output)]
-    correlation = np.fft.irfft((spectra[0].conj() * spectra[1]).sum(axis=0))[: samples // 2]
-    correlation /= np.sqrt(np.square(noise).sum() * np.square(output).sum()) + 1e-30
-    delay = int(np.abs(correlation).argmax())
-    if abs(correlation[delay]) < 0.1:
-        return {"latency_measured": None, "inverted": False}
-    return {"latency_measured": delay, "inverted": bool(correlation[delay] < 0)}
+    delay, is_inverted = measure_delay(noise, output) or (None, False)
+    return {"latency_measured": delay, "inverted": is_inverted}
 
 
 def _measure_repetition(bench: _Bench) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import functools
 from typing import NamedTuple
 
 from dfx.effects import ChainSpec
+from dfx.effects.latency import warn_of_latency
 from dfx.errors import check_numbers
 
 
@@ -64,11 +65,13 @@ def make_stages(chain: ChainSpec, options: StageOptions) -> list[Stage]:
 def first_effects(chain: ChainSpec, count: int) -> tuple[ChainSpec, int]:
     """Return the first effects of a chain, with the names that they have there, and their latency in samples.
 
-    They are built to read the latency, once for each ``count``.
+    They are built to read the latency, once for each ``count``; a warning says if it is measured to be another.
 
     Raises:
         EffectError: if they cannot be built.
     """
     effects = [dataclasses.replace(spec, name=recipe.name) for spec, recipe in zip(chain.effects, chain.recipes)]
     first = ChainSpec(effects[:count], chain.sample_rate, chain.channels)
-    return first, first.build().latency_samples
+    live = first.build()
+    warn_of_latency(first, live)
+    return first, live.latency_samples

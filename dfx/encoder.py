@@ -131,9 +131,11 @@ class Encoder(nn.Module):
         self.log_mel = LogMel(sample_rate)
         # As in the paper, one mean and one variance for all bands.
         self.input_norm = nn.BatchNorm2d(1)
-        backbone, features = _make_backbone(options, context_samples, frame_samples)
-        # The layout with the fastest kernels of convolution and pooling; torch's stubs lack this form of `to`.
-        self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone, features = _make_backbone(options, context_samples, frame_samples)
+        if options.backbone != "mobilenet_v2":
+            # The layout with the fastest kernels of convolution and pooling. On a CPU, torch's batch normalization is
+            # less exact in it, which the many of MobileNetV2 amplify. torch's stubs lack this form of `to`.
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = nn.Linear(features, len(defaults))
         if options.start_at_defaults:
             # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.

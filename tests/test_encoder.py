@@ -51,7 +51,7 @@ def test_log_mel_is_torchaudios():
     torch.testing.assert_close(log_mel(context), expected)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["inception", "conv"])
 def test_channels_last_changes_nothing_but_the_memory_layout(backbone):
     contexts = torch.randn(2, 1, 20480, dtype=torch.float64)
     last = encoder(backbone, start_at_defaults=False).double()

@@ -346,3 +346,44 @@ def _pids_of(folder: Path, point: str = "") -> list[int]:
         int(pid) for pid, state, command in processes
         if f"--run.folder={folder} " in command and point in command and not state.startswith("Z")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [
+    {"parameters": [1]}, {"parameters": "seed"}, {"command": "python train.py"}, {"program": ["train.py"]},
+])  # fmt: skip
+def test_a_sweep_of_other_types_is_refused(sweep, changes):
+    with pytest.raises(SweepError, match=f"`{next(iter(changes))}` cannot be"):
+        read_sweep(sweep(["end"], **changes))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"\x00"])
+def test_a_file_that_is_no_yaml_is_refused(tmp_path, content):
+    (tmp_path / "sweep.yaml").write_bytes(content)
+    with pytest.raises(SweepError, match="is not YAML"):
+        read_sweep(str(tmp_path / "sweep.yaml"))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a|b", "a\nb", "<script>", "a/b"])
+def test_names_of_a_sweep_are_names_of_folders_and_cells_of_tables(sweep, name):
+    made = read_sweep(sweep([name, "end"], name=name))
+    for text in (made.name, *(point.name for point in made.points())):
+        assert not set(text) & set("/\\|<>\n")
+
+
+@pytest.mark.parametrize("file, content", [
+    ("history.jsonl", ""), ("history.jsonl", "[]\n3\n"), ("evaluation/metrics.json", "3"),
+    ("evaluation/metrics.json", '{"output": {}}'), ("evaluation/metrics.json", '{"output": {"loss": "a"}}'),
+])  # fmt: skip
+def test_a_damaged_run_of_a_sweep_is_named(sweep, tmp_path, file, content):
+    path, folder = sweep(["end"], seeds=[0]), tmp_path / "runs"
+    assert main([path, "--folder", str(folder), "--wandb-mode", "disabled"]) == 0
+    (run,) = folder.glob("*seed0")
+    (run / file).write_text(content)
+    with pytest.raises(SweepError, match=f"{run.name} is damaged"):
+        main([path, "--folder", str(folder), "--wandb-mode", "disabled", "--summarize"])
+
+
+def test_damaged_options_of_a_sweep_are_refused(sweep, tmp_path):
+    (tmp_path / "points.json").write_text("[")
+    with pytest.raises(SweepError, match=r"points\.json is damaged"):
+        main([sweep(["end"]), "--folder", str(tmp_path), "--list"])

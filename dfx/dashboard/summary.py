@@ -68,7 +68,7 @@ class Run:
             self.parameters = _read_parameters(folder / PARAMETERS)
         training = [row for row in self.history if not any(name.startswith("test/") for name in row)]
         self.steps = max((row["total_step"] + 1 for row in training), default=0)
-        times = [row["time"] for row in training]
+        times = [row["time"] for row in training if "time" in row]
         intervals = sorted(later - earlier for earlier, later in zip(times, times[1:]))
         longest = max(600.0, 100 * intervals[len(intervals) // 2]) if intervals else 0.0
         self.minutes = sum(interval for interval in intervals if 0 <= interval < longest) / 60

@@ -70,13 +70,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and {"stage", "step", "time"} <= row.keys()
-        and isinstance(row["stage"], int)
-        and isinstance(row["step"], int)
-        and all(isinstance(value, (int, float)) for value in row.values())
-    )
+    if not isinstance(row, dict) or not all(isinstance(value, (int, float)) for value in row.values()):
+        return False
+    return isinstance(row.get("stage"), int) and isinstance(row.get("step"), int)
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dfx.errors import UserError
+from dfx.errors import UserError, in_one_line
 
 SEED = "run.seed"
 """The parameter whose values are seeds: points that differ only in it belong to one arm."""
@@ -94,15 +94,14 @@ def read_sweep(path: str) -> Sweep:
     file = Path(path)
     if not file.is_file():
         raise SweepError(f"{path}: no such file")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SweepError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = _read_yaml(file)
     if not isinstance(content, dict):
         raise SweepError(f"{path} is not a sweep; see configs/sweeps/ for examples")
-    for key in ("program", "parameters", "command"):
+    for key, kind in {"program": str, "parameters": dict, "command": list}.items():
         if not content.get(key):
             raise SweepError(f"{path} has no `{key}`; see configs/sweeps/ for examples")
+        if not isinstance(content[key], kind):
+            raise SweepError(f"{path}: `{key}` cannot be {content[key]!r}; see configs/sweeps/ for examples")
     if content.get("method") != "grid":
         raise SweepError(f"{path} has the method {content.get('method')}: only `grid` is supported; use `wandb agent`")
     parameters = {}
@@ -115,11 +114,22 @@ def read_sweep(path: str) -> Sweep:
             raise SweepError(f"{path}: the parameter {name} needs `value`, or a list as `values`")
     if not any(str(part).startswith("${args") for part in content["command"]):
         raise SweepError(f"{path}: the command has no ${{args}}, so all points would be the same")
-    return Sweep(str(content.get("name") or file.stem), content["program"], parameters, content["command"])
+    return Sweep(_as_name(str(content.get("name") or file.stem)), content["program"], parameters, content["command"])
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise SweepError(f"{path} is not YAML: {in_one_line(error)}") from None
 
 
 def _label(parameter: str, value: Any) -> str:
     """Return the part of an arm's name for a value; for a config file, the name of the file."""
-    if parameter == "config":
-        return Path(str(value)).stem
-    return re.sub(r"[^\w.+-]+", "-", f"{parameter.rsplit('.')[-1]}_{value}")
+    label = Path(str(value)).stem if parameter == "config" else f"{parameter.rsplit('.')[-1]}_{value}"
+    return _as_name(label)
+
+
+def _as_name(text: str) -> str:
+    """Return a name of folders, runs and rows of a table."""
+    return re.sub(r"[^\w.+-]+", "-", text)

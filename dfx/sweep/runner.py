@@ -64,7 +64,12 @@ def register(folder: Path, points: Sequence[Point]) -> None:
         SweepError: if the folder has a run of one of them with other options.
     """
     path = folder / "points.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise SweepError(f"{path} is damaged: remove it, if the options of the sweep are those of its runs")
     for point in points:
         # Without the interpreter, whose path depends on the machine.
         command = point.command[1:]

@@ -8,7 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dfx.sweep.grid import Point
+from dfx.errors import in_one_line
+from dfx.sweep.grid import Point, SweepError
 from dfx.sweep.runner import WandbMode, is_finished
 from dfx.writing import write_csv
 
@@ -26,24 +27,34 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
     Returns:
         For each the ``arm``, the ``run``, the columns of :data:`COLUMNS`, and ``course``: pairs of renderings and
         validation loss, over all stages that render.
+
+    Raises:
+        SweepError: if the files of a run are damaged.
     """
+    runs = []
+    for point in [point for point in points if is_finished(folder, point)]:
+        try:
+            runs.append(_read_run(folder / point.name, point))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            fault = f"is damaged ({type(error).__name__}: {in_one_line(error)})"
+            raise SweepError(f"{folder / point.name} {fault}: remove it, and run the sweep again") from None
+    return runs
+
+
+def _read_run(run: Path, point: Point) -> Row:
     # Imports torch, which the runner does not need.
     from dfx.loggers.history import read_history
 
-    runs = []
-    for point in [point for point in points if is_finished(folder, point)]:
-        run = folder / point.name
-        history = [row for row in read_history(run) if "validation/loss" in row]
-        last = history[-1]
-        losses = [row["validation/loss"] for row in history if row["stage"] == last["stage"]]
-        tested = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["output"]
-        renderings, seconds = last["progress/renderings"], last["progress/seconds"]
-        results = (losses[-1], min(losses), renderings, tested["loss"], tested["mrstft"], seconds)
-        # Pretraining renders nothing.
-        rendered = [row for row in history if row["progress/renderings"] > 0]
-        course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
-        runs.append({"arm": point.arm, "run": point.name, **dict(zip(COLUMNS, results)), "course": course})
-    return runs
+    history = [row for row in read_history(run) if "validation/loss" in row]
+    last = history[-1]
+    losses = [row["validation/loss"] for row in history if row["stage"] == last["stage"]]
+    tested = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["output"]
+    renderings, seconds = last["progress/renderings"], last["progress/seconds"]
+    results = (losses[-1], min(losses), renderings, float(tested["loss"]), float(tested["mrstft"]), seconds)
+    # Pretraining renders nothing.
+    rendered = [row for row in history if row["progress/renderings"] > 0]
+    course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
+    return {"arm": point.arm, "run": point.name, **dict(zip(COLUMNS, results)), "course": course}
 
 
 def summarize_arms(runs: Sequence[Row]) -> list[Row]:

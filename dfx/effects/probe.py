@@ -27,7 +27,7 @@ from tabulate import tabulate
 from dfx.effects.chain import Chain, ChainSpec, load_chain
 from dfx.effects.effect import RenderError
 from dfx.effects.latency import TOLERANCE_MS, measure_delay
-from dfx.errors import UserError, errors_in_one_line
+from dfx.errors import UserError, errors_in_one_line, printable
 
 FRAME_SAMPLES = 1024
 ODD_FRAME_SAMPLES = 1000  # not a multiple of any host's blocks
@@ -403,7 +403,7 @@ def as_text(report: ProbeReport) -> str:
         effect = ["dead", ""] if p.dead else [_cell(p.range_db, ".1f"), _cell(p.default_db, ".1f")]
         reads_back = {True: "yes", False: "no", None: "-"}[p.reads_back]
         numbers = [f"{number:.6g}" for number in (p.low, p.high, p.default)]
-        rows.append([p.name, p.unit, *numbers, *effect, reads_back, _cell(p.glide_ms, ".3g")])
+        rows.append([printable(p.name), printable(p.unit), *numbers, *effect, reads_back, _cell(p.glide_ms, ".3g")])
     frames = "".join(f", {error:.2g} in frames of {samples}" for samples, error in report.frame_errors.items())
     lines = [
         f"{' > '.join(report.effects)} at {report.sample_rate} Hz, channels: {report.channels}",
@@ -417,7 +417,7 @@ def as_text(report: ProbeReport) -> str:
         f"cost         {report.frame_microseconds:.0f} us for a frame of {FRAME_SAMPLES}, "
         f"{report.times_real_time:.0f} times real time",
         "",
-        *([f"! {surprise}" for surprise in report.surprises] or ["no surprises"]),
+        *([f"! {printable(surprise)}" for surprise in report.surprises] or ["no surprises"]),
     ]
     return "\n".join(lines)
 

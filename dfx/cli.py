@@ -7,20 +7,23 @@ import glob
 import itertools
 import os
 import re
+import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dfx import distributed
 from dfx.callbacks.checkpoints import AtomicCheckpointIO, MidEpochCheckpoint, StopOnSignal, Stopped, last_checkpoint
@@ -29,16 +32,35 @@ from dfx.callbacks.health import Health
 from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
-from dfx.errors import SEEDS, DataError, UserError, check_file_name, check_numbers, errors_in_one_line, refuse_renamed
+from dfx.errors import (
+    SEEDS,
+    DataError,
+    UserError,
+    check_file_name,
+    check_numbers,
+    errors_in_one_line,
+    in_one_line,
+    refuse_renamed,
+    refuse_repeated_keys,
+)
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task, read_checkpoint
 from dfx.tasks.loading import build_task
-from dfx.writing import write_text
+from dfx.writing import lock
 
+CONFIG = "resolved_config.yaml"
 SLURM_JOB = "slurm_job"
+
+_TRAINER = {
+    "1..1000000000": "max_epochs max_steps check_val_every_n_epoch accumulate_grad_batches num_nodes",
+    "0..1000000000": "min_epochs min_steps log_every_n_steps reload_dataloaders_every_n_epochs",
+    "(0, 1e9]": "limit_train_batches",
+    "[0, 1e9]": "limit_val_batches limit_test_batches limit_predict_batches overfit_batches gradient_clip_val",
+}
+"""Ranges of the trainer's options that Lightning does not check itself."""
 
 
 @dataclass
@@ -91,6 +113,13 @@ class RunOptions:
             raise UserError(f"run.folder is {self.folder!r}; it must be the path of a folder")
 
 
+class _Parser(LightningArgumentParser):
+    """A parser that reports an error in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_shorten(message)) from ex
+
+
 class DfxCLI(LightningCLI):
     """``fit | validate | test | predict`` for a :class:`~dfx.tasks.Task` on :class:`~dfx.datasets.PairedAudio`."""
 
@@ -106,6 +135,7 @@ class DfxCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults=defaults,
+            parser_class=_Parser,
             args=args,
         )
 
@@ -117,9 +147,35 @@ class DfxCLI(LightningCLI):
         for argument, following in zip(given, [*given[1:], ""]):
             name, equals, value = argument.removeprefix("--").partition("=")
             # Not all values are YAML, and none has to be.
-            with contextlib.suppress(yaml.YAMLError):
+            with contextlib.suppress(yaml.YAMLError, ValueError):
                 refuse_renamed(_load_yaml(value if equals else following), name)
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise UserError(f"a config is not text in UTF-8: {error}") from None
+        except RecursionError:
+            raise UserError("a config is nested too deeply, or contains itself") from None
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Check what can be checked without building anything."""
+        config = self.config[self.config.subcommand]
+        RunOptions(**vars(config.run))
+        LoggingOptions(**vars(config.logging))
+        if not isinstance(config.seed_everything, bool):
+            check_numbers(vars(config), seed_everything=SEEDS)
+        trainer, task = vars(config.trainer), config.model.init_args
+        endless = {name: None for name in ("max_epochs", "max_steps") if trainer[name] == -1}
+        given = {f"trainer.{name}": value for name, value in {**trainer, **endless}.items()}
+        for range, names in _TRAINER.items():
+            check_numbers(given, **{f"trainer.{name}": range for name in names.split()})
+        if len(endless) == 2:
+            needing = {"optimizer.schedule: cosine": task.optimizer.schedule == "cosine"}
+            needing["gradient.epsilon_end"] = task.gradient.epsilon_end is not None
+            for option in (option for option, is_given in needing.items() if is_given):
+                raise UserError(
+                    f"trainer.max_epochs is -1, no end, and {option} needs one: set max_epochs or max_steps"
+                )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
@@ -151,29 +207,39 @@ class DfxCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             # The error of a constructor is the last in jsonargparse's list of types that did not fit.
             raised = re.findall(r"^  - (.*)$", str(error), flags=re.MULTILINE)
-            raise UserError(raised[-1] if raised else error) from error
+            raise UserError(raised[-1] if raised else in_one_line(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             plugins = _as_list(self.config_init[str(self.subcommand)].trainer.plugins)
             return super().instantiate_trainer(logger=False, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         self.logger = self._make_logger()
+        # Private, since Lightning has no public access to the parser of a subcommand.
+        self._files = {CONFIG: self._parser("fit").dump(self.config.fit, skip_none=False)}
+        if "SLURM_JOB_ID" in os.environ:
+            self._files[SLURM_JOB] = os.environ["SLURM_JOB_ID"]
         # Validates the trainer's options before anything runs; every stage has a trainer of its own.
-        trainer = self._make_trainer()
-        if trainer.is_global_zero:
-            (self.run_folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            # Private, since Lightning has no public access to the parser of a subcommand.
-            config = self._parser("fit").dump(self.config.fit, skip_none=False)
-            write_text(self.run_folder / "resolved_config.yaml", config)
-            if "SLURM_JOB_ID" in os.environ:
-                write_text(self.run_folder / SLURM_JOB, os.environ["SLURM_JOB_ID"])
-        return trainer
+        return self._make_trainer()
 
     def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None = None, **options: Any) -> None:
-        """Train every stage of the task, from the first or from that of a checkpoint, with one trainer each."""
+        """Train every stage of the task, in a locked folder, which is removed if the command fails before a step."""
+        if not self.trainer.is_global_zero:
+            return self._fit_stages(model, datamodule, ckpt_path, **options)
+        folder, is_new = self.run_folder, not self.run_folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = lock(folder / ".lock", f"{folder} is in use by another process: wait for its end")
+            self._fit_stages(model, datamodule, ckpt_path, **options)
+        except BaseException:
+            if is_new and not (folder / CONFIG).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _fit_stages(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None, **options: Any) -> None:
+        """Train from the first stage, or from that of a checkpoint, with one trainer each."""
         first = 0
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
@@ -218,7 +284,7 @@ class DfxCLI(LightningCLI):
             save(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True),
             MidEpochCheckpoint(folder, "last", train_time_interval=minutes, enable_version_counter=False),
             StopOnSignal(folder / "last.ckpt"),
-            RunFolder(self.run_folder),
+            RunFolder(self.run_folder, self._files),
             self.progress,
             LearningRateMonitor(),
             Health(config.logging.health_every_n_steps),
@@ -260,6 +326,21 @@ class DfxCLI(LightningCLI):
         return WandbRun(self.run_folder, options.mode == "offline", tags=tags, config=config, **place)
 
 
+_UNINFORMATIVE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value type:|Given value: NestedArg|Expected a <class 'NoneType'>"
+    "|Problem with given class_path"
+)
+
+
+def _shorten(message: str) -> str:
+    """Return an error of jsonargparse in one line, with the whole name of the option."""
+    keys = re.findall(r'Parser key "(.+?)":', message)
+    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key ".+?":', "", message).splitlines()]
+    facts = "; ".join(line for line in lines if line and not _UNINFORMATIVE.match(line))
+    facts = re.sub(r"<class '([\w.]+)'>|typing\.", r"\1", facts)
+    return f"{'.'.join(keys)}: {facts}" if keys else facts
+
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
@@ -283,13 +364,14 @@ def _find_requeued(runs: Path, name: str) -> Path | None:
 
 def _load_yaml(text: str) -> Any:
     # jsonargparse passes a null of a nested option as None in Python's spelling.
+    refuse_repeated_keys(text)
     options = None if text == "None" else _LOAD_YAML(text)
     refuse_renamed(options)
     return options
 
 
 _LOAD_YAML = get_loader("yaml")
-set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError,))
+set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError, ValueError))
 
 
 def main(args: Any = None) -> None:
@@ -299,14 +381,20 @@ def main(args: Any = None) -> None:
     # All stages of a run write to one folder.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     try:
-        with errors_in_one_line():
+        with errors_in_one_line(), _explained_full_disk():
             DfxCLI(args)
     except Stopped as stopped:
         # Other ranks exit with 0: Lightning's launcher kills rank 0 as soon as one of them fails.
         if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
+
+
+@contextlib.contextmanager
+def _explained_full_disk() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: {error}: free disk space, then add --run.resume true; the checkpoints are intact")
+        raise UserError(f"{error}: free disk space, then add --run.resume true; the checkpoints are intact") from error

@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 
+import yaml
+
 SEEDS = "0..4294967295"
 """The :class:`Range` of seeds, which is that of NumPy."""
 SAMPLE_RATES = "1000..768000"
@@ -219,6 +221,27 @@ def refuse_renamed(options: Any, name: str = "") -> None:
     for old, new in RENAMED_OPTIONS.items():
         if f".{name}".endswith(f".{old}") or f".{name}={options}".endswith(f".{old}"):
             raise UserError(f"the option {old} is now called {new}: rename it")
+
+
+def refuse_repeated_keys(text: str) -> None:
+    """Raise :class:`UserError` if a mapping of a YAML text has a key twice, of which YAML would drop one.
+
+    Raises:
+        yaml.YAMLError: if the text is not YAML.
+    """
+    pending, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        entries = node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise UserError(f"'{twice}' is given twice (line {node.start_mark.line + 1} of the YAML): remove one")
+            entries = [value for _, value in node.value]
+        pending += entries
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

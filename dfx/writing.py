@@ -5,8 +5,17 @@ import csv
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
+
+from dfx.errors import UserError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows has no such module.
 
 
 @contextlib.contextmanager
@@ -55,6 +64,25 @@ def file_stem(name: str, taken: Iterable[str]) -> str:
     used = {stem.casefold() for stem in taken}
     stems = (first, *(f"{first}-{number}" for number in range(2, len(used) + 2)))
     return next(stem for stem in stems if stem.casefold() not in used)
+
+
+def lock(path: Path, fault: str) -> IO[str]:
+    """Lock a file until it is closed or this process ends, in whatever way.
+
+    Raises:
+        UserError: with ``fault``, if another process has locked it.
+    """
+    file = path.open("a", encoding="utf-8")
+    if fcntl is not None:
+        try:
+            # Unlike flock, lockf is not inherited by forked processes, which may live on for a while.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(fault) from None
+        except OSError as error:
+            warnings.warn(f"{path} cannot be locked ({error.strerror}): start no other process there", stacklevel=2)
+    return file
 
 
 def sync_to_disk(path: Path) -> None:

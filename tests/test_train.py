@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from dfx.cli import main
 from dfx.metrics import COLUMNS
 from dfx.tasks import load_task
+from dfx.writing import lock
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ["--config", "configs/smoke.yaml"]
@@ -167,6 +169,17 @@ EFFECTS = "--model.init_args.effects"
         ([EFFECTS, '[{"effect": "pedalboard:Gain", "train": {"gain": null}}]'], "did you mean 'gain_db'"),
         ([EFFECTS, '[{"effect": "pedalboard:Compressor", "train": {"ratio": [0.1, 4]}}]'], "goes below 1"),
         (["--run.name", "other", "--run.resume", "true"], "there is no such run to resume"),
+        (["--run.name", "../elsewhere"], "run.name is '../elsewhere'; it must be a name without slashes"),
+        (["--run.name", ""], "run.name is ''; it must be a name"),
+        (["--trainer.max_epochs", "-1"], "optimizer.schedule: cosine needs one"),
+        (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch is 0; it must be"),
+        (["--trainer.accumulate_grad_batches", "-1"], "trainer.accumulate_grad_batches is -1; it must be"),
+        (["--trainer.devices", "-3"], "`devices` selected with"),
+        (["--trainer.max_time", "long"], "not a valid duration"),
+        (["--seed_everything", "-1"], "seed_everything is -1; it must be"),
+        (["--model.init_args.gradient={draws: 1, draws: 2}"], "'draws' is given twice"),
+        (["--model.init_args.gradient.draws", "many"], "gradient.draws: Expected a int. Got value: many"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such file"),
         (["--data.root", "nowhere"], "nowhere: no such folder"),
         (["--model.init_args.frame_samples", "512"], "lengthen the frame"),
         (["--model.init_args.gradient.memory", "0.5"], "gradient.memory is now called gradient.forgetting_factor"),
@@ -179,7 +192,63 @@ def test_wrong_options_end_in_one_line_before_training(tmp_path, monkeypatch, ar
         main(["fit", *SMOKE, "--run.folder", str(tmp_path), *arguments])
     message = str(exit.value)
     assert message.startswith("error: ") and text in message and len(message.splitlines()) == 1
-    assert not list(tmp_path.glob("*/checkpoints/*"))
+    assert not list(tmp_path.iterdir())
+
+
+def resumed(run: Path, *arguments: str) -> str:
+    """Resume a run, and return the error."""
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", *SMOKE, "--run.folder", str(run.parent), "--run.resume", "true", *arguments])
+    return str(exit.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--data.batch_size", "2"], "data.batch_size (4, now 2)"),
+        (["--data.seed", "5"], "data.seed (0, now 5)"),
+        (["--run.seed", "5"], "gradient.seed (0, now 5)"),
+        (["--model.init_args.optimizer.learning_rate", "0.1"], "optimizer.learning_rate (0.001, now 0.1)"),
+        (["--model.init_args.loss.kind", "paper"], "loss.kind (mrstft, now paper)"),
+        (["--model.init_args.stages.progressive", "true"], "trained with other stages"),
+        (["--trainer.max_epochs", "1"], "has reached 2 of trainer.max_epochs"),
+        (["--trainer.max_steps", "3"], "has reached 10 of trainer.max_steps"),
+        (["--data.root", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_a_run_resumes_with_the_options_it_began_with_or_is_left_as_it_is(
+    logged_run, tmp_path, monkeypatch, arguments, text
+):
+    monkeypatch.chdir(ROOT)
+    run = shutil.copytree(logged_run, tmp_path / "smoke")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    message = resumed(run, "--data.check_audio", "false", *arguments)
+    assert message.startswith("error: ") and text in message and len(message.splitlines()) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_another_process_writes_is_not_resumed(logged_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run = shutil.copytree(logged_run, tmp_path / "smoke")
+    code = "import sys; from pathlib import Path; from dfx.writing import lock"
+    code += "; file = lock(Path(sys.argv[1]), ''); print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(run / ".lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        assert "smoke is in use by another process" in resumed(run)
+        holder.kill()
+    # The lock ends with its process, however that ends.
+    lock(run / ".lock", "still locked").close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(SystemExit, match=f"^error: {folder}.*(directory|denied|permitted)$"):
+            main(["fit", *SMOKE, "--run.folder", str(folder), "--data.check_audio", "false"])
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_a_config_with_the_former_name_of_a_value_is_refused_with_its_name_now(tmp_path):

@@ -136,7 +136,8 @@ class IsolatedLanes(Lanes):
         self._wait({worker.connection: worker for worker in workers.values()})
 
     def _send(self, worker: _Worker, job: _Job) -> None:
-        worker.status[_DEADLINE] = max(worker.status[_DEADLINE], time.monotonic() + self._timeout_seconds)
+        worker.sent = time.monotonic()
+        worker.status[_DEADLINE] = max(worker.status[_DEADLINE], worker.sent + self._timeout_seconds)
         try:
             worker.connection.send(job)
         except OSError:
@@ -149,8 +150,9 @@ class IsolatedLanes(Lanes):
             # The deadline for starting is replaced by an earlier one once the worker has started.
             answers = cast(list[Connection], wait(list(busy), min(max(left, 0.0), self._timeout_seconds)))
             if left <= 0 and not answers:
-                seconds = START_SECONDS if worker.status[_FIRST] == _NO_EFFECT else self._timeout_seconds
-                raise self._error(worker, f"did not answer within {seconds:g} s")
+                is_idle = worker.status[_FIRST] == _NO_EFFECT
+                seconds = time.monotonic() - worker.sent if is_idle else self._timeout_seconds
+                raise self._error(worker, f"did not answer within {seconds:.3g} s")
             for connection in answers:
                 worker = busy.pop(connection)
                 try:
@@ -201,7 +203,13 @@ class _Buffers:
 
 
 class _Worker:
-    """Handle of a worker process."""
+    """Handle of a worker process.
+
+    Attributes:
+        sent: time.monotonic() of its last job.
+    """
+
+    sent = 0.0
 
     def __init__(self, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
         # Not forked: a fork inherits locks held by plugins, and by threads that do not exist in it.

@@ -2,13 +2,14 @@
 
 import contextlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from dfx.effects import RenderError
-from dfx.writing import write_json
+from dfx.writing import write_json, write_text
 
 PACKAGES = [
     *("torch", "torchaudio", "torchvision", "pytorch-lightning", "jsonargparse", "pedalboard"),
@@ -17,20 +18,27 @@ PACKAGES = [
 
 
 class RunFolder(pl.Callback):
-    """Writes to a run's folder ``versions.json`` at the beginning, and ``metrics.json`` after every epoch.
+    """Writes to a run's folder ``versions.json`` before the first step, and ``metrics.json`` after every epoch.
 
     If an effect fails, ``failed_values.json`` holds the effect, its values and the message.
+
+    Args:
+        folder: of the run.
+        files: the content of other files by name. They are written before the first step too, when data, effects and
+            checkpoint have been checked.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, files: Mapping[str, str] | None = None) -> None:
+        self.folder, self._files = folder, files or {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             write_json(self.folder / "versions.json", versions())
+            for name, content in self._files.items():
+                write_text(self.folder / name, content)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

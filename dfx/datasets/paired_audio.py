@@ -58,9 +58,8 @@ class PairedAudio(pl.LightningDataModule):
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, batch_size="1..65536", seed=SEEDS)
         check_numbers(vars(self), excerpt_seconds="(0, 86400]", num_workers="0..1024")
         # Stored in checkpoints, so that resuming and evaluation use the same pairs.
-        self.arguments: dict[str, Any] = {
-            name: getattr(self, name) for name in ("root", "seed", "rows", "excerpt_seconds")
-        }
+        names = ("root", "seed", "rows", "batch_size", "excerpt_seconds")
+        self.arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
         self._first_batch = 0

@@ -32,6 +32,9 @@ _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
 """Arguments that a checkpoint does not hold: ``scale`` is part of the effects, the others belong to a run."""
 
 
+_OF_THE_RUN = {"data": ("batch_size", "excerpt_seconds", "seed", "rows")}
+
+
 class Task(pl.LightningModule):
     """An encoder, a chain of effects and a loss (the paper, section 2).
 
@@ -291,9 +294,28 @@ class Task(pl.LightningModule):
         if theirs != ours:
             fault = f"the run was trained in {theirs} processes and cannot go on in {ours} with the same result"
             raise CheckpointError(f"{fault}: resume it in {theirs}")
+        self._check_resumption(checkpoint, saved)
         self.effect_layer.load_streaming_state(saved["streaming"])
         # Lightning does not save that a run was stopped early, and would train for another epoch.
         self.trainer.should_stop = saved["stage_has_ended"]
+
+    def _check_resumption(self, checkpoint: dict[str, Any], saved: SavedTask) -> None:
+        """Check that a run resumes with the options that it began with: the state of most would replace other ones."""
+        ours = {**self.arguments, "data": self._data.arguments if self._data else {}}
+        theirs: dict[str, Any] = {**saved["arguments"], "data": saved["data"]}
+        differing = [
+            f"{part}.{name} ({theirs[part][name]}, now {value})"
+            for part in ("loss", "gradient", "optimizer", "data")
+            for name, value in ours[part].items()
+            if name in _OF_THE_RUN.get(part, ours[part]) and theirs[part].get(name, value) != value
+        ]
+        if differing:
+            raise CheckpointError(f"the run began with other options: {', '.join(differing)}; resume it with the same")
+        begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
+        for name, done in {"max_epochs": begun, "max_steps": checkpoint["global_step"]}.items():
+            limit = getattr(self.trainer, name)
+            if limit is not None and 0 <= limit < done:
+                raise CheckpointError(f"the run has reached {done} of trainer.{name}: resume it with no less than that")
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> SavedTask:
         """Return the entry ``dfx`` of a checkpoint from which this task can resume.

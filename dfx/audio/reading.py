@@ -214,7 +214,7 @@ def stream_array(audio: np.ndarray, sample_rate: int, name: str = "the audio") -
     def decode(samples: int) -> np.ndarray:
         nonlocal position
         position += samples
-        return audio[:, position - samples : position].astype(np.float32)
+        return audio[:, position - samples : position].astype(np.float32, copy=False)
 
     return Stream(name, sample_rate, len(audio), audio.shape[1], decode)
 

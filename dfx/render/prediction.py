@@ -121,8 +121,8 @@ def check_samples(stream: Stream) -> None:
     if stream.subtype not in FLOAT_SUBTYPES:
         return
     recording = Recording(stream)
-    for start in range(0, stream.samples, _SAMPLES_AT_ONCE):
-        samples = min(_SAMPLES_AT_ONCE, stream.samples - start)
+    for start in range(0, stream.samples, _PIECE_SAMPLES):
+        samples = min(_PIECE_SAMPLES, stream.samples - start)
         recording.read(start, samples, stream.sample_rate, stream.channels)
 
 

@@ -20,14 +20,14 @@ dfx/evaluation/baselines.py describes them.
 
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
 
 from dfx.datasets.pairs import check_audio, find_test_pairs
 from dfx.datasets.splits import count_trained, restore_splits
 from dfx.datasets.treatment import TreatedPairs
-from dfx.errors import DataError, errors_in_one_line
+from dfx.errors import ArgumentParser, DataError, errors_in_one_line
 from dfx.evaluation.baselines import BASELINES, LEARNED
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places

@@ -8,6 +8,8 @@ import inspect
 import math
 import pkgutil
 import re
+import runpy
+import shlex
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
@@ -17,6 +19,7 @@ import dfx
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
 from dfx.errors import UserError
 from dfx.tasks import Task, TubeAmp
+from tests.conftest import ROOT
 
 # --- numbers in the options --------------------------------------------------------------------------
 
@@ -77,3 +80,72 @@ def test_a_number_out_of_range_is_refused_with_the_name_of_its_option(kind, name
         assert name in str(error) and "must be" in str(error) and len(str(error).splitlines()) == 1
         is_refused = False
     assert not is_refused
+
+
+# --- command lines -----------------------------------------------------------------------------------
+
+NOT_NUMBERS = ("0", "-1", "nan", "inf", "1e999", "many", "", "0x10")
+SMOKE = ("fit", "--config", "configs/smoke.yaml", "--run.folder", "runs_of_test")
+BENCHMARK = "dfx.benchmark"
+NUMERIC = {
+    ("dfx.effects.probe", "--sample-rate"): ["pedalboard:Gain"],
+    ("dfx.effects.probe", "--channels"): ["pedalboard:Gain"],
+    ("dfx.effects.probe", "--seconds"): ["pedalboard:Gain"],
+    ("dfx.report", "--seconds"): ["nowhere"],
+    ("dfx.report", "--megabytes"): ["nowhere"],
+    ("dfx.sweep", "--jobs"): ["configs/sweeps/epsilon.yaml"],
+    ("dfx.sweep", "--threads"): ["configs/sweeps/epsilon.yaml"],
+    (BENCHMARK, "--means-of"): ["fidelity"],
+    (BENCHMARK, "--batches"): ["speed"],
+    (BENCHMARK, "--seconds"): ["speed"],
+    (BENCHMARK, "--seeds"): ["twin"],
+    (BENCHMARK, "--jobs"): ["twin"],
+}
+NAMES = {
+    "dfx.effects.probe": ["pedalboard:Nothing", "nowhere:Gain", "Gain", "nowhere.yaml", "", "two\nlines"],
+    "dfx.report": ["nowhere", "README.md", "", "configs", "two\nlines"],
+    "dfx.sweep": ["nowhere.yaml", "README.md", "configs", "", "configs/smoke.yaml", "two\nlines"],
+    "dfx.benchmark": ["nothing", "", "fidelity --chains nothing", "speed --modes nothing", "twin --gradients nothing"],
+    "dfx.dashboard": ["nothing", "summary nowhere", "summary README.md", "summary configs", "summary", "workspace"],
+    "dfx.render": ["nowhere.ckpt in.wav out.wav", "README.md README.md o.wav", "configs a.wav b.wav", "a.ckpt", ""],
+    "evaluate.py": ["nowhere.ckpt", "README.md", "configs", "", "a.ckpt --baselines nothing", "a.ckpt --seed many"],
+    "train.py": ["", "nothing", "fit --config nowhere.yaml", "fit --config configs", "fit --nothing 1", "fit"],
+}
+TRAINING = {
+    "--data.batch_size": "many", "--data.nothing": "1", "--run.resume": "maybe", "--wandb.mode": "nothing",
+    "--trainer.precision": "5", "--trainer.max_epochs": "0", "--trainer.max_steps": "-2",
+    "--trainer.check_val_every_n_epoch": "0", "--trainer.accumulate_grad_batches": "0",
+    "--trainer.gradient_clip_val": "nan", "--trainer.limit_train_batches": "0", "--seed_everything": "-1",
+    "--logging.excerpts": "-1", "--run.checkpoint_minutes": "0", "--run.name": "a/b", "--run.folder": "",
+    "--model": "Nothing", "--model.init_args.nothing": "1", "--model.init_args.encoder.backbone": "nothing",
+    "--model.init_args.gradient": "{draws: 1, draws: 2}", "--model.init_args.loss.fft_sizes": "[a]",
+}  # fmt: skip
+
+COMMANDS = [
+    *((entry, [*before, option, number]) for (entry, option), before in NUMERIC.items() for number in NOT_NUMBERS),
+    *((entry, shlex.split(line) or []) for entry, lines in NAMES.items() for line in lines if "\n" not in line),
+    *((entry, [line]) for entry, lines in NAMES.items() for line in lines if "\n" in line),
+    *(("train.py", [*SMOKE, option, value]) for option, value in TRAINING.items()),
+]
+
+
+def test_the_table_covers_all_entry_points():
+    assert {entry for entry, _ in COMMANDS} == {*NAMES}
+    assert len(COMMANDS) + len(OPTIONS) * (len(NUMBERS) - 2) >= 350
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("entry, arguments", COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
+def test_a_wrong_command_ends_in_one_line_and_writes_nothing(entry, arguments, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", [entry, *arguments])
+    before = set(ROOT.iterdir())
+    with pytest.raises(SystemExit) as exit:
+        if entry.endswith(".py"):
+            runpy.run_path(entry, run_name="__main__")
+        else:
+            runpy.run_module(entry, run_name="__main__")
+    code = exit.value.code
+    lines = [*capsys.readouterr().err.splitlines(), *([code] if isinstance(code, str) else [])]
+    assert code not in (0, None) and len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) > 20
+    assert set(ROOT.iterdir()) == before

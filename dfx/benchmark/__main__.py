@@ -18,7 +18,7 @@ from dfx.benchmark.fidelity import fidelity
 from dfx.benchmark.speed import MODES, speed
 from dfx.benchmark.step import step
 from dfx.benchmark.twin import GRADIENTS, as_table, twin
-from dfx.errors import UserError, errors_in_one_line, nearest
+from dfx.errors import SEEDS, ArgumentParser, Range, UserError, errors_in_one_line, nearest
 from dfx.figures import draw_fidelity, draw_twin
 
 _WIDTHS = {"chain": 16, "name": 37, "config": 26, "part": 10}
@@ -57,27 +57,31 @@ def main() -> None:
         draw(rows).savefig(given.figure)
 
 
-def _parser() -> argparse.ArgumentParser:
-    output = argparse.ArgumentParser(add_help=False)
+def _parser() -> ArgumentParser:
+    output = ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
-    figure = argparse.ArgumentParser(add_help=False)
+    figure = ArgumentParser(add_help=False)
     figure.add_argument("--figure", type=Path, help="path of a PNG to draw")
-    layer = argparse.ArgumentParser(add_help=False)
+    layer = ArgumentParser(add_help=False)
     layer.add_argument("--chains", nargs="+", help="names; by default all that can be built here")
-    layer.add_argument("--batches", nargs="+", type=int, default=[16, 100], help="examples in a batch")
-    parser = argparse.ArgumentParser(
+    layer.add_argument(
+        "--batches", nargs="+", type=Range("1..65536").parse, default=[16, 100], help="examples in a batch"
+    )
+    parser = ArgumentParser(
         prog="python -m dfx.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     parents = [layer, output, figure]
     command = commands.add_parser("fidelity", parents=parents, help="compare estimated gradients with exact ones")
-    command.add_argument("--means-of", type=int, default=6, help="batches to average over")
-    command.add_argument("--seconds", type=float, default=2.0, help="of every note")
-    command.add_argument("--late-steps", type=int, default=150, help="training steps before 'late'; 0 for none")
-    command.add_argument("--seed", type=int, default=0, help="of the encoder")
+    command.add_argument("--means-of", type=Range("1..10000").parse, default=6, help="batches to average over")
+    command.add_argument("--seconds", type=Range("(0, 3600]").parse, default=2.0, help="of every note")
+    command.add_argument(
+        "--late-steps", type=Range("0..1000000").parse, default=150, help="training steps before 'late'; 0 for none"
+    )
+    command.add_argument("--seed", type=Range(SEEDS).parse, default=0, help="of the encoder")
     command = commands.add_parser("speed", parents=[layer, output], help="time the layer against its effects")
     command.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    command.add_argument("--seconds", type=float, default=4.0, help="per chain, mode and batch")
+    command.add_argument("--seconds", type=Range("(0, 3600]").parse, default=4.0, help="per chain, mode and batch")
     command = commands.add_parser("step", parents=[output], help="time the parts of a training step")
     command.add_argument("configs", nargs="+", help="of the tasks; where their data are absent, noise is used")
     command.add_argument("--steps", type=int, default=48, help="to measure")
@@ -86,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config", default="configs/tube_amp.yaml", help="a task whose effects have a twin")
     which = f"any of {', '.join(GRADIENTS)}, or overlays (.yaml)"
     command.add_argument("--gradients", nargs="+", default=list(GRADIENTS), metavar="NAME", help=which)
-    command.add_argument("--seeds", type=int, default=5, help="runs of each gradient")
-    command.add_argument("--jobs", type=int, help="runs at once; by default one per core")
+    command.add_argument("--seeds", type=Range("1..1000").parse, default=5, help="runs of each gradient")
+    command.add_argument("--jobs", type=Range("1..1024").parse, help="runs at once; by default one per core")
     command.add_argument("--folder", type=Path, default=Path("runs/twin"), help="of the runs; finished ones are kept")
     command.add_argument("options", nargs="*", help="after `--`: options of train.py for every run")
     return parser

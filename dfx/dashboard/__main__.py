@@ -17,11 +17,11 @@ from pathlib import Path
 
 from dfx.dashboard.summary import write_summary
 from dfx.dashboard.workspace import make_workspace
-from dfx.errors import UserError, errors_in_one_line
+from dfx.errors import ArgumentParser, UserError, errors_in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m dfx.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -11,7 +11,6 @@ and every surprise as a plain sentence.
 :func:`dead_parameters` is the short form, which training calls before it starts.
 """
 
-import argparse
 import bisect
 import contextlib
 import dataclasses
@@ -27,7 +26,7 @@ from tabulate import tabulate
 from dfx.effects.chain import Chain, ChainSpec, load_chain
 from dfx.effects.effect import RenderError
 from dfx.effects.latency import TOLERANCE_MS, measure_delay
-from dfx.errors import UserError, errors_in_one_line, printable
+from dfx.errors import CHANNELS, SAMPLE_RATES, ArgumentParser, Range, UserError, errors_in_one_line, printable
 
 FRAME_SAMPLES = 1024
 ODD_FRAME_SAMPLES = 1000  # not a multiple of any host's blocks
@@ -433,11 +432,15 @@ def main(args: Sequence[str] | None = None) -> None:
         UserError: if the chain cannot be built or probed.
     """
     description = "Measure how an effect or a chain behaves."
-    parser = argparse.ArgumentParser(prog="python -m dfx.effects.probe", description=description)
+    parser = ArgumentParser(prog="python -m dfx.effects.probe", description=description)
     parser.add_argument("spec", help="host:effect, for instance pedalboard:Compressor, or the path of a config")
-    parser.add_argument("--sample-rate", type=int, help="in Hz (default: the config's, or 44100)")
-    parser.add_argument("--channels", type=int, help="number of channels (default: the config's, or 1)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of the probe signal (default: 2)")
+    parser.add_argument("--sample-rate", type=Range(SAMPLE_RATES).parse, help="in Hz (default: the config's, or 44100)")
+    parser.add_argument(
+        "--channels", type=Range(CHANNELS).parse, help="number of channels (default: the config's, or 1)"
+    )
+    parser.add_argument(
+        "--seconds", type=Range("[0.1, 600]").parse, default=2.0, help="length of the probe signal (default: 2)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     options = parser.parse_args(args)
     report = probe(load_chain(options.spec, options.sample_rate, options.channels), options.seconds)

@@ -18,9 +18,9 @@ project, .rpp, with the plugins that REAPER can run and their envelopes. Each ta
 the name of the output.
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 
-from dfx.errors import errors_in_one_line
+from dfx.errors import ArgumentParser, errors_in_one_line
 from dfx.render.automation import INTERPOLATIONS
 
 

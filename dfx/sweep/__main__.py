@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfx.errors import errors_in_one_line, nearest
+from dfx.errors import SEEDS, ArgumentParser, Range, errors_in_one_line, nearest
 from dfx.sweep.grid import SweepError, read_sweep
 from dfx.sweep.runner import Budget, Runner, is_finished, register, run_here, run_on_ray
 from dfx.sweep.summary import summarize
@@ -66,24 +66,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m dfx.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s FILE [options] [-- options of train.py for every run]",
     )
     parser.add_argument("file", metavar="FILE", help="a sweep file, for instance from configs/sweeps/")
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the file")
+    parser.add_argument("--seeds", type=Range(SEEDS).parse, nargs="+", help="seeds instead of those of the file")
     parser.add_argument("--arms", nargs="+", help="names of the arms to run; by default all")
-    parser.add_argument("--jobs", type=int, help="number of parallel runs; by default one per core, at most 16")
-    parser.add_argument("--threads", type=int, help="threads of each run; by default the cores divided by the jobs")
+    parser.add_argument(
+        "--jobs", type=Range("1..1024").parse, help="number of parallel runs; by default one per core, at most 16"
+    )
+    parser.add_argument(
+        "--threads", type=Range("1..1024").parse, help="threads of each run; by default the cores divided by the jobs"
+    )
     parser.add_argument("--folder", help="the sweep's folder; by default runs/sweeps/NAME")
     parser.add_argument("--list", action="store_true", help="print the commands of unfinished points, and run none")
     parser.add_argument("--summarize", action="store_true", help="compare the finished points, and run none")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one on this machine")
     gpus = "with --ray: number of GPUs of each run, or a fraction of one"
-    parser.add_argument("--gpus", type=float, default=0, help=gpus)
+    parser.add_argument("--gpus", type=Range("[0, 64]").parse, default=0, help=gpus)
     modes = ("offline", "online", "disabled")
     parser.add_argument("--wandb-mode", choices=modes, default="offline", help="mode of all runs; overrides the file")
     return parser

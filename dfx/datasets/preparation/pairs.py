@@ -28,7 +28,7 @@ from dfx.audio.reading import AudioFile, soundfile_path
 from dfx.datasets.manifest import read_manifest
 from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
-from dfx.errors import DataError, UserError, errors_in_one_line, printable
+from dfx.errors import ArgumentParser, DataError, UserError, errors_in_one_line, printable
 from dfx.writing import replacing, write_csv
 
 SAMPLE_RATE = 22_050  # the paper's
@@ -197,9 +197,9 @@ class ZenodoPairs:
         return sides
 
 
-def argument_parser(manual: str, output: str) -> argparse.ArgumentParser:
+def argument_parser(manual: str, output: str) -> ArgumentParser:
     """Return a parser of the options that all scripts share; see :meth:`ZenodoPairs.main`."""
-    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "(default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path(output), help=f"the folder of the pairs {default}")
     parser.add_argument("--sample-rate", type=_sample_rate, default=SAMPLE_RATE, help=f"of the pairs, in Hz {default}")

@@ -305,13 +305,18 @@ def test_frames_of_another_length_equal_the_whole_where_the_plugin_does_not_work
     spec = spec_of(uri)
     values = some_values(spec)
     whole = spec.build().render(noise, values)
-    np.testing.assert_allclose(in_frames(spec.build(), noise, values, 600), whole, atol=tolerance, rtol=0)
+    framed = in_frames(spec.build(), noise, values, 600)
+    # LSP's gates open at the end of a block; which of their first blocks it is depends on the processor.
+    settled = 4096 if "mb_gate" in uri else 0
+    np.testing.assert_allclose(framed[:, settled:], whole[:, settled:], atol=tolerance, rtol=0)
 
 
 @every_plugin
 def test_every_trained_parameter_changes_the_output(uri):
     spec = spec_of(uri)
-    loud = (0.4 * np.random.default_rng(0).standard_normal((1, 8192))).astype(np.float32)
+    # It fades in, since a gate that a loud signal opens at once does not depend on its threshold, and remains loud.
+    level = 0.4 * np.append(np.geomspace(1e-4, 1, 8192), np.ones(8192))
+    loud = (level * np.random.default_rng(0).standard_normal((1, 16384))).astype(np.float32)
     # Low, but not at the end: thresholds are below the signal there, and ratios and gains above their neutral values.
     chain, base = spec.build(), np.full(len(spec.parameters), 0.3)
     reference = chain.render(loud, spec.space.denormalize(base))

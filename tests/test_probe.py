@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dfx.effects import ChainSpec, Control, EffectError, EffectSpec, RenderError
+from dfx.effects import pedalboard as pedalboard_host
 from dfx.effects.chain import load_chain
 from dfx.effects.pedalboard import EFFECTS, PedalboardEffect
 from dfx.effects.probe import as_text, dead_parameters, main, probe, probe_signal
@@ -270,6 +271,39 @@ def test_json_is_one_object_of_the_same():
     report = json.loads(run.stdout)
     assert (report["sample_rate"], report["channels"], report["effects"]) == (44100, 2, ["pedalboard:Phaser"])
     assert {"name", "unit", "range_db", "glide_ms", "reads_back"} <= report["parameters"][0].keys()
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Let one plugin of each format be installed."""
+    monkeypatch.setattr("dfx.effects.lv2.list_plugins", lambda: {"urn:a": "An Effect\x1b"})
+    paths = {"Comp": "/plugins/Comp.vst3", "Unit": "/plugins/Unit.component"}
+    monkeypatch.setattr("dfx.effects.vst3.installed", lambda: paths)
+
+
+def test_the_list_names_the_effects_of_every_host_as_a_config_does(installed, capsys):
+    main(["--list", "--json"])
+    effects = json.loads(capsys.readouterr().out)
+    assert effects["vst3:Comp"] == "/plugins/Comp.vst3" and effects["au:Unit"] == "/plugins/Unit.component"
+    assert effects["lv2:urn:a"].startswith("An Effect")
+    built_in = [effect for effect in effects if effect.startswith("pedalboard:")]
+    assert {"pedalboard:Compressor", "pedalboard:MultibandGate"} <= {*built_in} and len(effects) == len(built_in) + 3
+    for effect in built_in:
+        pedalboard_host.controls(effect.partition(":")[2], 44100, 1)
+    main(["--list"])
+    printed = capsys.readouterr().out
+    assert all(effect in printed for effect in effects) and "\x1b" not in printed
+    assert f"pedalboard {len(built_in)}, lv2 1, vst3 1, au 1" in printed
+
+
+def test_the_list_goes_without_lv2_where_liblilv_is_missing(installed, capsys, monkeypatch):
+    def refuse():
+        raise EffectError("liblilv is not installed")
+
+    monkeypatch.setattr("dfx.effects.lv2.list_plugins", refuse)
+    main(["--list"])
+    printed = capsys.readouterr()
+    assert "vst3:Comp" in printed.out and printed.err == "LV2 plugins are not listed: liblilv is not installed\n"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ NUMERIC = {
     (BENCHMARK, "--jobs"): ["twin"],
 }
 NAMES = {
-    "dfx.effects.probe": ["pedalboard:Nothing", "nowhere:Gain", "Gain", "nowhere.yaml", "", "two\nlines"],
+    "dfx.effects.probe": ["pedalboard:Nothing", "nowhere:Gain", "Gain", "nowhere.yaml", "", "two\nlines", "--json"],
     "dfx.report": ["nowhere", "README.md", "", "configs", "two\nlines"],
     "dfx.sweep": ["nowhere.yaml", "README.md", "configs", "", "configs/smoke.yaml", "two\nlines"],
     "dfx.benchmark": ["nothing", "", "fidelity --chains nothing", "speed --modes nothing", "twin --gradients nothing"],

@@ -3,10 +3,11 @@
     python -m dfx.effects.probe pedalboard:Compressor
     python -m dfx.effects.probe lv2:http://calf.sourceforge.net/plugins/Limiter --sample-rate 22050
     python -m dfx.effects.probe configs/tube_amp.yaml --json
+    python -m dfx.effects.probe --list
 
 renders a probe signal through the chain, moves every trained parameter, and prints which parameters change the
 output and by how much, the latency, the errors after a restart and of rendering in frames, the cost of a frame,
-and every surprise as a plain sentence.
+and every surprise as a plain sentence. ``--list`` prints the effects of all hosts that are installed.
 
 :func:`dead_parameters` is the short form, which training calls before it starts.
 """
@@ -16,7 +17,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import sys
 import timeit
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +27,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dfx.effects.chain import Chain, ChainSpec, load_chain
-from dfx.effects.effect import RenderError
+from dfx.effects.effect import EffectError, RenderError
 from dfx.effects.latency import TOLERANCE_MS, measure_delay
 from dfx.errors import CHANNELS, SAMPLE_RATES, ArgumentParser, Range, UserError, errors_in_one_line, printable
 
@@ -425,15 +428,47 @@ def _cell(number: float | None, form: str) -> str:
     return "-" if number is None else format(number, form)
 
 
+def list_effects() -> dict[str, str]:
+    """Return the effects of all hosts, as a config names them, with the plugin's own name or the path of its file.
+
+    Plugins are found but not loaded, so some may turn out to be instruments. The classes of the host ``python`` are
+    not listed. Without liblilv, LV2 is left out, and a line on standard error says so. Call this on the main thread.
+    """
+    # Imported here: a probe needs one host only.
+    from dfx.effects import lv2, pedalboard, vst3
+
+    effects = {f"pedalboard:{name}": "built in" for name in sorted(pedalboard.EFFECTS)}
+    try:
+        effects |= {f"lv2:{uri}": name for uri, name in sorted(lv2.list_plugins().items())}
+    except EffectError as error:
+        print(f"LV2 plugins are not listed: {error}", file=sys.stderr)
+    for name, path in sorted(vst3.installed().items()):
+        effects[f"{'vst3' if path.endswith('.vst3') else 'au'}:{name}"] = path
+    return effects
+
+
+def _print_effects(as_json: bool) -> None:
+    effects = list_effects()
+    if as_json:
+        print(json.dumps(effects))
+        return
+    rows = [[printable(effect), printable(name)] for effect, name in effects.items()]
+    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    counts = Counter(effect.partition(":")[0] for effect in effects)
+    print(f"\n{', '.join(f'{host} {count}' for host, count in counts.items())}")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
         UserError: if the chain cannot be built or probed.
     """
-    description = "Measure how an effect or a chain behaves."
+    description = "Measure how an effect or a chain behaves, or list the effects that are installed."
     parser = ArgumentParser(prog="python -m dfx.effects.probe", description=description)
-    parser.add_argument("spec", help="host:effect, for instance pedalboard:Compressor, or the path of a config")
+    help = "host:effect, for instance pedalboard:Compressor, or the path of a config"
+    parser.add_argument("spec", nargs="?", help=help)
+    parser.add_argument("--list", action="store_true", help="list the built-in effects and the installed plugins")
     parser.add_argument("--sample-rate", type=Range(SAMPLE_RATES).parse, help="in Hz (default: the config's, or 44100)")
     parser.add_argument(
         "--channels", type=Range(CHANNELS).parse, help="number of channels (default: the config's, or 1)"
@@ -443,6 +478,11 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     options = parser.parse_args(args)
+    if options.list:
+        _print_effects(options.json)
+        return
+    if options.spec is None:
+        parser.error("name an effect or a config, or give --list")
     report = probe(load_chain(options.spec, options.sample_rate, options.channels), options.seconds)
     print(json.dumps(dataclasses.asdict(report), allow_nan=False) if options.json else as_text(report))
 

@@ -149,7 +149,7 @@ TWINS: dict[str, Callable[[Tensor, Settings, int], Tensor]] = {
 """Pedalboard's effects with a twin: ``(audio (batch, channels, samples), settings, sample_rate) -> audio``."""
 
 
-GRADIENTS = ("exact", "finite_difference", "released", "written", "hadamard", "default")
+GRADIENTS = ("exact", "finite_difference", "released", "written", "control_variate", "default")
 """``exact`` is the twin's, ``default`` that of the config, the others are overlays in configs/ablations/estimator/."""
 
 

@@ -16,7 +16,8 @@ from dfx.datasets.pairs import find_pairs
 from dfx.errors import DataError, UserError
 from dfx.evaluation.baselines import BASELINES
 from dfx.evaluation.evaluate import evaluate, find_removed
-from dfx.evaluation.results import EXPLAINED, Mean, Results, as_table, read_means
+from dfx.evaluation.meanings import EXPLAINED
+from dfx.evaluation.results import Mean, Results, as_table, read_means
 from dfx.evaluation.search import BaselineOptions
 from dfx.metrics import COLUMNS
 from tests.known_effects import known

@@ -21,6 +21,7 @@ import soundfile
 
 from dfx.evaluation.evaluate import evaluate
 from dfx.report.write import ANCHOR, ReportError, low_pass, write_report
+from tests.colour_vision import least_difference
 from tests.known_effects import known
 from tests.small_training import task
 from tests.test_evaluation import pairs
@@ -243,9 +244,40 @@ def test_the_automation_is_read_at_the_cursor(page, folder):
     with (folder / "automation" / "two, <again>.csv").open() as file:
         row = list(csv.DictReader(file))[2]
     page.execute_script("dfx.player.seek(arguments[0])", float(row["seconds"]) + 0.001)
-    value = css(page, ".curve b")
+    value = css(page, "[data-parameter='gain.gain'] b")
     wait(page, lambda: value.text == f"{float(row['gain.gain']):.3f}")
-    assert "gain" in css(page, "#automation").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_parameter_that_moves_is_a_curve_and_others_are_knobs_all_labelled_beside_the_pictures(
+    browse, folder, tmp_path, width
+):
+    names = ["filter.cutoff_hz", "filter.q", "gate.release_ms"]
+
+    def change(about: dict) -> dict:
+        of = {"unit": "", "low": 0, "high": 1, "default": 0.5, "scale": "linear"}
+        hz = {**of, "unit": "Hz", "low": 100, "high": 10000, "default": 300, "scale": "log"}
+        ms = {**hz, "unit": "ms", "default": 2500}
+        return {**about, "parameters": [{"name": name, **unit} for name, unit in zip(names, (hz, of, ms))]}
+
+    copy = with_json(folder, tmp_path / "copy", "evaluation", change)
+    (copy / "settings.json").write_text("{}")
+    for path in (copy / "automation").glob("*.csv"):
+        path.write_text(f"seconds,{','.join(names)}\n0,200,0.5,2500\n1,8000,0.55,2500\n")
+    page = browse(write_report(copy)[0], width, 844, is_phone=width < 500)
+    assert [row.get_attribute("data-parameter") for row in page.find_elements("css selector", ".curve")] == names[:1]
+    assert [knob.get_attribute("data-parameter") for knob in page.find_elements("css selector", ".knob")] == names[1:]
+    page.execute_script("dfx.player.seek(1.2)")
+    values = page.find_elements("css selector", "[data-parameter] b")
+    wait(page, lambda: [value.text for value in values] == ["8.000 kHz", "0.550", "2.500 s"])
+    assert css(page, ".curve .axis").text.split("\n") == ["10 kHz", "100 Hz"]
+    assert {"1 kHz", "5 kHz"} <= set(css(page, "#frequencies").text.split("\n"))
+    for row in page.find_elements("css selector", ".row:has(.axis)"):
+        canvas, *labels = row.find_elements("css selector", "canvas, .axis span")
+        right = canvas.rect["x"] + canvas.rect["width"]
+        assert labels and all(label.rect["x"] >= right for label in labels)
+        assert all(label.rect["x"] + label.rect["width"] <= width for label in labels)
 
 
 @pytest.mark.slow
@@ -254,7 +286,9 @@ def test_the_metrics_of_the_file_and_their_means_are_shown(page, folder):
     means = json.loads((folder / "means.json").read_text())
     esr = next(row["esr"] for row in rows if row["file"] == "one" and row["method"] == "output")
     for table, value in {"of-file": esr, "means": means["output"]["esr"]["mean"]}.items():
-        row = next(r for r in page.find_elements("css selector", f"#{table} tbody tr") if r.text.startswith("esr"))
+        row = next(
+            r for r in page.find_elements("css selector", f"#{table} tbody tr") if r.text.startswith("Waveform error")
+        )
         assert row.find_elements("css selector", "td")[-1].text.startswith(f"{value:.3f}")
 
 
@@ -331,6 +365,15 @@ def test_it_requests_nothing_external_and_logs_no_error(browse, folder):
     assert {urlparse(url).scheme for url in urls} <= {"file", "data", "blob"}
     assert page.get_log("browser") == []
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", (folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_colours_of_the_tracks_differ_for_the_colour_blind(folder, scheme):
+    style = re.search("<style>(.*?)</style>", (folder / "report.html").read_text(), flags=re.DOTALL)[1]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
+    names = ("input", "target", "output", *(f"rival-{index}" for index in range(5)))
+    colours = [re.search(rf"--{name}: (#\w+)", light if scheme == "light" else dark)[1] for name in names]
+    assert least_difference(colours) > 14
 
 
 @pytest.mark.slow

@@ -11,29 +11,12 @@ from typing import Any
 import scipy.stats
 from tabulate import tabulate
 
+from dfx.evaluation.meanings import EXPLAINED
 from dfx.metrics import METRICS
 from dfx.render.automation import INTERPOLATIONS, Interpolation
 
 ERRORS = ("loss", *METRICS, "damage_db")
 """The metrics of which less is better."""
-
-EXPLAINED = {
-    "loss": "training loss, here of whole files",
-    "mrstft": "multi-resolution STFT error",
-    "mrstft_level_matched": "multi-resolution STFT error after matching the levels",
-    "mfcc_cosine": "cosine distance between MFCCs along time, as in the paper's code",
-    "mfcc_cosine_per_frame": "cosine distance between MFCCs, frame by frame",
-    "esr": "error-to-signal ratio of the waveform",
-    "lufs_difference": "difference of integrated loudness, in LU",
-    "crest_factor_difference_db": "difference of crest factors, in dB",
-    "centroid_difference_hz": "difference of spectral centroids, in Hz",
-    "latency_samples": "remaining delay of the output",
-    "polarity": "-1 if the output is inverted",
-    "removed_db": "change of level where the target removes something",
-    "kept_db": "change of level elsewhere: at best 0",
-    "damage_db": "mean distance from the input's level elsewhere",
-}
-"""Every metric that a file may have, and its meaning."""
 
 _FIRST = ["loss", "removed_db", "kept_db", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "mrstft", "esr"]
 """The metrics of a table, the most important first, if not all fit."""

@@ -267,8 +267,9 @@ function show(keepPosition = false) {
   $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the complete files.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
-  for (const id of ["spectrogram-row", "automation", "legend", "numbers"]) $(id).hidden = isBlind();
+  for (const id of ["spectrogram-row", "automation", "knobs", "legend", "numbers"]) $(id).hidden = isBlind();
   showTracks();
+  showParameters();
   // In a blind test, only the reference has a waveform.
   $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
   showProgress();
@@ -347,38 +348,111 @@ function showProgress() {
   $("download").disabled = !Object.values(ratings.files).some(({ ratings: some }) => Object.keys(some).length);
 }
 
-function showAutomation() {
-  const effects = new Map();
-  const effectOf = ({ name }) => name.split(".")[0];
-  let unfolded = 0;
-  for (const parameter of shared.parameters) {
-    const [of, ...rest] = parameter.name.split(".");
-    if (!effects.has(of)) {
-      const count = shared.parameters.filter((other) => effectOf(other) === of).length;
-      const open = unfolded + count <= MAX_OPEN_CURVES;
-      if (open) unfolded += count;
-      effects.set(of, make("details", { open }, make("summary", {}, readable(of), open ? "" : ` (${count})`)));
+/** Whether the model moves a parameter by less than a tenth of its range, on its scale. */
+function isStill(parameter) {
+  const parts = file.automation[parameter.name].map((value) => partOf(value, parameter));
+  return Math.max(...parts) - Math.min(...parts) < 0.1;
+}
+
+/** The place of a value in its range, from 0 to 1 on the parameter's scale. */
+function partOf(value, { low, high, scale }) {
+  const warp = scale === "log" ? Math.log : (number) => number;
+  return (warp(value) - warp(low)) / (warp(high) - warp(low));
+}
+
+const unfolded = new Map(); // effects that the user folded or unfolded
+
+/** A curve for each parameter that moves in this file, and a knob for each of the others. */
+function showParameters() {
+  const effects = Map.groupBy(shared.parameters, ({ name }) => name.split(".")[0]);
+  const [lanes, knobs] = [[], []];
+  let open = 0;
+  for (const [effect, parameters] of effects) {
+    const moving = parameters.filter((parameter) => !isStill(parameter));
+    const still = parameters.filter(isStill);
+    if (moving.length) {
+      const fits = open + moving.length <= MAX_OPEN_CURVES;
+      if (fits) open += moving.length;
+      const title = readable(effect) + (fits ? "" : ` (${moving.length})`);
+      const lane = make("details", { open: unfolded.get(effect) ?? fits }, make("summary", {}, title));
+      lane.firstElementChild.addEventListener("click", () => unfolded.set(effect, !lane.open));
+      lane.append(...moving.map(curveOf));
+      lanes.push(lane);
     }
-    const suffix = `_${parameter.unit.toLowerCase()}`;
-    const bare = rest.join(".");
-    const label = readable(bare.endsWith(suffix) && parameter.unit ? bare.slice(0, -suffix.length) : bare);
-    const canvas = make("canvas", { className: "area" });
-    canvas.dataset.parameter = parameter.name;
-    canvas.setAttribute("role", "img");
-    const range = `${formatBound(parameter.low, parameter)} to ${formatBound(parameter.high, parameter)}`;
-    canvas.setAttribute("aria-label", `${readable(parameter.name)} over time, ${range}`);
-    const name = make("span", { className: "name" }, make("span", { textContent: label }), make("b"));
-    effects.get(of).append(make("div", { className: "row curve" }, name, canvas));
+    if (still.length) {
+      const group = make("div", {}, ...still.map(knobOf));
+      knobs.push(make("section", {}, make("h3", { textContent: readable(effect) }), group));
+    }
   }
-  $("automation").replaceChildren(...effects.values());
+  $("automation").replaceChildren(...lanes);
+  $("knobs").replaceChildren(...knobs);
 }
 
-function withUnit(value, { unit }) {
-  return unit ? `${number(value)}\u00a0${unit}` : number(value);
+function curveOf(parameter) {
+  const canvas = make("canvas", { className: "area" });
+  canvas.setAttribute("role", "img");
+  const [low, high] = [parameter.low, parameter.high].map((value) => formatBound(value, parameter));
+  canvas.setAttribute("aria-label", `${readable(parameter.name)} over time, ${low} to ${high}`);
+  const name = make("span", { className: "name" }, make("span", { textContent: labelOf(parameter) }), make("b"));
+  const axis = make("div", { className: "axis" }, ...[high, low].map((text) => make("span", { textContent: text })));
+  axis.setAttribute("aria-hidden", "true");
+  const row = make("div", { className: "row curve" }, name, canvas, axis);
+  row.dataset.parameter = parameter.name;
+  return row;
 }
 
-const formatBound = (value, { unit }) =>
-  `${Number(value.toPrecision(4))}${unit && "\u00a0"}${unit}`.replace("-", "−");
+function knobOf(parameter) {
+  const draw = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const arc = "M -11.3 11.3 A 16 16 0 1 1 11.3 11.3"; // 270 degrees
+  const picture = draw("svg", { viewBox: "-22 -22 44 44", "aria-hidden": "true" });
+  const turned = `rotate(${angleOf(partOf(parameter.default, parameter))})`;
+  picture.append(
+    draw("path", { class: "whole", d: arc }),
+    draw("path", { class: "part", d: arc, pathLength: 1 }),
+    draw("path", { class: "hand", d: "M 0 -5 V -10" }),
+    draw("circle", { class: "dot", cy: -20, r: 1.5, transform: turned }),
+  );
+  const range = `${number(parameter.low)} to ${formatBound(parameter.high, parameter)}`;
+  const name = make("span", { textContent: labelOf(parameter) });
+  const knob = make("div", { className: "knob", title: `${readable(parameter.name)}, ${range}` }, picture, make("b"), name);
+  knob.dataset.parameter = parameter.name;
+  return knob;
+}
+
+const angleOf = (part) => 270 * part - 135;
+
+function turn(knob, part) {
+  knob.querySelector(".part").setAttribute("stroke-dasharray", `${part} 2`);
+  knob.querySelector(".hand").setAttribute("transform", `rotate(${angleOf(part)})`);
+}
+
+/** The name of a parameter without its effect and its unit. */
+function labelOf({ name, unit }) {
+  const bare = name.slice(name.indexOf(".") + 1);
+  const suffix = `_${unit.toLowerCase()}`;
+  return readable(unit && bare.endsWith(suffix) ? bare.slice(0, -suffix.length) : bare);
+}
+
+const LARGER = { Hz: "kHz", ms: "s" };
+
+/** The value and the unit that it is read in: 5 kHz rather than 5000 Hz. */
+const scaled = (value, unit) => (Math.abs(value) >= 1000 && LARGER[unit] ? [value / 1000, LARGER[unit]] : [value, unit]);
+
+const joined = (text, unit) => (unit ? `${text}\u00a0${unit}` : text).replace("-", "−");
+
+function withUnit(value, parameter) {
+  const [size, unit] = scaled(value, parameter.unit);
+  return joined(number(size), unit);
+}
+
+function formatBound(value, parameter) {
+  const [size, unit] = scaled(value, parameter.unit);
+  return joined(String(Number(size.toPrecision(4))), unit);
+}
 
 /** The values of a parameter for the audible track: the model's over time, or a baseline's constant. */
 function valuesOf(parameter) {
@@ -419,12 +493,12 @@ function table(element, cellOf) {
     cell.style.setProperty("--colour", colourOf(method));
     return cell;
   }));
-  const body = Object.entries(shared.metrics).map(([name, explained]) => {
+  const body = Object.entries(shared.metrics).map(([name, { title, sentence }]) => {
     const cells = shared.methods.map((method) => cellOf(method, name));
     const values = cells.map(({ value }) => value).filter((value) => value !== undefined);
     // Values that are displayed alike count as equal.
     const least = shared.less_is_better.includes(name) && values.length > 1 ? number(Math.min(...values)) : null;
-    const heading = make("th", { scope: "row" }, readable(name), make("small", { textContent: explained }));
+    const heading = make("th", { scope: "row" }, title, make("small", { textContent: sentence }));
     return make("tr", {}, heading, ...cells.map(({ value, half, files: count, reason }) => {
       if (value === undefined) return make("td", { className: "none", textContent: reason || "–" });
       const cell = make("td", { textContent: number(value), className: number(value) === least ? "best" : "" });
@@ -495,21 +569,18 @@ function drawSpectrogram() {
   const { context, width, height } = surface(canvas);
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, width, height);
-  context.font = "11px system-ui, sans-serif";
-  context.textBaseline = "middle";
-  context.lineWidth = 3;
-  context.lineJoin = "round";
-  let last = height + 16;
-  for (const tick of shared.ticks) {
-    const y = height * (1 - tick.height);
-    if (last - y < 16) continue;
+  let last = Infinity;
+  const ticks = shared.ticks.filter(({ height: part }) => {
+    const y = height * (1 - part);
+    if (last - y < 14) return false;
     last = y;
-    context.fillStyle = dark.matches ? "#ffffffd0" : "#000000c0";
-    context.strokeStyle = dark.matches ? "#00000090" : "#ffffffb0";
-    context.fillRect(0, y - 0.5, 5, 1);
-    context.strokeText(tick.name, 8, y);
-    context.fillText(tick.name, 8, y);
-  }
+    return true;
+  });
+  $("frequencies").replaceChildren(...ticks.map((tick) => {
+    const label = make("span", { textContent: tick.name });
+    label.style.bottom = `${100 * tick.height}%`;
+    return label;
+  }));
   canvas.setAttribute("aria-label", `Spectrogram of ${readable(track)}`);
   const name = make("strong", { textContent: readable(track) });
   name.style.color = colourOf(track);
@@ -518,15 +589,15 @@ function drawSpectrogram() {
 
 function drawCurves() {
   const isModel = !file.settings[audibleTrack()];
-  $("automation").style.setProperty("--colour", isModel ? "var(--output)" : colourOf(audibleTrack()));
-  for (const parameter of shared.parameters) {
-    const canvas = document.querySelector(`[data-parameter="${CSS.escape(parameter.name)}"]`);
+  const colour = isModel ? "var(--output)" : colourOf(audibleTrack());
+  for (const id of ["automation", "knobs"]) $(id).style.setProperty("--colour", colour);
+  for (const row of document.querySelectorAll(".curve")) {
+    const parameter = parameterOf(row);
+    const canvas = row.querySelector("canvas");
     const { context, width, height } = surface(canvas);
     const { seconds, values } = valuesOf(parameter);
-    const warp = parameter.scale === "log" ? Math.log : (value) => value;
-    const [low, high] = [warp(parameter.low), warp(parameter.high)];
-    const y = (value) => 5 + (height - 10) * (1 - (warp(value) - low) / (high - low));
-    context.fillStyle = context.strokeStyle = getComputedStyle($("legend")).color;
+    const y = (value) => 5 + (height - 10) * (1 - partOf(value, parameter));
+    context.strokeStyle = getComputedStyle($("legend")).color;
     context.setLineDash([2, 4]);
     context.globalAlpha = 0.7;
     context.beginPath();
@@ -548,34 +619,29 @@ function drawCurves() {
       if (isHeld) context.lineTo((width * end) / file.seconds, y(value));
     });
     context.stroke();
-    // The bounds of the range, with an outline that keeps them legible over the curve.
-    context.font = "10px system-ui, sans-serif";
-    context.textAlign = "right";
-    context.lineWidth = 7;
-    context.strokeStyle = getComputedStyle(document.body).getPropertyValue("--card");
-    for (const [value, baseline, top] of [[parameter.high, "top", 3], [parameter.low, "bottom", height - 3]]) {
-      context.textBaseline = baseline;
-      context.strokeText(formatBound(value, parameter), width - 6, top);
-      context.fillText(formatBound(value, parameter), width - 6, top);
-    }
   }
 }
+
+const parameterOf = (element) => shared.parameters.find(({ name }) => name === element.dataset.parameter);
 
 /** Update the cursor, the clock and the values during playback. */
 function tick() {
   const position = player.position;
   const part = file.seconds ? position / file.seconds : 0;
-  $("cursor").style.left = `calc(var(--names) + ${part} * (100% - var(--names)))`;
+  $("cursor").style.left = `calc(var(--names) + ${part} * (100% - var(--names) - var(--gutter)))`;
   $("now").textContent = clock(position);
   if (document.activeElement !== $("seek") || player.playing) $("seek").value = position;
   $("seek").setAttribute("aria-valuetext", `${position.toFixed(1)} seconds`);
   if (!isBlind()) {
-    for (const canvas of document.querySelectorAll("[data-parameter]")) {
-      const parameter = shared.parameters.find(({ name }) => name === canvas.dataset.parameter);
+    for (const element of document.querySelectorAll("[data-parameter]")) {
+      const parameter = parameterOf(element);
       const { seconds, values } = valuesOf(parameter);
-      const text = withUnit(values[indexAt(seconds, position)], parameter);
-      const value = canvas.previousElementSibling.lastElementChild;
-      if (value.textContent !== text) value.textContent = text;
+      const value = values[indexAt(seconds, position)];
+      const shownValue = element.querySelector("b");
+      const text = withUnit(value, parameter);
+      if (shownValue.textContent === text) continue;
+      shownValue.textContent = text;
+      if (element.className === "knob") turn(element, partOf(value, parameter));
     }
   }
   if (player.playing) requestAnimationFrame(tick);
@@ -706,6 +772,5 @@ if (shared.pages.length > 1) {
     i === data.page ? make("b", { textContent: ` ${i + 1}` }) : make("a", { href: page, textContent: i + 1 })));
 }
 $("listener").value = ratings.listener;
-showAutomation();
 show();
 window.dfx = { player, ratings };

@@ -24,6 +24,7 @@ from dfx.audio.levels import amplitude_to_db
 from dfx.audio.reading import soundfile_path
 from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.errors import UserError, in_one_line
+from dfx.evaluation.meanings import EXPLAINED, TITLES
 from dfx.render.automation import INTERPOLATIONS
 from dfx.writing import write_text
 
@@ -87,7 +88,8 @@ def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
     pages = _paginate(files, 1e6 * megabytes)
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]
     shared = {
-        **{name: about[name] for name in ("task", "methods", "parameters", "metrics", "less_is_better")},
+        **{name: about[name] for name in ("task", "methods", "parameters", "less_is_better")},
+        "metrics": {name: _meaning(name, text) for name, text in about["metrics"].items()},
         # Evaluations of earlier versions held parameters and did not say so.
         "interpolation": about.get("interpolation", "hold"),
         "identity": hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()[:16],
@@ -240,6 +242,11 @@ def _starts(length: int) -> np.ndarray:
     """Return the first index of each of at most 480 columns."""
     columns = min(_COLUMNS, length)
     return np.arange(columns) * length // columns
+
+
+def _meaning(metric: str, explained: str) -> dict[str, str]:
+    """Return the title and the sentence of a metric, which evaluations of other versions may have named themselves."""
+    return {"title": TITLES.get(metric, metric.replace("_", " ")), "sentence": EXPLAINED.get(metric, explained)}
 
 
 def _ticks(sample_rate: int) -> list[dict[str, object]]:

@@ -14,17 +14,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load(checkpoint: str, trust: bool = False) -> Model:
-    """Load the trained model of a checkpoint that ``train.py`` wrote.
+    """Load a trained model.
 
     Args:
-        checkpoint: its path.
+        checkpoint: the path of a checkpoint that ``train.py`` wrote, or the name of a model that ships: ``mastering``,
+            ``nonspeech`` or ``tube_amp``. A file of such a name comes first.
         trust: run the code of effects that are Python classes, or plugins given by path.
 
     Raises:
-        dfx.tasks.CheckpointError: if the checkpoint cannot be used.
+        UserError: if there is neither a file nor a model of this name, or if the checkpoint cannot be used
+            (:class:`dfx.tasks.CheckpointError`).
     """
     # Imported here because most of dfx runs without torch.
     from dfx.render.model import Model
+    from dfx.render.pretrained import find_checkpoint
     from dfx.tasks import load_task
 
-    return Model(load_task(str(checkpoint), trust))
+    return Model(load_task(find_checkpoint(str(checkpoint)), trust))

@@ -1,9 +1,12 @@
 """Render recordings with a trained model.
 
+    python -m dfx.render mastering mix.wav master.wav
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
     sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
+
+A model is a checkpoint, or the name of one that ships, which --list shows; a file of such a name comes first.
 
 The output has the length, sample rate, channels and bit depth of the input, and is aligned with it (except by the
 interpolation "published"). Recordings may have any length and any format that soundfile or pedalboard reads. One chain
@@ -18,9 +21,11 @@ project, .rpp, with the plugins that REAPER can run and their envelopes. Each ta
 the name of the output.
 """
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action, Namespace, RawDescriptionHelpFormatter
+from typing import Any
 
 from dfx.errors import ArgumentParser, errors_in_one_line
+from dfx.render import pretrained
 from dfx.render.automation import INTERPOLATIONS
 
 
@@ -33,15 +38,24 @@ def main(arguments: list[str] | None = None) -> None:
     render(options)
 
 
+class _List(Action):
+    """Prints the models that ship and ends the program, as ``--help`` does, whatever other arguments lack."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        print(pretrained.as_text())
+        parser.exit()
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("python -m dfx.render", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     moves = "; ".join(f"{name}, {text}" for name, text in INTERPOLATIONS.items())
     moves = f"how parameters move between frames: {moves} (default: linear)"
     automation = "write all parameters over time, as .csv or .json; a suffix alone takes the name of the output"
-    add("checkpoint", help="a checkpoint that train.py wrote")
+    add("checkpoint", metavar="model", help="a checkpoint that train.py wrote, or the name of a model that ships")
     add("input", help="a file, a folder, or - for standard input")
     add("output", help="a file, a folder, or - for standard output (WAV)")
+    add("--list", action=_List, nargs=0, help="list the models that ship, and exit")
     add("--interpolation", choices=INTERPOLATIONS, default="linear", help=moves)
     add("--causal", action="store_true", help="render without look-ahead of the parameters")
     add("--own-level", action="store_true", help="undo the gain that brings the input to the task's loudness")

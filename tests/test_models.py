@@ -1,0 +1,115 @@
+"""The models that ship render as their cards say, and are found by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import dfx
+from dfx.datasets.pairs import find_test_pairs
+from dfx.datasets.treatment import TreatedPairs
+from dfx.errors import UserError
+from dfx.losses import loss_of_recordings
+from dfx.render import pretrained
+from dfx.render.__main__ import main
+from dfx.render.pretrained import find_checkpoint, list_models, read_card
+
+ROOT = Path(__file__).parent.parent
+MODELS = ["mastering", "nonspeech", "tube_amp"]
+FILES = 3  # of the test split, to which the loss is compared
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_renders_test_files_with_the_loss_of_its_card(name):
+    card, model = read_card(name), dfx.load(name)
+    task, sample_rate = model.task, card["sample_rate"]
+    pairs = TreatedPairs(find_test_pairs(str(ROOT / card["data"])), task.treatment, sample_rate, 1)
+    assert len(pairs) == len(card["loss_of_files"])
+    for index in range(FILES):
+        pair = pairs[index]
+        input = soundfile.read(ROOT / card["data"] / "input" / f"{pair['name']}.flac", dtype="float32")[0]
+        output = torch.from_numpy(model.render(input, sample_rate, interpolation="hold").audio)
+        loss = float(loss_of_recordings(task.loss, output[None, None], pair["target"][None]))
+        assert loss == pytest.approx(card["loss_of_files"][pair["name"]], rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_better_on_its_test_files_than_the_untrained_chain(name):
+    loss = {method: metrics["loss"]["mean"] for method, metrics in read_card(name)["metrics"].items()}
+    assert loss["output"] < 0.7 * min(loss["input"], loss["defaults"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_that_ships_has_tensors_and_plain_data_and_no_state_of_training(name):
+    content = torch.load(find_checkpoint(name), weights_only=True)
+    assert set(content) == {"state_dict", "dfx", "epoch", "global_step", "pytorch-lightning_version"}
+    assert not content["dfx"]["streaming"]
+    assert len(content["state_dict"]) == len(dfx.load(name).task.state_dict())
+
+
+def test_all_models_are_listed_and_fit_in_12_mb(capsys):
+    assert list_models() == MODELS
+    assert sum(path.stat().st_size for path in pretrained.FOLDER.rglob("*") if path.is_file()) < 12e6
+    with pytest.raises(SystemExit, match="0"):
+        main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == MODELS
+    assert all(read_card(name)["summary"] in line for name, line in zip(MODELS, lines))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_readers_card_states_what_the_other_states(name):
+    card, text = read_card(name), (pretrained.FOLDER / name / "README.md").read_text(encoding="utf-8")
+    config = ROOT / card["config"]
+    assert config.is_file() and (ROOT / card["data"] / "manifest.csv").is_file()
+    stated = [card[key] for key in ("summary", "config", "data", "command", "commit", "sha256", "licence")]
+    assert [entry for entry in stated + card["data_licences"] if entry not in text] == []
+    assert all(f"`{metric}`" in text for metric in card["metrics"]["output"])
+
+
+def test_the_command_takes_a_name_where_it_takes_a_checkpoint(tmp_path):
+    audio = 0.1 * np.random.default_rng(0).standard_normal((4410, 2))
+    soundfile.write(tmp_path / "in.wav", audio, 44100)
+    main(["tube_amp", str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--quiet"])
+    main([find_checkpoint("tube_amp"), str(tmp_path / "in.wav"), str(tmp_path / "same.wav"), "--quiet"])
+    output, same = (soundfile.read(tmp_path / file)[0] for file in ("out.wav", "same.wav"))
+    assert output.shape == audio.shape and np.array_equal(output, same)
+    assert np.abs(output - audio).max() > 0.01
+
+
+def test_a_file_comes_before_the_model_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mastering").write_text("mine")
+    assert find_checkpoint("mastering") == "mastering"
+    (tmp_path / "tube_amp").mkdir()
+    assert Path(find_checkpoint("tube_amp")).parent == pretrained.FOLDER / "tube_amp"
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [("masterin", "did you mean 'mastering'?"), ("best.ckpt", "there are: mastering, nonspeech, tube_amp")],
+)
+def test_an_unknown_name_is_refused_with_advice(name, advice):
+    with pytest.raises(UserError) as error:
+        dfx.load(name)
+    assert name in str(error.value) and advice in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing"])
+def test_a_damaged_model_is_refused_before_it_is_loaded(tmp_path, monkeypatch, fault):
+    shutil.copytree(pretrained.FOLDER / "tube_amp", tmp_path / "tube_amp")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    path = tmp_path / "tube_amp" / "model.ckpt"
+    assert find_checkpoint("tube_amp") == str(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    if fault == "missing":
+        path.unlink()
+    with pytest.raises(UserError, match="SHA-256"):
+        dfx.load("tube_amp")

@@ -103,6 +103,7 @@ NUMERIC = {
 }
 NAMES = {
     "dfx.effects.probe": ["pedalboard:Nothing", "nowhere:Gain", "Gain", "nowhere.yaml", "", "two\nlines", "--json"],
+    "dfx.check": ["nowhere", "README.md", "configs", "", "data/tube_amp --config nowhere.yaml", "two\nlines"],
     "dfx.report": ["nowhere", "README.md", "", "configs", "two\nlines"],
     "dfx.sweep": ["nowhere.yaml", "README.md", "configs", "", "configs/smoke.yaml", "two\nlines"],
     "dfx.benchmark": ["nothing", "", "fidelity --chains nothing", "speed --modes nothing", "twin --gradients nothing"],

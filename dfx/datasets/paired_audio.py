@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
+from dfx.datasets.inspection import describe_conversion, glance
 from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs, list_pairs
 from dfx.datasets.splits import OLDER, match_records, read_records, record_splits
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
@@ -32,7 +33,8 @@ class PairedAudio(pl.LightningDataModule):
         batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
             validation, each has all.
         excerpt_seconds: length of an excerpt; none for whole files.
-        check_audio: read every file once before training, to find silent and broken ones.
+        check_audio: read every file once before training, to find silent and broken ones, and compare input and target
+            of a few pairs; ``python -m dfx.check`` compares all.
         num_workers: number of processes that read ahead; 0 reads between the steps.
         seed: of the order and, for data without splits, of the split.
 
@@ -115,12 +117,24 @@ class PairedAudio(pl.LightningDataModule):
             if warnings:
                 more = f" ({len(warnings) - 1} more files are like it)" if len(warnings) > 1 else ""
                 self._note(f"warning: {warnings[0]}{more}")
+            if distributed.is_rank_zero():
+                self._glance(everything)
         self.splits, self.arguments["pairs"] = splits, records  # only if all checks pass
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
             if shorter and distributed.is_rank_zero():
                 context = f"the encoder's context ({self.window.context_samples / self.sample_rate:.2f} s)"
                 print(f"{shorter} of {len(pairs)} {split} pairs are shorter than {context} and are padded with silence")
+
+    def _glance(self, pairs: list[Pair]) -> None:
+        """Print what training converts, and what looks wrong in a few pairs."""
+        files = [file for pair in pairs for file in (pair.input, pair.target)]
+        notes = describe_conversion(files, self.sample_rate, self.channels)
+        warnings = [f"warning: {sentence}" for sentence in glance(pairs)]
+        if warnings:
+            notes += [*warnings, f"python -m dfx.check {self.root} measures all pairs"]
+        for note in notes:
+            self._note(note)
 
     def _note(self, text: str) -> None:
         if distributed.is_rank_zero():

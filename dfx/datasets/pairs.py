@@ -49,7 +49,11 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
             length or sample rate, a file is in two splits, or a split is empty.
     """
-    listed = list_pairs(root, rows, needs_split=True)
+    return split_pairs(list_pairs(root, rows, needs_split=True), root, seed)
+
+
+def split_pairs(listed: Sequence[Listed], root: str, seed: int = 0) -> dict[str, list[Pair]]:
+    """Return listed pairs by split, divided at random where they have none; errors as :func:`find_pairs`."""
     splits = _by_split(listed)
     if not any(splits.values()):
         splits = _split_at_random([pair for pair, _ in listed], seed)
@@ -75,20 +79,30 @@ def find_test_pairs(root: str) -> list[Pair]:
     return chosen
 
 
-def list_pairs(root: str, rows: Mapping[str, str] | None = None, needs_split: bool = False) -> list[Listed]:
+def _refuse(error: DataError) -> None:
+    raise error
+
+
+def list_pairs(
+    root: str,
+    rows: Mapping[str, str] | None = None,
+    needs_split: bool = False,
+    on_fault: Callable[[DataError], None] = _refuse,
+) -> list[Listed]:
     """Return the pairs of a folder, each with the split that the manifest gives, or an empty text.
 
     Arguments and errors as for :func:`find_pairs`; with ``needs_split``, a manifest must give the split of every pair.
+    ``on_fault`` is called for a pair that cannot be used, and may raise the error, or leave out the pair.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{root}: no such folder; see data/README.md for how to get or make the data")
     manifest = find_child(folder, "manifest.csv")
     if manifest.is_file():
-        return _from_manifest(manifest, rows or {}, needs_split)
+        return _from_manifest(manifest, rows or {}, needs_split, on_fault)
     if rows:
         raise DataError(f"{root} has no manifest.csv whose rows could match {dict(rows)}: set rows to null")
-    return [(pair, "") for pair in _from_folders(folder)]
+    return [(pair, "") for pair in _from_folders(folder, on_fault)]
 
 
 def _by_split(listed: Sequence[Listed]) -> dict[str, list[Pair]]:
@@ -130,8 +144,8 @@ def check_audio(
     """
     files = [file for pair in pairs for file in (pair.input, pair.target)]
 
-    def check(file: AudioFile) -> _Check:
-        return _check(file, sample_rate or file.sample_rate, channels or file.channels, read)
+    def check(file: AudioFile) -> Check:
+        return check_file(file, sample_rate or file.sample_rate, channels or file.channels, read)
 
     with ThreadPoolExecutor() as executor:
         checked = list(tqdm(executor.map(check, files), total=len(files), desc="Checking audio", leave=False))
@@ -142,12 +156,15 @@ def check_audio(
     return [check.warning for check in checked if check.warning]
 
 
-class _Check(NamedTuple):
+class Check(NamedTuple):
+    """Why training refuses a file, or an empty text; and a sentence if its channels nearly cancel in their mean."""
+
     fault: str = ""
     warning: str | None = None
 
 
-def _check(file: AudioFile, sample_rate: int, channels: int, read: Read) -> _Check:
+def check_file(file: AudioFile, sample_rate: int, channels: int, read: Read = AudioSource.read) -> Check:
+    """Read a file once, as training at a rate and with a number of channels does."""
     peak = peak_of_all = energy = energy_of_all = 0.0
     samples, block = file.samples_at(sample_rate), _CHECK_SECONDS * sample_rate
     for start in range(0, samples, block):
@@ -155,19 +172,19 @@ def _check(file: AudioFile, sample_rate: int, channels: int, read: Read) -> _Che
             count = min(block, samples - start)
             everything = read(file, start, count, sample_rate, file.channels if channels == 1 else channels)
         except DataError as error:
-            return _Check(str(error))
+            return Check(str(error))
         if not everything.isfinite().all():
-            return _Check(f"{file.path} holds samples that are not finite")
+            return Check(f"{file.path} holds samples that are not finite")
         audio = everything.mean(dim=0, keepdim=True) if channels == 1 else everything
         peak = max(peak, float(audio.abs().max()))
         peak_of_all = max(peak_of_all, float(everything.abs().max()))
         energy += float(audio.square().mean(dim=0).sum())
         energy_of_all += float(everything.square().mean(dim=0).sum())
     if peak >= SILENCE:
-        return _Check(warning=describe_cancellation(file.path, energy_of_all, energy))
+        return Check(warning=describe_cancellation(file.path, energy_of_all, energy))
     if peak_of_all >= SILENCE:
-        return _Check(f"{file.path} is silent in training, which reads the mean of its channels: they cancel")
-    return _Check(f"{file.path} is silent")
+        return Check(f"{file.path} is silent in training, which reads the mean of its channels: they cancel")
+    return Check(f"{file.path} is silent")
 
 
 def _pair(name: str, input: Path, target: Path) -> Pair:
@@ -180,7 +197,9 @@ def _pair(name: str, input: Path, target: Path) -> Pair:
     return pair
 
 
-def _from_manifest(manifest: Path, rows: Mapping[str, str], needs_split: bool) -> list[Listed]:
+def _from_manifest(
+    manifest: Path, rows: Mapping[str, str], needs_split: bool, on_fault: Callable[[DataError], None]
+) -> list[Listed]:
     patterns = {column.lower(): pattern for column, pattern in rows.items()}
     chosen = [
         row
@@ -195,7 +214,10 @@ def _from_manifest(manifest: Path, rows: Mapping[str, str], needs_split: bool) -
         split = "validation" if given.lower() == "val" else given.lower()
         if split not in SPLITS and (split or needs_split):
             raise DataError(f"{manifest}, line {row.line}: split '{given}' is none of {', '.join(SPLITS)}")
-        listed.append((_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))), split))
+        try:
+            listed.append((_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))), split))
+        except DataError as error:
+            on_fault(error)
     return listed
 
 
@@ -223,7 +245,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return [chosen[row.values["input"], row.values["target"]] for row in rows]
 
 
-def _from_folders(folder: Path) -> list[Pair]:
+def _from_folders(folder: Path, on_fault: Callable[[DataError], None]) -> list[Pair]:
     sides: dict[str, dict[str, Path]] = {}
     for side in ("input", "target"):
         files = find_child(folder, side)
@@ -239,8 +261,15 @@ def _from_folders(folder: Path) -> list[Pair]:
     if alone:
         present, absent = ("input", "target") if alone[0] in sides["input"] else ("target", "input")
         more = f" ({len(alone) - 1} more have none)" if len(alone) > 1 else ""
-        raise DataError(f"{sides[present][alone[0]]} has no partner in {folder / absent}{more}")
-    return [_pair(printable(name), input, sides["target"][name]) for name, input in sides["input"].items()]
+        on_fault(DataError(f"{sides[present][alone[0]]} has no partner in {folder / absent}{more}"))
+    pairs = []
+    for name in sides["input"]:
+        if name in sides["target"]:
+            try:
+                pairs.append(_pair(printable(name), sides["input"][name], sides["target"][name]))
+            except DataError as error:
+                on_fault(error)
+    return pairs
 
 
 def _split_at_random(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:

@@ -1,0 +1,1 @@
+"""``python -m dfx.check``: a data set as training sees it."""

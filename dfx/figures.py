@@ -11,19 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from dfx.audio.levels import amplitude_to_db, frame_levels_db, level_frame_samples
 from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.effects import Parameter, ParameterSpace
+from dfx.effects.parameter import with_unit
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, which the colour-blind can tell."""
 
 _RANGE_DB = 80.0
 _LOWEST_HZ = 40.0
 _ROWS, _COLUMNS = 160, 400
 """Size of an excerpt's spectrogram: about as many rows and columns as its panel has pixels."""
 _MARKERS = "osD^vP*Xh<>dp"
-_LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_rendering(
@@ -75,7 +78,7 @@ def draw_rendering(
     for axis in (axes[0], *axes[3:]):
         axis.grid(alpha=0.3)
         for start, end in marked:
-            axis.axvspan(start, end, color="C2", alpha=0.15, lw=0)
+            axis.axvspan(start, end, color=COLOURS[2], alpha=0.15, lw=0)
     axes[0].set_xlim(0, seconds)
     axes[-1].set_xlabel("time [s]")
     figure.align_ylabels(list(axes))
@@ -84,7 +87,7 @@ def draw_rendering(
 
 def _plot_levels(axis: Axes, input: Tensor, output: Tensor, sample_rate: int) -> None:
     frame_seconds = level_frame_samples(sample_rate) / sample_rate
-    for audio, name, style in ((input, "input", {"color": "0.6", "lw": 2}), (output, "output", {"color": "C0"})):
+    for audio, name, style in ((input, "input", {"color": "0.6", "lw": 2}), (output, "output", {"color": COLOURS[0]})):
         levels = frame_levels_db(audio, sample_rate)
         axis.plot((np.arange(len(levels)) + 0.5) * frame_seconds, levels, label=name, **style)
     axis.set_ylabel("level [dB]")
@@ -92,7 +95,7 @@ def _plot_levels(axis: Axes, input: Tensor, output: Tensor, sample_rate: int) ->
 
 
 def _plot_parameter(axis: Axes, parameter: Parameter, values: np.ndarray, borders: np.ndarray) -> None:
-    axis.stairs(values, borders, baseline=None, color="C3", lw=1.2)
+    axis.stairs(values, borders, baseline=None, color=COLOURS[1], lw=1.2)
     axis.set_title(parameter.name, loc="left", fontsize=9, pad=2)
     axis.set_ylabel(parameter.unit)
     log = parameter.scale == "log"
@@ -123,7 +126,7 @@ def draw_excerpt_spectrograms(excerpts: Mapping[str, Mapping[str, np.ndarray]], 
     figure.subplots_adjust(wspace=0.06, hspace=0.42)
     edges = np.geomspace(_LOWEST_HZ, sample_rate / 2, _ROWS + 1)
     ticks = [hertz for hertz in (100, 1000, 10000) if hertz < sample_rate / 2]
-    labels = [f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz:g} Hz" for hertz in ticks]
+    labels = [with_unit(hertz, "Hz") for hertz in ticks]
     for axes, (name, sides) in zip(all_axes, excerpts.items()):
         levels = {side: _band_levels_db(audio, sample_rate, edges) for side, audio in sides.items()}
         maximum = max(float(level.max()) for level in levels.values())
@@ -167,14 +170,14 @@ def draw_excerpt_automation(
         axis.axhspan(bottom, bottom + height, color="0.955", lw=0)
         axis.hlines(bottom + height * default, 0, longest, color="0.55", lw=0.8, ls=":")
         for end, y, align in ((parameter.low, bottom, "bottom"), (parameter.high, bottom + height, "top")):
-            text, coordinates = f"{end:g} {parameter.unit}".strip(), ("axes fraction", "data")
+            text, coordinates = with_unit(end, parameter.unit), ("axes fraction", "data")
             axis.annotate(text, (1, y), (4, 0), coordinates, "offset points", fontsize=6.5, color="0.35", va=align)
     for index, (name, values) in enumerate(automation.items()):
         lanes = bottoms + height * space.normalize(values)
         times = np.arange(len(lanes) + 1) * frame_seconds
         # Each line is thinner than the previous one, so that lines on top of each other all remain visible.
         width = 1.2 + 1.3 * (len(automation) - 1 - index)
-        lines = axis.step(times, np.concatenate([lanes, lanes[-1:]]), where="post", color=f"C{index}", lw=width)
+        lines = axis.step(times, np.concatenate([lanes, lanes[-1:]]), where="post", color=_colour(index), lw=width)
         lines[0].set_label(name)
     axis.set(xlim=(0, longest), ylim=(0, count))
     axis.set_xlabel("seconds", fontsize=8)
@@ -183,61 +186,6 @@ def draw_excerpt_automation(
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="upper center", ncols=len(automation), fontsize=7.5, frameon=False)
-    return figure
-
-
-def draw_curves(
-    histories: Sequence[Sequence[Mapping[str, Any]]],
-    title: str,
-    metrics: Sequence[str],
-    log: bool = False,
-    range: tuple[float | None, float | None] = (None, None),
-) -> Figure | None:
-    """Draw metrics over training steps. One run has a colour for each metric, several runs one colour each.
-
-    Args:
-        histories: for each run the rows of :func:`~dfx.loggers.history.read_history`.
-        title: of the figure.
-        metrics: names of the metrics.
-        log: whether the values are on a logarithmic scale.
-        range: of the values, where it is known.
-
-    Returns:
-        The figure; None if no run has logged any of the metrics.
-    """
-    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-    axis = figure.subplots()
-    if len(histories) == 1:
-        styles = {metric: ("-", f"C{number}") for number, metric in enumerate(metrics)}
-    else:
-        styles = {metric: (style, "") for metric, style in zip(metrics, _LINE_STYLES)}
-    for run, history in enumerate(histories):
-        for metric, (style, color) in styles.items():
-            points = [(row["total_step"], row[metric]) for row in history if metric in row]
-            if points:
-                marker = "." if len(points) < 30 else ""
-                axis.plot(*zip(*points), style, marker=marker, color=color or f"C{run % 10}", lw=1.1, ms=4)
-    if not axis.lines:
-        return None
-    axis.set_title(title, fontsize=9, loc="left")
-    axis.set_xlabel("step", fontsize=8)
-    axis.locator_params(axis="x", integer=True)
-    axis.tick_params(labelsize=7.5)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    low, high = range
-    if log:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        _set_plain_ticks(axis.yaxis)
-    elif low is not None:
-        # Begin slightly below the range, so that a line at its end remains visible.
-        top = high or max(axis.get_ylim()[1], low + 1)
-        axis.set_ylim(low - 0.04 * (top - low), top)
-    if len(metrics) > 1:
-        for metric, (style, color) in styles.items():
-            axis.plot([], [], style, color=color or "0.4", label=metric.split("/")[1])
-        axis.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -256,7 +204,7 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
         x = np.array(sorted(losses))
         mean = np.array([statistics.fmean(losses[renderings]) for renderings in x])
         deviation = np.array([statistics.stdev(losses[r]) if len(losses[r]) > 1 else 0.0 for r in x])
-        color, marker = f"C{index % 10}", _MARKERS[index % len(_MARKERS)]
+        color, marker = _colour(index), _MARKERS[index % len(_MARKERS)]
         axis.plot(x, mean, f"{marker}-", color=color, markersize=4, label=arm)
         axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
     axis.set(xscale="log", xlabel="renderings in training", ylabel="validation loss", title=title)
@@ -280,7 +228,7 @@ def draw_twin(rows: Sequence[Mapping[str, Any]]) -> Figure:
         courses = np.array([row["course"] for row in rows if row["gradient"] == gradient])
         *costs, mean = courses.mean(axis=0).T
         deviation = courses[..., 2].std(axis=0, ddof=1) if len(courses) > 1 else np.zeros_like(mean)
-        color, marker = f"C{index % 10}", _MARKERS[index % len(_MARKERS)]
+        color, marker = _colour(index), _MARKERS[index % len(_MARKERS)]
         for axis, cost in zip(axes, costs):
             if not cost.any():
                 axis.axhline(mean.min(), color=color, ls="--")
@@ -311,7 +259,9 @@ def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
         of_panel = [row for row in rows if (row["chain"], row["when"], row["batch"]) == panel]
         for row in of_panel:
             index = names.index(row["name"])
-            axis.plot(row["renderings"], row["cosine_encoder"], _MARKERS[index], color=f"C{index}", label=row["name"])
+            axis.plot(
+                row["renderings"], row["cosine_encoder"], _MARKERS[index], color=_colour(index), label=row["name"]
+            )
         axis.set(xscale="log", ylim=(lowest - 0.05, 1.05), xlabel="renderings per example")
         _set_plain_ticks(axis.xaxis, sorted({row["renderings"] for row in of_panel}))
         axis.set_title("{}, {}, batch {}".format(*panel), fontsize=9)
@@ -322,6 +272,10 @@ def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
     return figure
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
 def _levels_db(audio: Tensor, fft_samples: int, hop_samples: int) -> np.ndarray:

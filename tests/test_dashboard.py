@@ -16,10 +16,13 @@ import pytest
 import yaml
 
 from dfx.dashboard.__main__ import main
+from dfx.dashboard.charts import COLOURS, chart_automation, still_values
 from dfx.dashboard.summary import find_runs, write_summary
 from dfx.dashboard.workspace import CURVES, make_workspace
 from dfx.errors import UserError
+from dfx.figures import COLOURS as FIGURE_COLOURS
 from dfx.loggers.history import read_history
+from tests.colour_vision import least_difference
 from tests.wandb_records import merged, records
 
 ROOT = Path(__file__).parent.parent
@@ -42,17 +45,18 @@ def ablation(logged_run, tmp_path_factory) -> Path:
 
 
 class Page(HTMLParser):
-    """The sources that a page loads, its text, and the rows of its tables."""
+    """The sources that a page loads, its charts and text, and the rows of its tables."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.sources, self.players, self.rows, self.words = [], 0, [], []
+        self.sources, self.players, self.rows, self.words, self.charts = [], 0, [], [], []
         self._in_cell = False
         self.feed(path.read_text(encoding="utf-8"))
         self.text = " ".join(self.words)
 
     def handle_starttag(self, tag, attributes) -> None:
         self.sources += [value for name, value in attributes if name in ("src", "href")]
+        self.charts += [json.loads(value) for name, value in attributes if name == "data-chart"]
         self.players += tag == "audio"
         if tag == "tr":
             self.rows.append([])
@@ -111,18 +115,61 @@ def test_a_summary_is_self_contained(logged_run, tmp_path):
     assert all(source.startswith("data:") for source in page.sources)
     media = list((logged_run / "media").glob("*/*.flac"))
     assert page.players == len(media) == 18
-    figures = sum(len(panels) for panels in CURVES.values()) + len(list((logged_run / "media").glob("*/*.png")))
-    assert sum(source.startswith("data:image/") for source in page.sources) == figures
+    pictures = len(list((logged_run / "media").glob("*/spectrograms.png")))
+    assert sum(source.startswith("data:image/") for source in page.sources) == pictures > 0
+
+
+def test_the_charts_of_a_summary_hold_the_values_of_the_history(logged_run, tmp_path):
+    page = Page(write_summary([logged_run], tmp_path / "summary.html"))
+    charts = {chart["title"]: chart for chart in page.charts}
+    assert {panel.title for panels in CURVES.values() for panel in panels} <= charts.keys()
+    assert all(chart["x"] and chart["y"] for chart in page.charts)
+    output, _ = charts["Validation loss, of output and unprocessed input"]["lines"]
+    rows = [row for row in read_history(logged_run) if "validation/loss" in row]
+    assert list(zip(output["x"], output["y"])) == [(row["total_step"], row["validation/loss"]) for row in rows]
+
+
+def test_a_parameter_that_moves_has_a_chart_and_others_are_in_a_table():
+    of = {"low": 100.0, "high": 10000.0, "unit": "Hz"}
+    rows = [{"name": "moving_hz", **of}, {"name": "still_hz", **of}]
+    lines = {"one": {"seconds": [0.0, 0.1], "moving_hz": [200.0, 900.0], "still_hz": [5000.0, 5000.0]}}
+    (chart,) = chart_automation(lines, rows)
+    assert (chart["title"], chart["x"], chart["y"], chart["log"]) == ("moving_hz", "seconds", "Hz", True)
+    assert chart["lines"][0]["y"] == [200.0, 900.0]
+    assert still_values(lines, rows, [chart]) == [["still_hz", "5 kHz"]]
+
+
+def test_the_lines_of_charts_and_figures_differ_for_the_colour_blind(logged_run, tmp_path):
+    style = write_summary([logged_run], tmp_path / "summary.html").read_text()
+    lines = re.findall(r"--line-\d: (#\w{6})", style)[:COLOURS]
+    assert len(lines) == COLOURS and least_difference(lines) > 14 and least_difference(FIGURE_COLOURS) > 14
+    assert least_difference(["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728"]) < 14  # the defaults of matplotlib
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, dark", [(1280, False), (390, True)])
+def test_a_summary_fits_the_screen_and_its_charts_are_read_by_touch_and_keys(logged_run, tmp_path, browse, width, dark):
+    from selenium.webdriver import Keys
+
+    page = browse(write_summary([logged_run], tmp_path / "summary.html"), width, 844, is_phone=width < 500, dark=dark)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    figures = page.find_elements("css selector", "figure")
+    assert len(figures) >= 9 and all(figure.find_elements("css selector", ".line") for figure in figures)
+    figures[0].send_keys(Keys.ARROW_RIGHT)
+    first = next(row for row in read_history(logged_run) if "train/loss" in row)
+    reading = figures[0].find_element("css selector", ".reading").text.split("\n")
+    assert reading == [f"step {first['total_step']}", f"loss {float(format(first['train/loss'], '.4g')):g}"]
+    assert page.get_log("browser") == []
 
 
 def test_a_summary_shows_losses_parameters_and_versions_as_the_run_has_them(logged_run, tmp_path):
     page = Page(write_summary([logged_run], tmp_path / "summary.html"))
     tested = json.loads((logged_run / "evaluation" / "metrics.json").read_text())
     best = min(row["validation/loss"] for row in read_history(logged_run) if "validation/loss" in row)
-    rows = {row[0]: row for row in page.rows if row}
+    rows = {row[0]: row for row in reversed(page.rows) if row}
     assert rows["smoke"][1] == "10" and rows["smoke"][3:5] == [f"{best:.4g}", f"{tested['output']['loss']:.4g}"]
     assert rows["input"][4] == f"{tested['input']['loss']:.4g}"
-    assert rows["distortion.drive_db"][2:4] == ["dB", "0 to 30"] and rows["gain.gain_db"][2:4] == ["dB", "-24 to 24"]
+    assert rows["distortion.drive_db"][2] == "0 to 30 dB" and rows["gain.gain_db"][2] == "-24 to 24 dB"
     assert rows["torch"][1] == json.loads((logged_run / "versions.json").read_text())["torch"]
 
 

@@ -10,7 +10,7 @@ import re
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -46,45 +46,6 @@ def folder(tmp_path_factory) -> Path:
             soundfile.write(path, tone, SAMPLE_RATE)
     write_report(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browse(tmp_path_factory) -> Iterator[Callable]:
-    """Return a function that opens a page in a new Chromium, which requires a gesture for sound and logs requests."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not (chromium and shutil.which("chromedriver")):
-        pytest.skip("the page is tested in Chromium: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    opened = []
-
-    def open_page(path: Path, width: int = 1200, height: int = 900, is_phone: bool = False, dark: bool = False):
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in (
-            "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
-            f"--window-size={width},{height}", "--autoplay-policy=document-user-activation-required",
-        ):  # fmt: skip
-            options.add_argument(argument)
-        downloads = tmp_path_factory.mktemp("downloads")
-        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-        if is_phone:
-            metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True}
-            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-        driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-        opened.append(driver)
-        driver.set_script_timeout(20)
-        if dark:
-            scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        driver.get(path.as_uri())
-        driver.downloads = downloads
-        return driver
-
-    yield open_page
-    for driver in opened:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,28 @@ import base64
 import contextlib
 import csv
 import hashlib
-import io
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.colors import to_hex
 from tqdm import tqdm
 
-from dfx.callbacks.excerpts import ABOUT, AUTOMATION_IMAGE, PARAMETERS, SIDES, SPECTROGRAMS
+from dfx.callbacks.excerpts import ABOUT, AUTOMATION, PARAMETERS, SIDES, SPECTROGRAMS
+from dfx.dashboard.charts import COLOURS, Chart, chart_automation, chart_curves, still_values
 from dfx.dashboard.workspace import CURVES
+from dfx.effects.parameter import with_unit
 from dfx.errors import UserError, in_one_line
-from dfx.figures import draw_curves
+from dfx.evaluation.meanings import EXPLAINED, TITLES
 from dfx.loggers.history import best_row, read_history
 
 CONFIG = "resolved_config.yaml"
+
+_HERE = Path(__file__).parent
 
 _COLUMNS = (
     *("name", "unit", "value", "low", "high", "default", "least", "most", "share_at_bounds"),
@@ -41,7 +44,7 @@ class Run:
 
     Args:
         folder: the run's folder.
-        color: color of the run in figures, as hexadecimal RGB.
+        color: color of the run, for CSS.
 
     Attributes:
         config: all options by their dotted names.
@@ -79,14 +82,13 @@ class Run:
         return value if isinstance(value, str) else json.dumps(value, default=str)
 
     def media(self, only_last: bool) -> Iterator[dict[str, Any]]:
-        """Yield the media of the validations, the last first, with audio and images as data URIs."""
+        """Yield the media of the validations, the last first, with audio and images as data URIs, and charts."""
         folders = sorted(about.parent for about in (self.folder / "media").glob(f"step_*/{ABOUT}"))
         for folder in reversed(folders[-1:] if only_last else folders):
             with _reading(self.folder):
                 yield self._media_of(folder)
 
-    @staticmethod
-    def _media_of(folder: Path) -> dict[str, Any]:
+    def _media_of(self, folder: Path) -> dict[str, Any]:
         about = _read_json(folder / ABOUT)
         names, loss = about["excerpts"], about["validation/loss"]
         # Names of files in this folder, which may come from a stranger.
@@ -96,10 +98,17 @@ class Run:
         for name, side in itertools.product(names, SIDES):
             audio = (folder / f"{name}_{side}.flac").read_bytes()
             sounds.setdefault(name, {})[side] = _data_uri(audio, "audio/flac")
-        images = {
-            file: _data_uri((folder / file).read_bytes(), "image/png") for file in (SPECTROGRAMS, AUTOMATION_IMAGE)
+        lines = _read_automation(folder / AUTOMATION)
+        charts = chart_automation(lines, self.parameters)
+        return {
+            "step": about["step"],
+            "loss": loss,
+            "sounds": sounds,
+            "spectrograms": _data_uri((folder / SPECTROGRAMS).read_bytes(), "image/png"),
+            "charts": charts,
+            "excerpts": list(lines),
+            "still": still_values(lines, self.parameters, charts),
         }
-        return {"step": about["step"], "loss": loss, "sounds": sounds, "images": images}
 
 
 @contextlib.contextmanager
@@ -135,7 +144,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         if not inside:
             raise UserError(f"{folder} is not a run and contains none: there is no {CONFIG}")
         found += inside
-    return [Run(folder, to_hex(f"C{index % 10}")) for index, folder in enumerate(dict.fromkeys(found))]
+    return [Run(folder, f"var(--line-{index % COLOURS})") for index, folder in enumerate(dict.fromkeys(found))]
 
 
 def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -151,11 +160,14 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
     runs = find_runs(folders)
     several = len(runs) > 1
     output = output or folders[0] / "summary.html"
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(_HERE)
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=True, loader=loader
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["number"] = _number
+    environment.filters["with_unit"] = with_unit
+    environment.filters["range"] = _range
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     environment.filters["numbers"] = lambda means, metrics: [_number(means.get(metric)) for metric in metrics]
     methods = {method: [run.tested[method] for run in runs if method in run.tested] for method in ("defaults", "input")}
@@ -165,7 +177,11 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
         several=several,
         runs=runs,
         metrics=metrics,
-        held_out_names=[f"held-out {metric}" for metric in metrics],
+        titles={metric: TITLES.get(metric, metric.replace("_", " ")) for metric in metrics},
+        meanings=EXPLAINED,
+        colours=COLOURS,
+        style=(_HERE / "summary.css").read_text(encoding="utf-8"),
+        script=(_HERE / "charts.js").read_text(encoding="utf-8"),
         references={method: means[0] for method, means in methods.items() if means},
         differing=_differing_options(runs),
         curves=_curves(runs),
@@ -185,17 +201,19 @@ def _differing_options(runs: Sequence[Run]) -> list[str]:
     return [name for name in options if len({json.dumps(run.config.get(name, "-"), default=str) for run in runs}) > 1]
 
 
-def _curves(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Draw the curves as SVG, by section and title."""
-    sections: dict[str, dict[str, str]] = {}
-    histories = [run.history for run in runs]
-    for section, panels in CURVES.items():
-        for panel in panels:
-            if figure := draw_curves(histories, *panel):
-                file = io.BytesIO()
-                figure.savefig(file, format="svg")
-                sections.setdefault(section, {})[panel.title] = _data_uri(file.getvalue(), "image/svg+xml")
-    return sections
+def _curves(runs: Sequence[Run]) -> dict[str, list[Chart]]:
+    """Return the charts of the histories by section."""
+    names, histories = [run.name for run in runs], [run.history for run in runs]
+    sections = {name: [chart_curves(names, histories, panel) for panel in panels] for name, panels in CURVES.items()}
+    drawn = {name: [chart for chart in charts if chart] for name, charts in sections.items()}
+    return {name: charts for name, charts in drawn.items() if charts}
+
+
+def _range(low: float, high: float, unit: str) -> str:
+    """Return ``300 Hz to 3 kHz``, or ``-12 to 12 dB`` where both have the same unit."""
+    first, last = with_unit(low, unit), with_unit(high, unit)
+    shared = last.partition(" ")[2]
+    return f"{first.removesuffix(f' {shared}') if shared else first} to {last}"
 
 
 def _number(value: float | None) -> str:
@@ -239,3 +257,15 @@ def _read_parameters(path: Path) -> list[dict[str, Any]]:
         sensitivity = row["sensitivity_db"] and float(row["sensitivity_db"])
         rows.append({"name": row["name"], "unit": row["unit"], **numbers, "sensitivity_db": sensitivity})
     return rows
+
+
+def _read_automation(path: Path) -> dict[str, dict[str, list[float]]]:
+    """Return the columns of each excerpt."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+        of = lines.setdefault(row.pop("excerpt"), {})
+        for name, value in row.items():
+            _require(math.isfinite(float(value)), path)
+            of.setdefault(name, []).append(float(value))
+    _require(all("seconds" in of for of in lines.values()), path)
+    return lines

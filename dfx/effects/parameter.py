@@ -53,6 +53,16 @@ class Parameter:
         return float(ParameterSpace([self]).denormalize(np.array([parameter]))[0])
 
 
+_LARGER = {"Hz": "kHz", "ms": "s"}
+
+
+def with_unit(value: float, unit: str) -> str:
+    """Return a value with its unit, to four digits: ``5 kHz`` rather than ``5000 Hz``."""
+    if abs(value) >= 1000 and unit in _LARGER:
+        value, unit = value / 1000, _LARGER[unit]
+    return f"{value:.4g} {unit}".rstrip()
+
+
 class ParameterSpace:
     """The parameters of a chain as one vector, mapped by array operations.
 

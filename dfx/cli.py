@@ -5,6 +5,7 @@ import copy
 import errno
 import glob
 import itertools
+import logging
 import os
 import re
 import shutil
@@ -21,11 +22,12 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dfx import distributed
+from dfx.callbacks.bar import Bar
 from dfx.callbacks.checkpoints import AtomicCheckpointIO, MidEpochCheckpoint, StopOnSignal, Stopped, last_checkpoint
 from dfx.callbacks.excerpts import Excerpts, LoggingOptions
 from dfx.callbacks.health import Health
@@ -61,6 +63,19 @@ _TRAINER = {
     "[0, 1e9]": "limit_val_batches limit_test_batches limit_predict_batches overfit_batches gradient_clip_val",
 }
 """Ranges of the trainer's options that Lightning does not check itself."""
+
+_NOTICES = (
+    # The data module restores the position of the loader, see PairedAudio.state_dict.
+    ".*your dataloader is not resumable",
+    # All stages of a run write to one folder.
+    "Checkpoint directory .* exists and is not empty",
+    # Steps are logged across epochs.
+    "The number of training batches .* is smaller than the logging interval",
+    # `data.num_workers` is an option, and its default is right for short files.
+    ".* does not have many workers",
+    # Of Lightning to its own developers.
+    ".*LeafSpec.*is deprecated",
+)
 
 
 @dataclass
@@ -199,7 +214,7 @@ class DfxCLI(LightningCLI):
             run.seed = None
         requeued = _find_requeued(Path(run.folder), run.name)
         self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
-        self.progress = Progress()  # of all stages
+        self.progress, self.bar = Progress(), Bar(config.trainer.max_epochs)  # of all stages
         if (run.resume or requeued) and config.ckpt_path is None:
             last = last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
@@ -214,8 +229,10 @@ class DfxCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
-            plugins = _as_list(self.config_init[str(self.subcommand)].trainer.plugins)
-            return super().instantiate_trainer(logger=False, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+            given = self.config_init[str(self.subcommand)].trainer
+            kwargs["enable_progress_bar"] = given.enable_progress_bar is not False and sys.stdout.isatty()
+            plugins = [*_as_list(given.plugins), AtomicCheckpointIO()]
+            return super().instantiate_trainer(logger=False, plugins=plugins, **kwargs)
         self.logger = self._make_logger()
         # Private, since Lightning has no public access to the parser of a subcommand.
         self._files = {CONFIG: self._parser("fit").dump(self.config.fit, skip_none=False)}
@@ -270,7 +287,10 @@ class DfxCLI(LightningCLI):
             # Copies, since callbacks have state.
             "callbacks": [*copy.deepcopy(_as_list(given.callbacks)), *self._make_callbacks()],
             "plugins": [*_as_list(given.plugins), AtomicCheckpointIO()],
+            "enable_model_summary": bool(given.enable_model_summary),
         }
+        if given.enable_progress_bar is not False and not _has_bar(options["callbacks"]):
+            options["callbacks"].append(self.bar)
         if not stage.renders:
             options["max_epochs"] = self.model.stage_options.pretraining_epochs
         return Trainer(**options)
@@ -345,6 +365,10 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def _has_bar(callbacks: list[Callback]) -> bool:
+    return any(isinstance(callback, ProgressBar) for callback in callbacks)
+
+
 def _choose_folder(runs: Path, name: str, resume: bool) -> Path:
     """Return the folder of a run: that of the run to resume, or one that does not exist yet."""
     folder = runs / name
@@ -376,10 +400,7 @@ set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError, ValueError))
 
 def main(args: Any = None) -> None:
     """Run the command line; an error that the user can fix ends it with one line."""
-    # The data module restores the position of the loader, see PairedAudio.state_dict.
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
-    # All stages of a run write to one folder.
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    _silence_notices()
     try:
         with errors_in_one_line(), _explained_full_disk():
             DfxCLI(args)
@@ -388,6 +409,16 @@ def main(args: Any = None) -> None:
         if distributed.is_rank_zero():
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
+
+
+def _silence_notices() -> None:
+    """Leave out what Lightning reports of itself, and warnings about what is right here."""
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    # Printed on demand only.
+    logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)
+    for message in _NOTICES:
+        warnings.filterwarnings("ignore", message)
 
 
 @contextlib.contextmanager

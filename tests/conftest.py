@@ -20,13 +20,15 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def logged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run of the smoke config, logged offline in a group, with its ``output.txt``."""
+    """Return the folder of a finished run of the smoke config, logged offline in a group, with its ``output.txt`` and
+    ``errors.txt``."""
     runs = tmp_path_factory.mktemp("logged")
     command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.folder", str(runs),
                "--wandb.mode", "offline", "--wandb.group", "an_ablation", "--wandb.tags", "[one_arm]"]  # fmt: skip
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
     assert ended.returncode == 0, ended.stderr
     (runs / "smoke" / "output.txt").write_text(ended.stdout)
+    (runs / "smoke" / "errors.txt").write_text(ended.stderr)
     return runs / "smoke"
 
 

@@ -1,9 +1,13 @@
 """Commands of a user: train.py and evaluate.py."""
 
+import contextlib
 import csv
 import json
+import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +24,7 @@ from dfx.cli import main
 from dfx.metrics import COLUMNS
 from dfx.tasks import load_task
 from dfx.writing import lock
+from tests.wandb_records import records
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ["--config", "configs/smoke.yaml"]
@@ -56,6 +61,39 @@ def test_a_run_ends_with_a_table_and_the_paths_of_its_results(logged_run):
         str(logged_run / "evaluation" / "audio"),
     ]:
         assert text in out
+
+
+def test_a_run_prints_a_line_for_every_validation_and_no_notices(logged_run):
+    head = (logged_run / "output.txt").read_text().split("Held-out pairs")[0].strip().splitlines()
+    assert len(head) == 3 and "2 trained parameters" in head[0]
+    for epoch, line in enumerate(head[1:], 1):
+        assert line.startswith(f"epoch {epoch}, step {5 * epoch} of 10: train/loss ")
+        assert re.search(r", validation/loss \d\S*, \d\d:\d\d left$", line)
+    assert (logged_run / "errors.txt").read_text() == ""
+
+
+def test_a_terminal_shows_one_bar_that_weights_and_biases_does_not_record(tmp_path):
+    pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+    fcntl = pytest.importorskip("fcntl", reason="this system has no pseudo-terminals")
+    termios = pytest.importorskip("termios", reason="this system has no pseudo-terminals")
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    options = {"env": {**os.environ, "COLUMNS": "120"}, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    more = ["--run.folder", str(tmp_path), "--run.evaluate", "false", "--wandb.mode", "offline"]
+    arguments = [sys.executable, "train.py", "fit", *SMOKE, *more, "--model.init_args.stages.pretraining_epochs", "1"]
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=terminal, text=True, **options) as process:
+        os.close(terminal)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(ours, 65536):
+                shown += piece
+        assert process.wait() == 0
+    os.close(ours)
+    bars = [part for part in shown.decode().split("\r") if "| step " in part]
+    assert any(part.startswith("pretraining") for part in bars) and any(part.startswith("stage_1") for part in bars)
+    assert all("/15" in part and "v_num" not in part for part in bars) and "left, train/loss" in bars[-1]
+    recorded = [line["output_raw"].get("line", "") for line in records(tmp_path / "smoke") if "output_raw" in line]
+    assert "epoch 1, step 5 of 15" in "".join(recorded) and "| step " not in "".join(recorded)
 
 
 def test_the_run_folder_holds_config_versions_metrics_and_checkpoints(logged_run):

@@ -148,7 +148,9 @@ def check_audio(
         return check_file(file, sample_rate or file.sample_rate, channels or file.channels, read)
 
     with ThreadPoolExecutor() as executor:
-        checked = list(tqdm(executor.map(check, files), total=len(files), desc="Checking audio", leave=False))
+        checked = list(
+            tqdm(executor.map(check, files), total=len(files), desc="Checking audio", leave=False, disable=None)
+        )
     faults = [check.fault for check in checked if check.fault]
     if faults:
         more = f" ({len(faults) - 1} more files have faults)" if len(faults) > 1 else ""

@@ -79,7 +79,7 @@ def evaluate(
         (folder / part).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     files: list[dict[str, object]] = []
-    for index in tqdm(range(len(pairs)), desc="Evaluating", unit="file"):
+    for index in tqdm(range(len(pairs)), desc="Evaluating", unit="file", disable=None):
         pair = pairs[index]
         rendering = task.render(pair["input"], interpolation)
         outputs = {name: baseline(pair, rendering.automation.values) for name, baseline in methods.items()}

@@ -121,7 +121,7 @@ class Search:
         options |= {"seed": np.nan, "randn": lambda *shape: random.standard_normal(shape)}
         # cma cannot bound a single dimension: a single parameter gets a second one without effect.
         evolution = cma.CMAEvolutionStrategy([*start, 0.5] if count == 1 else start, _SPREAD, options)
-        progress = tqdm(total=self._options.evaluations, desc="Searching", unit="setting", leave=False)
+        progress = tqdm(total=self._options.evaluations, desc="Searching", unit="setting", leave=False, disable=None)
         with ThreadPoolExecutor(self._workers) as pool, progress:
 
             def measure_losses(settings: list[np.ndarray]) -> list[float]:

@@ -58,7 +58,7 @@ def train_network(
         network = Network(channels)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.network_steps)
-    progress = tqdm(range(options.network_steps), desc="Training the network", unit="step", leave=False)
+    progress = tqdm(range(options.network_steps), desc="Training the network", unit="step", leave=False, disable=None)
     for _ in progress:
         input, target = draw_excerpts(pairs, 4, 16384, generator)
         error = loss(network(input), target)

@@ -64,9 +64,12 @@ class WandbRun(WandbLogger):
             # Lightning sets the mode in the environment only, which W&B reads once.
             mode="offline" if offline else "online",
             id=records[-1].name.rsplit("-", 1)[1] if records and not offline else None,
-            settings={"finish_timeout": _FINISH_SECONDS},
+            # Offline, its notices say nothing new; online, they show the address of the run.
+            settings={"finish_timeout": _FINISH_SECONDS, "silent": offline},
             **options,
         )
+        # Lightning always passes it, and W&B warns of it.
+        self._wandb_init.pop("anonymous", None)
         self._run_name = folder.name
         self._has_failed = False
 

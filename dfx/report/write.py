@@ -83,7 +83,7 @@ def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
     about, rows, settings, means = (_read_json(folder, name) for name in ("evaluation", "files", "settings", "means"))
     # From the unprocessed input to the target.
     tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
-    progress = tqdm(about["files"], desc="Writing the page", unit="file", leave=False)
+    progress = tqdm(about["files"], desc="Writing the page", unit="file", leave=False, disable=None)
     files = [_read_file(folder, file, tracks, seconds, rows, settings) for file in progress]
     pages = _paginate(files, 1e6 * megabytes)
     paths = [folder / ("report.html" if i == 0 else f"report_{i + 1}.html") for i in range(len(pages))]

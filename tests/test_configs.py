@@ -85,7 +85,7 @@ def test_a_config_that_stands_alone_resolves_as_pinned(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in ABLATIONS], **IDS)
 def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(config, tmp_path, monkeypatch):
-    if config.parent.name in ("paper", "vst3") and not installed(config):
+    if (config.parent.name in ("paper", "vst3") or config.stem == "mine") and not installed(config):
         pytest.skip("apt-get install calf-plugins lsp-plugins-lv2 liblilv-0-0 zam-plugins")
     monkeypatch.chdir(ROOT)
     trained = []
@@ -127,6 +127,13 @@ def test_an_arm_of_an_ablation_resolves_as_pinned_and_takes_a_step(config, tmp_p
     assert cli.trainer.global_step == 1
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
     assert_pinned(config)
+
+
+def test_the_template_for_own_plugins_is_stereo_at_48_khz_with_a_vst3_and_an_lv2():
+    options = pinned()["configs/mine.yaml"]
+    effects = [effect["effect"].partition(":")[0] for effect in options["model.init_args.effects"]]
+    read = [options[f"model.init_args.{name}"] for name in ("sample_rate", "channels")]
+    assert (effects, read, options["data.root"]) == (["vst3", "lv2"], [48000, 2], "mine")
 
 
 def test_an_arm_changes_values_of_options_and_names_its_question():

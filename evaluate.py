@@ -56,12 +56,12 @@ def main() -> None:
     tested = find_test_pairs(options.data) if options.data else splits["test"]
     if not tested:
         raise DataError(f"none of the checkpoint's test pairs is left in {trained_on['root']}: give --data")
+    check_audio([*tested, *splits["train"]] if learned else tested)
     if options.data and (known := count_trained(trained_on, tested, options.data)):
         text = (
             f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"
         )
         print(text, file=sys.stderr)
-    check_audio([*tested, *splits["train"]] if learned else tested)
     training, evaluated = (
         TreatedPairs(pairs, task.treatment, task.chain.sample_rate, task.chain.channels)
         for pairs in (splits["train"], tested)

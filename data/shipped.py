@@ -18,6 +18,10 @@ import soundfile
 from scipy.signal import firwin, resample_poly
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # dfx need not be installed
+
+from dfx.errors import ArgumentParser, errors_in_one_line  # noqa: E402
+
 SIDES = ("input", "target")
 
 SAMPLE_RATE = 22_050  # of the files written
@@ -92,9 +96,8 @@ def require(packages: Mapping[str, Sequence[Path]]) -> None:
     missing = {package: [path for path in paths if not path.exists()] for package, paths in packages.items()}
     missing = {package: paths for package, paths in missing.items() if paths}
     if missing:
-        lines = [f"  {paths[0]} (Debian package {package})" for package, paths in missing.items()]
-        remedy = f"install them: apt-get install {' '.join(missing)}"
-        sys.exit("\n".join(["error: missing files:", *lines, remedy]))
+        files = ", ".join(str(paths[0]) for paths in missing.values())
+        sys.exit(f"error: {files} are missing; on Debian, install them: apt-get install {' '.join(missing)}")
 
 
 def clear_sides(folder: Path) -> None:
@@ -175,7 +178,7 @@ def largest_difference(shipped: Path, fresh: Path) -> float:
 
 def argument_parser(description: str, name: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all scripts share; `name` is the default folder, next to the script."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--folder", type=Path, default=HERE / name, help="folder of the data set")
     parser.add_argument(
         "--check",
@@ -188,10 +191,11 @@ def argument_parser(description: str, name: str) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, write_dataset: Callable[[Path], None]) -> None:
     """Write the data set, or compare it with a new rendering if `--check` is given."""
     if not arguments.check:
-        write_dataset(arguments.folder)
+        with errors_in_one_line():
+            write_dataset(arguments.folder)
         return
     if not (arguments.folder / "manifest.csv").is_file():
         sys.exit(f"error: {arguments.folder} contains no data set; run without --check to write one")
-    with tempfile.TemporaryDirectory() as fresh:
+    with errors_in_one_line(), tempfile.TemporaryDirectory() as fresh:
         write_dataset(Path(fresh))
         sys.exit(0 if compare(arguments.folder, Path(fresh)) else 1)

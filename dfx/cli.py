@@ -49,7 +49,7 @@ from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
-from dfx.tasks import Task, read_checkpoint
+from dfx.tasks import CheckpointError, Task, read_checkpoint
 from dfx.tasks.loading import build_task
 from dfx.writing import lock
 
@@ -161,15 +161,15 @@ class DfxCLI(LightningCLI):
                 raise UserError(f"{argument} is not in UTF-8: rename it, or link to it from a path that is")
         for argument, following in zip(given, [*given[1:], ""]):
             name, equals, value = argument.removeprefix("--").partition("=")
+            if name == "config":
+                _check_config(Path(value if equals else following))
             # Not all values are YAML, and none has to be.
             with contextlib.suppress(yaml.YAMLError, ValueError):
                 refuse_renamed(_load_yaml(value if equals else following), name)
         try:
             super().parse_arguments(parser, args)
-        except UnicodeDecodeError as error:
-            raise UserError(f"a config is not text in UTF-8: {error}") from None
         except RecursionError:
-            raise UserError("a config is nested too deeply, or contains itself") from None
+            raise UserError("an option is nested too deeply, or contains itself") from None
         self._check_options()
 
     def _check_options(self) -> None:
@@ -202,6 +202,10 @@ class DfxCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning imports the class that the hyperparameters of a checkpoint name. Ours have none.
+        pass
+
+    def _add_instantiators(self) -> None:
+        # Lightning would dump the whole config for `save_hyperparameters`, which no class of ours calls.
         pass
 
     def before_instantiate_classes(self) -> None:
@@ -241,18 +245,33 @@ class DfxCLI(LightningCLI):
         # Validates the trainer's options before anything runs; every stage has a trainer of its own.
         return self._make_trainer()
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except (UserError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            # Lightning checks none of the states that it restores. Private, since it does not say when it restores.
+            path = self.config[subcommand].ckpt_path
+            if path is None or str(path) in str(error) or not self.trainer._checkpoint_connector._loaded_checkpoint:
+                raise
+            fault = error if isinstance(error, UserError) else f"it is damaged ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{path} cannot be used: {fault}") from error
+
     def fit(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None = None, **options: Any) -> None:
         """Train every stage of the task, in a locked folder, which is removed if the command fails before a step."""
         if not self.trainer.is_global_zero:
             return self._fit_stages(model, datamodule, ckpt_path, **options)
-        folder, is_new = self.run_folder, not self.run_folder.exists()
+        folder = self.run_folder
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = lock(folder / ".lock", f"{folder} is in use by another process: wait for its end")
             self._fit_stages(model, datamodule, ckpt_path, **options)
         except BaseException:
-            if is_new and not (folder / CONFIG).exists():
+            if new and not (folder / CONFIG).exists():
                 shutil.rmtree(folder, ignore_errors=True)
+                for parent in new[1:]:
+                    with contextlib.suppress(OSError):  # another run may have begun there
+                        parent.rmdir()
             raise
 
     def _fit_stages(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None, **options: Any) -> None:
@@ -392,6 +411,22 @@ def _load_yaml(text: str) -> Any:
     options = None if text == "None" else _LOAD_YAML(text)
     refuse_renamed(options)
     return options
+
+
+def _check_config(path: Path) -> None:
+    """Raise a :class:`UserError` with the path of a config that is no YAML mapping: the parser does not name it."""
+    if not path.is_file():
+        return
+    try:
+        options = _load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply, or contains itself") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(options, dict):
+        raise UserError(f"{path} is not a mapping of options: compare it with configs/smoke.yaml")
 
 
 _LOAD_YAML = get_loader("yaml")

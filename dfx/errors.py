@@ -77,13 +77,19 @@ def errors_in_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit("error: standard output was closed before everything was written to it")
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {in_one_line(f'{place}{error.strerror or error}')}")
+        sys.exit(f"error: {in_one_line(reason_of(error))}")
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         advice = f": {interrupt}" if interrupt.args else ""
         print(f"stopped by {signal_name(signum)}{advice}", file=sys.stderr)
         sys.exit(128 + signum)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of an error; of an ``OSError``, the path and the reason without the number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 @contextlib.contextmanager
@@ -119,14 +125,31 @@ def signal_name(signum: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with escapes for control characters and for bytes of names that are not UTF-8."""
-    unprintable = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(ascii(char)[1:-1] if unicodedata.category(char) in unprintable else char for char in text)
+    """Return a text on one line, with escapes for control characters and for bytes of names that are not UTF-8.
+
+    Characters that reverse the direction of writing are control characters too: they can disguise a name.
+    """
+    return "".join(ascii(char)[1:-1] if _is_unprintable(char) else char for char in text)
+
+
+def _is_unprintable(char: str) -> bool:
+    is_bidirectional = unicodedata.bidirectional(char) in (
+        "LRE",
+        "RLE",
+        "LRO",
+        "RLO",
+        "PDF",
+        "LRI",
+        "RLI",
+        "FSI",
+        "PDI",
+    )
+    return is_bidirectional or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def in_one_line(message: object) -> str:
-    """Return a message without line breaks, as :func:`printable`."""
-    return printable(" ".join(str(message).split()))
+    """Return a message without line breaks, as :func:`printable`; repeated spaces within a line may be of a name."""
+    return printable(" ".join(line.strip() for line in str(message).splitlines() if line.strip()))
 
 
 class ArgumentParser(argparse.ArgumentParser):

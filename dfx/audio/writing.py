@@ -149,8 +149,10 @@ def input_output_pairs(input: str, output: str) -> list[tuple[str, str]]:
     """Return the path of the output of every input: of one file, or of all audio files in and below a folder.
 
     Raises:
-        DataError: if a folder is given with a file as output, or holds no audio file.
+        DataError: if a path is empty, or a folder is given with a file as output, or holds no audio file.
     """
+    if not (input and output):
+        raise DataError(f"the path of the {'output' if input else 'input'} is empty: give a file or a folder")
     if input == PIPE or not Path(input).is_dir():
         if output != PIPE and Path(output).is_dir():
             output = str(Path(output) / ("output.wav" if input == PIPE else Path(input).name))

@@ -177,10 +177,12 @@ class EffectLayer(nn.Module):
             raise ValueError("the effect layer has no gradient with respect to its input: detach it")
         # Written so that NaN fails as well.
         if not (parameters.min() >= 0.0 and parameters.max() <= 1.0):
-            raise RenderError(
-                "parameters are not finite or not in [0, 1]: the network that predicts them has failed; "
-                "lower the learning rate"
-            )
+            cause = "the weights of the network that predicts them have diverged; lower the learning rate"
+            if not np.isfinite(audio).all():
+                cause = "the audio has samples that are not finite; set data.check_audio to find the file"
+            elif np.isfinite(parameters).all():
+                cause = "only values in [0, 1] can be rendered"
+            raise RenderError(f"parameters are not finite or not in [0, 1]: {cause}")
 
 
 class _BlackBox(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -155,7 +155,13 @@ class PairedAudio(pl.LightningDataModule):
         return {"first_batch": self._train_loader.batches_loaded}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        check_numbers(state_dict, first_batch="0..1000000000000")
         self._first_batch = state_dict["first_batch"]
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:
+        """Raise an error: Lightning would import the class that a checkpoint names."""
+        raise DataError("a checkpoint holds no data module: build PairedAudio, and give it to the trainer")
 
     def val_dataloader(self) -> DataLoader:
         lanes = EvaluationLanes(self._excerpts("validation", shuffle=False), self.batch_size)

@@ -13,7 +13,7 @@ import dfx
 from dfx.audio.reading import PIPE, stream_file
 from dfx.audio.writing import OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
-from dfx.errors import DataError, UserError
+from dfx.errors import DataError, UserError, reason_of
 from dfx.render.automation import automation_files
 from dfx.render.model import Model, check_output
 from dfx.render.presets import preset_files, write_preset
@@ -54,8 +54,8 @@ def render(options: Namespace) -> None:
                 _EXTRAS[name].write(path, take)
         except (UserError, OSError) as error:
             if len(pairs) == 1:
-                raise UserError(error) from error
-            failed[input] = str(error)
+                raise UserError(reason_of(error)) from error
+            failed[input] = reason_of(error)
             continue
         for warning in filter(None, (rendering.clipping, rendering.metadata)):
             print(f"warning: {warning}", file=sys.stderr)

@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.errors import UserError
@@ -86,6 +88,34 @@ def _verified(path: str) -> io.BytesIO:
             copy.writestr(record.filename, archive.read(record))
     content.seek(0)
     return content
+
+
+def check_training_state(checkpoint: dict[str, Any], loops: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    """Check the state of training that Lightning restores from a checkpoint without a check.
+
+    Args:
+        checkpoint: from :func:`read_checkpoint`.
+        loops: the state of the loops before they are restored.
+        parameters: of the task, in the order of its optimizer.
+
+    Raises:
+        CheckpointError: if the loops hold other types, or the optimizer tensors of other shapes.
+    """
+
+    def fits(theirs: Any, ours: Any) -> bool:
+        if isinstance(ours, dict):
+            return isinstance(theirs, dict) and all(fits(theirs[name], ours[name]) for name in ours if name in theirs)
+        return ours is None or theirs is None or isinstance(theirs, type(ours))
+
+    faults = []
+    if not fits(checkpoint["loops"]["fit_loop"], loops) or not isinstance(checkpoint["global_step"], int):
+        faults.append("loops")
+    (optimizer,) = checkpoint["optimizer_states"] or [{}]
+    for index, state in optimizer["state"].items():
+        if any(isinstance(m, Tensor) and m.dim() and m.shape != parameters[index].shape for m in state.values()):
+            faults.append(f"optimizer, parameter {index}")
+    if faults:
+        raise CheckpointError(f"the checkpoint is damaged: its state of the {faults[0]} does not fit")
 
 
 def read_effects(arguments: dict[str, Any]) -> list[EffectSpec]:

@@ -49,8 +49,14 @@ def build_task(checkpoint: dict[str, Any], path: str, trust: bool = False) -> Ta
             for name, value in saved["arguments"].items()
         }
         task = TASKS[saved["task"]](**arguments)
+        if saved["stage"] not in range(len(task.stages)):
+            raise LookupError(f"there is no stage {saved['stage']}")
         task.enter_stage(saved["stage"])
         task.load_state_dict(checkpoint["state_dict"])
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if path in str(error) else f"{path}: {error}") from None
+    except UserError as error:
+        raise type(error)(f"{path} cannot be used: {error}") from None
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         fault = f"{path} is damaged, or was trained by a version of dfx with other options ({error})"
         raise CheckpointError(f"{fault}: use that version, or train again") from None

@@ -24,7 +24,14 @@ from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
 from dfx.render.streaming import Rendering, StreamingOptions, render_array
-from dfx.tasks.checkpoint import CheckpointError, SavedTask, fixed_arguments, read_effects, to_plain
+from dfx.tasks.checkpoint import (
+    CheckpointError,
+    SavedTask,
+    check_training_state,
+    fixed_arguments,
+    read_effects,
+    to_plain,
+)
 from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
 
@@ -311,6 +318,7 @@ class Task(pl.LightningModule):
         ]
         if differing:
             raise CheckpointError(f"the run began with other options: {', '.join(differing)}; resume it with the same")
+        check_training_state(checkpoint, self.trainer.fit_loop.state_dict(), list(self.parameters()))
         begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
         for name, done in {"max_epochs": begun, "max_steps": checkpoint["global_step"]}.items():
             limit = getattr(self.trainer, name)
@@ -343,6 +351,9 @@ class Task(pl.LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """Load the weights; raises :class:`~dfx.tasks.CheckpointError` if they are not those of this task."""
+        for name, weights in state_dict.items():
+            if isinstance(weights, Tensor) and not weights.isfinite().all():
+                raise CheckpointError(f"the weights {name} of the checkpoint are not finite: use an earlier one")
         try:
             return super().load_state_dict(state_dict, *args, **options)
         except (RuntimeError, TypeError, AttributeError) as error:

@@ -28,7 +28,7 @@ from dfx.audio.reading import AudioFile, soundfile_path
 from dfx.datasets.manifest import read_manifest
 from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file
-from dfx.errors import ArgumentParser, DataError, UserError, errors_in_one_line, printable
+from dfx.errors import ArgumentParser, DataError, UserError, errors_in_one_line, printable, reason_of
 from dfx.writing import replacing, write_csv
 
 SAMPLE_RATE = 22_050  # the paper's
@@ -212,7 +212,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except OSError as error:
-            raise UserError(error) from error
+            raise UserError(reason_of(error)) from error
         except KeyboardInterrupt as interrupt:
             interrupt.args = ("run this again to continue",)
             raise

@@ -75,7 +75,7 @@ class Chart {
     const pad = 0.06 * (warp(high) - warp(low)) || Math.abs(warp(high)) * 0.1 || 1;
     const unwarp = log ? Math.exp : (value) => value;
     [low, high] = [unwarp(warp(low) - pad), unwarp(warp(high) + pad)];
-    const [first, last] = [this.steps[0], this.end()];
+    const [first, last] = [this.steps[0], this.endOf(this.steps)];
     const right = width - MARGIN.right;
     const bottom = HEIGHT - MARGIN.bottom;
     this.toX = (value) => MARGIN.left + ((value - first) / (last - first || 1)) * (right - MARGIN.left);
@@ -99,7 +99,7 @@ class Chart {
     for (const line of lines) {
       const points = line.x.map((at, i) => [this.toX(at), this.toY(line.y[i])]);
       let path = points.map(([at, to], i) => (i === 0 ? `M ${at} ${to}` : held ? `H ${at} V ${to}` : `L ${at} ${to}`)).join(" ");
-      if (held) path += ` H ${right}`;
+      if (held) path += ` H ${this.toX(this.endOf(line.x))}`;
       picture.append(svg("path", { class: "line", d: path, stroke: colourOf(line), "stroke-dasharray": DASHES[line.dash] }));
       if (held || points.length > 30) continue;
       for (const [cx, cy] of points) picture.append(svg("circle", { cx, cy, r: 2, fill: colourOf(line) }));
@@ -110,10 +110,10 @@ class Chart {
     this.hide();
   }
 
-  /** The end of the axis: a held value lasts as long as the one before. */
-  end() {
-    const last = this.steps.length - 1;
-    return this.steps[last] + (this.data.held && last ? this.steps[last] - this.steps[last - 1] : 0);
+  /** The end of the last of some steps: a held value lasts as long as the one before. */
+  endOf(steps) {
+    const last = steps.length - 1;
+    return steps[last] + (this.data.held && last ? steps[last] - steps[last - 1] : 0);
   }
 
   point(event) {

@@ -47,6 +47,7 @@ from dfx.errors import (
 )
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
+from dfx.evaluation.verdict import describe_results
 from dfx.loggers.history import History, best_row, read_history
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import CheckpointError, Task, read_checkpoint
@@ -348,6 +349,7 @@ class DfxCLI(LightningCLI):
             task = build_task(checkpoint, str(best), trust=True)
             results = evaluate(task, data.whole_pairs("test"), folder, removed=removed)
             print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
+            print("".join(f"{sentence}\n" for sentence in describe_results(results, folder, task.chain.space)))
             print(f"checkpoints  {best.parent}\n{list_places(folder)}")
             tested = {f"test/{method}/{name}": float(of[name]) for method, of in results.items() for name in of}
             for logger in self.trainer.loggers:

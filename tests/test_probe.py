@@ -313,7 +313,7 @@ def test_the_list_goes_without_lv2_where_liblilv_is_missing(installed, capsys, m
         ("Compressor", "error: 'Compressor' names no host; write for instance 'pedalboard:Compressor'"),
         ("no/such/file.yaml", "error: no/such/file.yaml cannot be read: No such file or directory"),
         ("python:tests.test_probe.Silent2", "error: python:tests.test_probe.Silent2 cannot be imported"),
-        ("pedalboard:Gain --seconds 0", "error: a probe signal of 0 s is too short: give it 0.2 s or more"),
+        ("pedalboard:Gain --seconds 0.1", "error: a probe signal of 0.1 s is too short: give it 0.2 s or more"),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_status_1(spec, message):

@@ -57,7 +57,7 @@ def chart_curves(names: Sequence[str], histories: Sequence[Sequence[Mapping[str,
     axis = _AXES.get(panel.metrics[0], labels[panel.metrics[0]])
     scale = {"log": panel.log, "range": panel.range, "held": False}
     keys = keys if len(keys) > 1 else []
-    return {"title": panel.title, "x": "step", "y": axis, "unit": "", **scale, "lines": lines, "keys": keys}
+    return {"title": panel.title, "x": "step", "y": axis, **scale, "lines": lines, "keys": keys}
 
 
 def chart_automation(lines: Lines, parameters: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -79,7 +79,7 @@ def chart_automation(lines: Lines, parameters: Sequence[Mapping[str, Any]]) -> l
         ]
         scale = {"log": is_log, "range": (None, None), "held": True}
         axis = row["unit"] or "value"
-        charts.append({"title": name, "x": "seconds", "y": axis, "unit": "", **scale, "lines": chart_lines, "keys": []})
+        charts.append({"title": name, "x": "seconds", "y": axis, **scale, "lines": chart_lines, "keys": []})
     return charts
 
 

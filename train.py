@@ -1,16 +1,22 @@
-"""Train a task from a config.
+"""Train a neural network that operates audio effects.
 
-    python train.py fit --config configs/tube_amp.yaml
-    python train.py fit --config configs/tube_amp.yaml --run.name mine --model.init_args.gradient.draws 2
-    python train.py fit --config configs/tube_amp.yaml --run.name mine --run.resume true
+    python train.py fit --config configs/tube_amp.yaml            train; the run's folder is runs/NAME
+    python train.py fit --config configs/tube_amp.yaml --run.name mine --run.resume true    continue a run
     python train.py test --config configs/tube_amp.yaml --ckpt_path runs/tube_amp/checkpoints/best.ckpt
+    python train.py fit --help                                    all options of runs, data, logging and trainer
+    python train.py fit --model.help Mastering                    all options of a task: TubeAmp, NonSpeech, Mastering
 
-Every option of a config can be given on the command line; ``python train.py fit --help`` lists them. A run
-writes to ``runs/NAME``: its resolved config, versions, metrics, checkpoints and offline W&B record.
+Every option of a config can be given on the command line too: ``--data.batch_size 8``. A run writes its resolved
+config, versions, metrics, checkpoints and offline W&B record.
 """
 
-if __name__ == "__main__":
-    # Imported here, since the processes of isolated effects import this file without training.
-    from dfx.cli import main
+import sys
 
-    main()
+if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+    else:
+        # Imported here, since the processes of isolated effects import this file without training.
+        from dfx.cli import main
+
+        main()

@@ -137,7 +137,7 @@ class _Parser(LightningArgumentParser):
 
 
 class DfxCLI(LightningCLI):
-    """``fit | validate | test | predict`` for a :class:`~dfx.tasks.Task` on :class:`~dfx.datasets.PairedAudio`."""
+    """``fit | validate | test`` for a :class:`~dfx.tasks.Task` on :class:`~dfx.datasets.PairedAudio`."""
 
     def __init__(self, args: Any = None) -> None:
         defaults = {"default_root_dir": "runs", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
@@ -193,7 +193,17 @@ class DfxCLI(LightningCLI):
                     f"trainer.max_epochs is -1, no end, and {option} needs one: set max_epochs or max_steps"
                 )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's subcommands without ``predict``: ``python -m dfx.render`` writes its outputs."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.usage = "train.py {fit,validate,test} --config CONFIG [--OPTION VALUE ...]"
+        parser.epilog = (
+            "The options of a task and of its encoder, loss, gradient and optimizer: train.py fit --model.help TASK, "
+            "for the tasks TubeAmp, NonSpeech and Mastering."
+        )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_class_arguments(LoggingOptions, "logging")

@@ -35,7 +35,9 @@ class LossOptions:
             the delay.
         polarity: of ``paper``, the better of the two for each ``example``, or for the whole ``batch`` as in the
             paper's released code.
-        time_weight, magnitude_weight, log_magnitude_weight: of the terms of ``paper``.
+        time_weight: of ``paper``, weight of the distance in the time domain.
+        magnitude_weight: of ``paper``, weight of the distance of the magnitudes.
+        log_magnitude_weight: of ``paper``, weight of the distance of the logarithmic magnitudes.
     """
 
     kind: Literal["mrstft", "paper"] = "mrstft"

@@ -150,9 +150,9 @@ def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(logged_run, t
     assert json.loads(out) == json.loads((logged_run / "evaluation" / "metrics.json").read_text())
 
 
-def test_validate_test_and_predict_run_from_a_checkpoint(logged_run, monkeypatch, capsys):
+def test_validate_and_test_run_from_a_checkpoint(logged_run, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    for subcommand in ("validate", "test", "predict"):
+    for subcommand in ("validate", "test"):
         main([subcommand, *SMOKE, "--ckpt_path", str(logged_run / "checkpoints" / "best.ckpt")])
     printed = capsys.readouterr().out
     assert "validation/loss" in printed and "test/output/mrstft" in printed
@@ -183,8 +183,28 @@ def test_a_number_is_appended_to_a_name_that_is_taken(tmp_path):
 
 def test_help_explains_the_options():
     out, _ = run("train.py", "fit", "--help")
-    for option in ("--run.name", "--run.resume", "--wandb.mode", "--data.root"):
-        assert option in out
+    for option in ("--run.name", "--run.resume", "--wandb.mode", "--data.root", "train.py fit --model.help TASK"):
+        assert option in " ".join(out.split())
+
+
+def test_help_begins_with_the_commands_of_a_user_and_imports_nothing_for_it():
+    modules = "import sys, runpy; sys.argv = ['train.py', '--help']; runpy.run_path('train.py', run_name='__main__')"
+    out = subprocess.run(
+        [sys.executable, "-c", f"{modules}; print('torch' in sys.modules)"],
+        cwd=ROOT, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+    ).stdout  # fmt: skip
+    assert out.count("    python ") == 5 and out.endswith("False\n")
+
+
+@pytest.mark.parametrize("task", ["TubeAmp", "NonSpeech", "Mastering"])
+def test_every_option_of_a_task_is_explained(task, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", task])
+    entries = re.split(r"\n(?=  --model)", capsys.readouterr().out.split("Help for")[1])[1:]
+    option = r"--model\S*( \S+)?(, --\S+ \S+)?"
+    texts = [re.match(rf"{option} (.*?)\((required, )?type:", " ".join(entry.split())) for entry in entries]
+    assert [entry for entry, text in zip(entries, texts) if text and len(text[3].split()) < 2] == []
+    assert sum(text is not None for text in texts) > 30
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ KINDS = ["hyper_parameters", "datamodule_hyper_parameters", "effects", "optimize
 
 @pytest.mark.parametrize(
     "command, kind",
-    [*(("test", kind) for kind in KINDS), *((name, KINDS[0]) for name in ("fit", "validate", "predict"))],
+    [*(("test", kind) for kind in KINDS), *((name, KINDS[0]) for name in ("fit", "validate"))],
 )
 def test_no_command_of_training_runs_code_that_a_checkpoint_names(stranger, content, config, capfd, kind, command):
     path = write(stranger / "model.ckpt", strange(content, kind))

@@ -171,8 +171,6 @@ class PairedAudio(pl.LightningDataModule):
         """Return the loader of the whole pairs of the test split."""
         return DataLoader(self.whole_pairs("test"), batch_size=None)
 
-    predict_dataloader = test_dataloader
-
     def whole_pairs(self, split: str) -> TreatedPairs:
         """Return the treated pairs of ``train``, ``validation`` or ``test``."""
         return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)

@@ -70,7 +70,6 @@ class StreamingOptions:
             raise UserError("interpolation 'published' looks ahead: render with 'hold' or 'linear', or not causally")
 
 
-# Not frozen: Lightning moves the fields of what `predict` returns to the CPU.
 @dataclass
 class Rendering:
     """A recording that a model has rendered.

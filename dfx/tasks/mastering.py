@@ -12,8 +12,10 @@ class Mastering(Task):
     The whole input is normalized to -25 LUFS, so that a mix may have any level; the target is unchanged.
 
     Args:
-        treatment: by default as above.
-        effects, kwargs: as of :class:`~dfx.tasks.task.Task`.
+        effects: the chain, in signal order: for each effect a mapping of ``effect`` and, as needed, ``train``,
+            ``fixed``, ``name`` and ``scale``.
+        treatment: preprocessing of all audio; by default the input is brought to -25 LUFS.
+        kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
     def __init__(

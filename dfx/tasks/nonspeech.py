@@ -13,8 +13,11 @@ class NonSpeech(Task):
     white noise, 30 to 50 dB below it, and both get one gain between 0.1 and 1.
 
     Args:
-        treatment, augmentation: by default as above (the paper's).
-        effects, kwargs: as of :class:`~dfx.tasks.task.Task`.
+        effects: the chain, in signal order: for each effect a mapping of ``effect`` and, as needed, ``train``,
+            ``fixed``, ``name`` and ``scale``.
+        treatment: preprocessing of all audio; by default a high-pass at 100 Hz, as in the paper.
+        augmentation: random changes to excerpts; by default the paper's noise and gain.
+        kwargs: as of :class:`~dfx.tasks.task.Task`.
     """
 
     def __init__(

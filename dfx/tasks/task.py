@@ -53,13 +53,13 @@ class Task(pl.LightningModule):
         effects: the chain, in signal order: for each effect an :class:`~dfx.effects.EffectSpec` or a mapping of its
             arguments.
         sample_rate: of all audio, in Hz.
-        channels: of all audio.
+        channels: of all audio, 1 or 2.
         scale: ``linear`` or ``log``, for trained parameters without a scale in ``effects``; by default the host's.
-        context_samples: length of the context of a frame.
+        context_samples: length of the context from which the encoder predicts the parameters of a frame.
         frame_samples: length of a frame, which is rendered with constant parameters.
         frames_per_step: consecutive frames that a step renders, and the loss compares as one signal.
         treatment: preprocessing of all audio.
-        augmentation: of excerpts in training and validation.
+        augmentation: random changes to excerpts in training and validation.
         stages: the stages of training.
         encoder, loss, gradient, optimizer: options of the parts.
         rendering: the workers of the effects; a run may change them when it loads a checkpoint.
@@ -249,9 +249,6 @@ class Task(pl.LightningModule):
             compared = compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate)
             for metric, value in compared.metrics.items():
                 self.log(f"test/{method}/{metric}", value, batch_size=1)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Rendering:
-        return self.render(batch["input"])
 
     def treat(self, audio: Tensor) -> Tensor:
         """Apply the task's treatment to a whole recording, ``(channels, samples)`` at the task's sample rate."""

@@ -374,6 +374,10 @@ class DfxCLI(LightningCLI):
         place = {"project": options.project, "group": options.group, "job_type": "fit"}
         tags = [type(self.model).__name__, *options.tags]
         config = {**self.config.fit.as_dict(), "versions": versions()}
+        # W&B cannot search lists: effects by name.
+        effects = config["model"]["init_args"]["effects"]
+        names = [recipe.name for recipe in self.model.chain.recipes]
+        config["model"]["init_args"]["effects"] = dict(zip(names, effects))
         return WandbRun(self.run_folder, options.mode == "offline", tags=tags, config=config, **place)
 
 

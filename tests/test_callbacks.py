@@ -253,6 +253,7 @@ def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path):
     assert stderr.count("W&B cannot be reached") == 1 and "No API key" in stderr
     check_folder(tmp_path / "smoke")
     assert "validation/loss" in merged(records(tmp_path / "smoke"))
+    assert len(list((tmp_path / "smoke" / "wandb").glob("*run-*-*"))) == 1
 
 
 class KillsWandb(pl.Callback):

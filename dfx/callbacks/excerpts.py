@@ -69,7 +69,8 @@ class Excerpts(pl.Callback):
     the validation itself. Only :meth:`~dfx.blackbox.EffectLayer.sensitivity` renders more.
 
     Every validation logs ``parameters/share_at_bounds``, the share of parameters, over all frames, that are closer
-    than 0.01 to 0 or 1, and rewrites ``parameters.csv``. The first validation, every
+    than 0.01 to 0 or 1, and ``values/EFFECT.PARAMETER/mean`` and ``/deviation``, over all frames and in the parameter's
+    unit, and rewrites ``parameters.csv``. The first validation, every
     ``media_every_n_validations``-th after it, and the end of the stage
 
     - log ``parameters/dead``: the number of parameters without effect on the first two seconds of the excerpts when
@@ -117,7 +118,8 @@ class Excerpts(pl.Callback):
             return
         self._validation.finish(trainer)
         self._has_media = False
-        self._log(trainer, self._validation, {"parameters/share_at_bounds": self._validation.share_at_bounds})
+        at_bounds = {"parameters/share_at_bounds": self._validation.share_at_bounds}
+        self._log(trainer, self._validation, {**at_bounds, **self._validation.spread})
         write_csv(self._folder / PARAMETERS, self._validation.parameters)
         if self._validations % self._options.media_every_n_validations == 0:
             self._save_media(trainer, pl_module, self._validation)
@@ -238,6 +240,9 @@ class _Validation:
         at_bounds = np.minimum(everywhere, 1 - everywhere) < AT_BOUNDS
         self.share_at_bounds = float(at_bounds.mean())
         values = self._space.denormalize(everywhere)
+        self.spread = {f"values/{name}/mean": float(mean) for name, mean in zip(self._space.names, values.mean(0))}
+        for name, deviation in zip(self._space.names, values.std(0)):
+            self.spread[f"values/{name}/deviation"] = float(deviation)
         columns = zip(self._space.parameters, values.mean(0), values.min(0), values.max(0), at_bounds.mean(0))
         self.parameters = []
         for parameter, mean, least, most, share in columns:

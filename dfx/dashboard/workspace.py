@@ -50,6 +50,9 @@ CURVES: dict[str, list[Curves]] = {
 TESTED = ("loss", "mrstft", "mrstft_level_matched", "mfcc_cosine", "lufs_difference")
 """Metrics of the evaluation after training, logged as ``test/METHOD/METRIC``."""
 
+METHODS = ("input", "defaults", "fixed", "output")
+"""Methods beside each other in the workspace: baselines, and the model's output. A run logs those it is tested with."""
+
 MEDIA = ("media/audio", "media/spectrograms", "media/automation")
 TABLES = ("tables/parameters", "tables/automation")
 
@@ -79,8 +82,12 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
             for title, metrics, log, range in panels
         ]
         sections.append(ws.Section(name=name, panels=plots, is_open=True))
+    values: list[Any] = [
+        wr.LinePlot(title=f"Values of the parameters: {of}", x=STEP, metric_regex=f"^values/.*/{of}$")
+        for of in ("mean", "deviation")
+    ]
     tested: list[Any] = [
-        wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/input/{metric}", f"test/output/{metric}"])
+        wr.BarPlot(title=f"{metric} of held-out pairs", metrics=[f"test/{method}/{metric}" for method in METHODS])
         for metric in TESTED
     ]
     media: list[Any] = [wr.MediaBrowser(title=name.split("/")[1], media_keys=[name], num_columns=1) for name in MEDIA]
@@ -89,6 +96,7 @@ def make_workspace(entity: str, project: str, group: str | None = None, by: str 
         ws.Section(name="Excerpts", panels=media, is_open=True),
     ]
     sections += [
+        ws.Section(name="Values", panels=values, is_open=True),
         ws.Section(name="Tables", panels=[wr.WeavePanelSummaryTable(table_name=name) for name in TABLES]),
         ws.Section(name="Differences between runs", panels=[wr.RunComparer(diff_only="split")], is_open=True),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experime
 from pytorch_lightning.utilities import rank_zero_only
 
 from dfx.loggers.best_effort import best_effort, in_one_line
+from dfx.loggers.history import HISTORY
 
 _FINISH_SECONDS = 600.0
 """How long the end of a run waits for uploads. The rest stays in the local record, for `wandb sync`."""
@@ -32,6 +34,11 @@ def _unless_failed(method: Callable[..., None]) -> Callable[..., None]:
                 run._give_up(error)
 
     return wrapper
+
+
+def _find_records(folder: Path) -> list[Path]:
+    """Return the folders of W&B's records in a run's folder, online and offline, the last one last."""
+    return sorted((folder / "wandb").glob("*run-*-*"), key=lambda record: record.name.split("run-")[1])
 
 
 class WandbRun(WandbLogger):
@@ -55,22 +62,22 @@ class WandbRun(WandbLogger):
     first_step = 0
 
     def __init__(self, folder: Path, offline: bool, **options: Any) -> None:
-        # A resumed run continues the same W&B run; offline records are uploaded one by one and need no common id.
-        records = sorted((folder / "wandb").glob("run-*"))
+        # A resumed run continues the same W&B run: `wandb sync` makes one run of all records with one id.
+        records = _find_records(folder)
         super().__init__(
             name=folder.name,
             save_dir=folder,
             offline=offline,
             # Lightning sets the mode in the environment only, which W&B reads once.
             mode="offline" if offline else "online",
-            id=records[-1].name.rsplit("-", 1)[1] if records and not offline else None,
+            id=records[-1].name.rsplit("-", 1)[1] if records else None,
             # Offline, its notices say nothing new; online, they show the address of the run.
             settings={"finish_timeout": _FINISH_SECONDS, "silent": offline},
             **options,
         )
         # Lightning always passes it, and W&B warns of it.
         self._wandb_init.pop("anonymous", None)
-        self._run_name = folder.name
+        self._folder = folder
         self._has_failed = False
 
     @property
@@ -78,9 +85,14 @@ class WandbRun(WandbLogger):
     def experiment(self) -> Any:
         if self._has_failed:
             return DummyExperiment()
+        if self._experiment is not None:
+            return self._experiment
+        before = _find_records(self._folder)
         try:
-            return super().experiment
+            return self._begin(super().experiment, resumed=bool(before))
         except Exception as error:
+            for record in set(_find_records(self._folder)) - set(before):
+                shutil.rmtree(record, ignore_errors=True)  # which holds nothing yet
             if self._offline:
                 self._give_up(error)
             else:
@@ -90,6 +102,17 @@ class WandbRun(WandbLogger):
                 self._offline = True
                 self._wandb_init["mode"] = "offline"
             return self.experiment
+
+    def _begin(self, run: Any, resumed: bool) -> Any:
+        """Set up a run that W&B has just created, or resumed."""
+        run.define_metric("validation/loss", step_metric="trainer/global_step", summary="min")
+        if self._offline and resumed:
+            # W&B counts its rows from 0 in every offline record, but its server needs them in order. At most one row
+            # of media comes with each line of the history.
+            history = self._folder / HISTORY
+            lines = history.read_bytes().count(b"\n") if history.exists() else 0
+            run.log({}, step=2 * lines, commit=False)
+        return run
 
     @best_effort
     @_unless_failed
@@ -134,9 +157,11 @@ class WandbRun(WandbLogger):
         """
         import wandb
 
-        artifact = wandb.Artifact(self._run_name, type="model", metadata=dict(metrics))
+        artifact = wandb.Artifact(self._folder.name, type="model", metadata=dict(metrics))
         artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.experiment.log_artifact(artifact, aliases=["best"])
+        if "validation/loss" in metrics:  # that of the last stage, over all resumptions
+            self.experiment.summary["best/validation/loss"] = metrics["validation/loss"]
 
     @_unless_failed
     def finalize(self, status: str) -> None:

@@ -1,22 +1,6 @@
-"""Train a neural network that operates audio effects.
+"""Train a task from a config; ``python train.py --help`` shows how, as dfx/commands/train.py does."""
 
-    python train.py fit --config configs/tube_amp.yaml            train; the run's folder is runs/NAME
-    python train.py fit --config configs/tube_amp.yaml --run.name mine --run.resume true    continue a run
-    python train.py test --config configs/tube_amp.yaml --ckpt_path runs/tube_amp/checkpoints/best.ckpt
-    python train.py fit --help                                    all options of runs, data, logging and trainer
-    python train.py fit --model.help Mastering                    all options of a task: TubeAmp, NonSpeech, Mastering
-
-Every option of a config can be given on the command line too: ``--data.batch_size 8``. A run writes its resolved
-config, versions, metrics, checkpoints and offline W&B record.
-"""
-
-import sys
+from dfx.commands import run_train
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
-        print(__doc__)
-    else:
-        # Imported here, since the processes of isolated effects import this file without training.
-        from dfx.cli import main
-
-        main()
+    run_train()

@@ -4,8 +4,9 @@ import torch
 
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
-from dfx.evaluation.baselines import BASELINES, make_baselines
-from dfx.evaluation.search import BaselineOptions, Search, draw_excerpts
+from dfx.evaluation.baselines import make_baselines
+from dfx.evaluation.options import BASELINES, BaselineOptions
+from dfx.evaluation.search import Search, draw_excerpts
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
 from tests.known_effects import SAMPLE_RATE, known

@@ -14,11 +14,10 @@ import torch
 
 from dfx.datasets.pairs import find_pairs
 from dfx.errors import DataError, UserError
-from dfx.evaluation.baselines import BASELINES
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.meanings import EXPLAINED
+from dfx.evaluation.options import BASELINES, BaselineOptions
 from dfx.evaluation.results import Mean, Results, as_table, read_means
-from dfx.evaluation.search import BaselineOptions
 from dfx.metrics import COLUMNS
 from tests.known_effects import known
 from tests.small_training import task

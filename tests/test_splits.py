@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 
-import evaluate as evaluation_script
 from dfx.cli import main
+from dfx.commands import evaluate as evaluation_script
 from dfx.datasets.pairs import SPLITS, find_pairs, find_test_pairs
 from dfx.datasets.splits import read_records, restore_splits
 from dfx.effects import EffectSpec
@@ -278,7 +278,7 @@ def test_baselines_learn_from_the_checkpoints_training_pairs(trained, make_pairs
         seen.append([pair.name for pair in training.pairs])
         return {}
 
-    monkeypatch.setattr(evaluation_script, "evaluate", evaluate_nothing)
+    monkeypatch.setattr("dfx.evaluation.evaluate.evaluate", evaluate_nothing)
     for options in ([], ["--data", make_pairs(2, seconds=0.1, folder="other")]):
         evaluate(monkeypatch, checkpoint, "--baselines", baseline, "--json", *options)
     assert seen == [splits["train"], splits["train"]]

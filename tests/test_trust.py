@@ -14,9 +14,9 @@ import soundfile
 import torch
 
 import dfx
-import evaluate
 from dfx.callbacks.checkpoints import AtomicCheckpointIO, last_checkpoint
 from dfx.cli import main as train
+from dfx.commands import evaluate
 from dfx.effects import EffectSpec, is_foreign
 from dfx.errors import UserError
 from dfx.render.__main__ import main as render

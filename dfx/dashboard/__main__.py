@@ -15,8 +15,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfx.dashboard.summary import write_summary
-from dfx.dashboard.workspace import make_workspace
 from dfx.errors import ArgumentParser, UserError, errors_in_one_line
 
 
@@ -45,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, or of several runs")
     command.add_argument("--output", type=Path, help="the HTML file; by default summary.html in the (first) folder")
     given = parser.parse_args(arguments)
+    # Imported here because --help and wrong options need neither.
+    from dfx.dashboard.summary import write_summary
+    from dfx.dashboard.workspace import make_workspace
+
     if given.command == "workspace":
         workspace = make_workspace(given.entity, given.project, given.group, given.by)
         try:

@@ -21,13 +21,10 @@ from torch import Tensor, nn
 
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
-from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions, Search, draw_excerpts
+from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
+from dfx.evaluation.search import AudioPair, AudioPairs, Search, draw_excerpts
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
-
-BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "network")
-LEARNED = ("fixed", "network")
-"""The baselines that need training pairs."""
 
 
 @dataclass(frozen=True)

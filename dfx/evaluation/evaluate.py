@@ -29,8 +29,9 @@ from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
 from dfx.evaluation.meanings import EXPLAINED
+from dfx.evaluation.options import BaselineOptions
 from dfx.evaluation.results import ERRORS, Results
-from dfx.evaluation.search import AudioPair, AudioPairs, BaselineOptions
+from dfx.evaluation.search import AudioPair, AudioPairs
 from dfx.losses import Loss, loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation
@@ -64,7 +65,7 @@ def evaluate(
         task: the trained model.
         pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, and ``name``.
         folder: to write to; created if it does not exist. The module's docstring lists its files.
-        baselines: any of :data:`~dfx.evaluation.baselines.BASELINES`.
+        baselines: any of :data:`~dfx.evaluation.options.BASELINES`.
         training: the training pairs, for baselines that learn from them.
         options: the budget of the baselines.
         removed: the spans that the target removes, by the name of the file; see :func:`find_removed`.

@@ -4,7 +4,6 @@ import math
 import queue
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import cma
@@ -15,7 +14,8 @@ from tqdm import tqdm
 
 from dfx.effects.chain import ChainSpec
 from dfx.effects.effect import RenderError
-from dfx.errors import SEEDS, UserError, check_numbers
+from dfx.errors import UserError
+from dfx.evaluation.options import BaselineOptions
 from dfx.losses import Loss, loss_of_recordings
 
 AudioPair = Mapping[str, Any]
@@ -39,38 +39,6 @@ tube_amp, with two seeds, the loss was 0.97 and 0.96; with 0.3 it was 1.38 and 1
 
 _MAX_WORKERS = 8
 """A generation has 4 + 3 ln(P) settings, about ten."""
-
-
-@dataclass(frozen=True)
-class BaselineOptions:
-    """The budget of the baselines.
-
-    Args:
-        evaluations: settings that a search tries, rounded up to a whole generation; fewer if it converges.
-        excerpts: of training pairs, on which ``fixed`` tries every setting.
-        excerpt_seconds: their length.
-        network_steps: training steps of ``network``, of four excerpts of 16 384 samples each.
-        seed: of excerpts, searches and the network.
-
-    Raises:
-        UserError: if a number is out of its range.
-    """
-
-    evaluations: int = 700
-    excerpts: int = 32
-    excerpt_seconds: float = 2.0
-    network_steps: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            vars(self),
-            evaluations="1..1000000000",
-            excerpts="1..1000000000",
-            excerpt_seconds="(0, 3600]",
-            network_steps="1..1000000000",
-        )
-        check_numbers(vars(self), seed=SEEDS)
 
 
 class Found(NamedTuple):

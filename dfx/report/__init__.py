@@ -9,3 +9,6 @@ the tracks anew for each file and listener. Listeners rate each track against th
 target and a low-passed anchor among the tracks (after ITU-R BS.1534, MUSHRA), and download the ratings as CSV. Audio
 beyond the size limit of one page continues in ``report_2.html`` and so on, which are linked to each other.
 """
+
+PAGE_SECONDS = 60.0
+PAGE_MEGABYTES = 40.0

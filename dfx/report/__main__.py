@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dfx.errors import ArgumentParser, Range, errors_in_one_line
-from dfx.report.write import PAGE_MEGABYTES, PAGE_SECONDS, write_report
+from dfx.report import PAGE_MEGABYTES, PAGE_SECONDS
 
 
 def main() -> None:
@@ -17,6 +17,9 @@ def main() -> None:
     size = "maximum size of a page; more files go to the next (default: %(default)g)"
     parser.add_argument("--megabytes", type=Range("(0, 1e6]").parse, default=PAGE_MEGABYTES, help=size)
     arguments = parser.parse_args()
+    # Imported here because --help does not need it.
+    from dfx.report.write import write_report
+
     for path in write_report(arguments.evaluation, arguments.seconds, arguments.megabytes):
         print(path)
 

@@ -26,13 +26,11 @@ from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.errors import UserError, in_one_line
 from dfx.evaluation.meanings import EXPLAINED, TITLES
 from dfx.render.automation import INTERPOLATIONS
+from dfx.report import PAGE_MEGABYTES, PAGE_SECONDS
 from dfx.writing import write_text
 
 ANCHOR = "anchor_3.5_khz"
 """The low-passed target, which attentive listeners rate low."""
-
-PAGE_SECONDS = 60.0
-PAGE_MEGABYTES = 40.0
 
 _HERE = Path(__file__).parent
 _COLUMNS = 480

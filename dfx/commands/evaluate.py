@@ -1,0 +1,106 @@
+"""Compare a trained model with baselines on the test pairs of its training, or on other pairs.
+
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines all
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines input fixed per_file --evaluations 300
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --output my/results
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --json
+
+The pairs of each split are those of the checkpoint, also if others were added since. --data evaluates all pairs of a
+folder, or the test split of its manifest if there is one.
+
+Prints a table of means, or with --json one object {method: {metric: mean}}. Writes to a folder the metrics of every
+file, their means with intervals, settings, automation and audio, and report.html, a page for listening and for blind
+ratings, which "python -m dfx.report FOLDER" writes again.
+
+Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
+"per_file_warm" search a setting for every test pair, with one rendering for each evaluation. The module
+dfx/evaluation/baselines.py describes them.
+"""
+
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import fields
+from pathlib import Path
+
+from dfx.errors import ArgumentParser, DataError
+from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
+from dfx.render.automation import INTERPOLATIONS
+
+BUDGET = {
+    "evaluations": "settings that a search tries",
+    "excerpts": "excerpts of training pairs on which `fixed` is searched for",
+    "excerpt_seconds": "their length in seconds",
+    "network_steps": "training steps of `network`",
+    "seed": "of excerpts, searches and the network",
+}
+
+
+def main() -> None:
+    """Run the command line.
+
+    Raises:
+        UserError: if the checkpoint or its pairs cannot be used.
+    """
+    options = _parser().parse_args()
+    # Imported here because --help and wrong options do not need torch.
+    from dfx.datasets.pairs import check_audio, find_test_pairs
+    from dfx.datasets.splits import count_trained, restore_splits
+    from dfx.datasets.treatment import TreatedPairs
+    from dfx.evaluation.evaluate import evaluate, find_removed
+    from dfx.evaluation.results import as_table, list_places
+    from dfx.tasks import read_checkpoint
+    from dfx.tasks.loading import build_task
+
+    checkpoint = read_checkpoint(options.checkpoint)
+    task = build_task(checkpoint, options.checkpoint, options.trust)
+    trained_on = checkpoint["dfx"]["data"]
+    baselines = BASELINES if "all" in options.baselines else options.baselines
+    learned = set(baselines) & set(LEARNED)
+    splits = {"train": []} if options.data and not learned else restore_splits(trained_on)
+    tested = find_test_pairs(options.data) if options.data else splits["test"]
+    if not tested:
+        raise DataError(f"none of the checkpoint's test pairs is left in {trained_on['root']}: give --data")
+    check_audio([*tested, *splits["train"]] if learned else tested)
+    if options.data and (known := count_trained(trained_on, tested, options.data)):
+        text = (
+            f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"
+        )
+        print(text, file=sys.stderr)
+    training, evaluated = (
+        TreatedPairs(pairs, task.treatment, task.chain.sample_rate, task.chain.channels)
+        for pairs in (splits["train"], tested)
+    )
+    folder = options.output or Path(options.checkpoint).parent.parent / "evaluation"
+    budget = BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)})
+    removed = find_removed(tested)
+    results = evaluate(task, evaluated, folder, baselines, training, budget, removed, options.interpolation)
+    if options.json:
+        print(json.dumps(results))
+    else:
+        print(f"\n{as_table(results)}\n\n{list_places(folder)}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    moves = "; ".join(f"{name}: {text}" for name, text in INTERPOLATIONS.items())
+    moves = f"how parameters move between frames. {moves} (default: hold)"
+    names = f"methods to compare with: {', '.join(BASELINES)}, or all (default: input defaults)"
+    default = ["input", "defaults"]
+    add("checkpoint", help="a checkpoint that train.py wrote")
+    add("--data", help="a folder of pairs to evaluate (default: the test pairs of the checkpoint)")
+    add("--output", type=Path, help="a folder for the results (default: evaluation/ of the run)")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add(
+        "--trust",
+        action="store_true",
+        help="run effects of the checkpoint that are Python classes, or plugins by path",
+    )
+    add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
+    add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
+    for option in fields(BaselineOptions):
+        text = f"{BUDGET[option.name]} (default: {option.default:g})"
+        add(f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default, help=text)
+    return parser

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,3 +57,15 @@ def test_the_check_of_imports_finds_a_slow_one():
 
 def test_the_process_of_an_isolated_effect_imports_no_training():
     assert slow_imports("import runpy; runpy.run_path('train.py', run_name='__mp_main__')") == set()
+
+
+def test_the_container_has_the_plugins_that_the_readme_names():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"apt-get install --no-install-recommends (calf-plugins .*)", readme)
+    assert named and named[1] in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_citation_names_the_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["preferred-citation"]["title"].startswith("Differentiable signal processing with black-box")

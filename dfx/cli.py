@@ -48,7 +48,8 @@ from dfx.errors import (
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.results import as_table, list_places
 from dfx.evaluation.verdict import describe_results
-from dfx.loggers.history import History, best_row, read_history
+from dfx.loggers.history import best_row, read_history
+from dfx.loggers.history_logger import History
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import CheckpointError, Task, read_checkpoint
 from dfx.tasks.loading import build_task

@@ -280,7 +280,7 @@ def _colour(index: int) -> str:
 
 def _levels_db(audio: Tensor, fft_samples: int, hop_samples: int) -> np.ndarray:
     """Return the levels of the mean of the channels, ``(bins, windows)``."""
-    return amplitude_to_db(magnitude_spectrogram(audio.mean(dim=0), fft_samples, hop_samples)).numpy()
+    return amplitude_to_db(magnitude_spectrogram(audio.mean(dim=0).numpy(), fft_samples, hop_samples))
 
 
 def _band_levels_db(audio: np.ndarray, sample_rate: int, edges: np.ndarray) -> np.ndarray:

@@ -176,7 +176,7 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
     output, target = _means(output, target)
 
     def centroid_hz(audio: Tensor) -> float:
-        spectrum = magnitude_spectrogram(audio, 2048, 512).mean(dim=-1)
+        spectrum = torch.from_numpy(magnitude_spectrogram(audio.numpy(), 2048, 512).mean(axis=-1))
         frequencies = torch.linspace(0, METRIC_SAMPLE_RATE / 2, len(spectrum), dtype=torch.float64)
         return float((spectrum * frequencies).sum() / spectrum.sum())
 

@@ -21,7 +21,8 @@ from dfx.callbacks.health import Health, _Step, signal_to_noise
 from dfx.cli import main
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.errors import UserError
-from dfx.loggers.history import History, best_row, read_history
+from dfx.loggers.history import best_row, read_history
+from dfx.loggers.history_logger import History
 from dfx.tasks import load_task
 from tests.known_effects import SAMPLE_RATE
 from tests.small_training import data, task, trainer, weights

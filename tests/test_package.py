@@ -51,6 +51,11 @@ def test_a_script_prints_its_help_without_slow_imports(script):
     assert slow_imports(code, "--help") == set()
 
 
+@pytest.mark.parametrize("module", ["dfx.report.write", "dfx.dashboard.summary"])
+def test_pages_are_written_without_slow_imports(module):
+    assert slow_imports(f"import {module}") == set()
+
+
 def test_the_check_of_imports_finds_a_slow_one():
     assert slow_imports("import torch") >= {"torch"}
 

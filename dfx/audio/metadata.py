@@ -1,5 +1,6 @@
 """Metadata of audio files, which outputs lack: read in order to name it."""
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -68,3 +69,8 @@ def _flac_blocks(file: BinaryIO) -> Iterator[int]:
         is_last = header[0] >= 128
         yield header[0] & 127
         file.seek(int.from_bytes(header[1:], "big"), 1)
+
+
+def soundfile_path(path: str) -> str | bytes:
+    """Return a path as soundfile opens it also if it is not UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else path

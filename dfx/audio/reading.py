@@ -18,6 +18,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from dfx.audio.metadata import soundfile_path
 from dfx.audio.resampling import resample_window
 from dfx.errors import DataError
 
@@ -285,11 +286,6 @@ def readable_path(path: str) -> Iterator[str]:
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield str(copy)
-
-
-def soundfile_path(path: str) -> str | bytes:
-    """Return a path as soundfile opens it also if it is not UTF-8."""
-    return os.fsencode(path) if os.name == "posix" else path
 
 
 def _open_with_soundfile(path: str, name: str) -> Stream:

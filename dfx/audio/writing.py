@@ -15,7 +15,8 @@ import numpy as np
 import soundfile
 
 from dfx.audio.levels import amplitude_to_db
-from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream, audio_files, soundfile_path
+from dfx.audio.metadata import soundfile_path
+from dfx.audio.reading import FLOAT_SUBTYPES, PIPE, Stream, audio_files
 from dfx.errors import DataError
 from dfx.writing import replacing
 

@@ -16,19 +16,13 @@ import soundfile
 import torch
 from torch import Tensor
 
+from dfx.callbacks.media import ABOUT, AUTOMATION, AUTOMATION_IMAGE, PARAMETERS, SIDES, SPECTROGRAMS
 from dfx.errors import check_numbers
 from dfx.figures import draw_excerpt_automation, draw_excerpt_spectrograms
 from dfx.loggers.best_effort import best_effort
 from dfx.loggers.wandb import WandbRun
 from dfx.tasks import Task
 from dfx.writing import file_stem, write_csv, write_json
-
-SIDES = ("input", "output", "target")
-PARAMETERS = "parameters.csv"
-ABOUT = "about.json"
-AUTOMATION = "automation.csv"
-SPECTROGRAMS = "spectrograms.png"
-AUTOMATION_IMAGE = "automation.png"
 
 AT_BOUNDS = 0.01
 """A parameter closer than this to 0 or 1 counts as at its bound: the default epsilon of the estimators."""

@@ -17,7 +17,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
-from dfx.callbacks.excerpts import ABOUT, AUTOMATION, PARAMETERS, SIDES, SPECTROGRAMS
+from dfx.callbacks.media import ABOUT, AUTOMATION, PARAMETERS, SIDES, SPECTROGRAMS
 from dfx.dashboard.charts import COLOURS, Chart, chart_automation, chart_curves, still_values
 from dfx.dashboard.workspace import CURVES
 from dfx.effects.parameter import with_unit

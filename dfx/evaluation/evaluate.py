@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.audio.reading import soundfile_path
+from dfx.audio.metadata import soundfile_path
 from dfx.datasets.manifest import find_file
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.signal
 import soundfile
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.colors import LinearSegmentedColormap
 from tqdm import tqdm
 
 from dfx.audio.levels import amplitude_to_db
-from dfx.audio.reading import soundfile_path
+from dfx.audio.metadata import soundfile_path
 from dfx.audio.spectrogram import magnitude_spectrogram
 from dfx.errors import UserError, in_one_line
 from dfx.evaluation.meanings import EXPLAINED, TITLES
@@ -143,11 +140,13 @@ def low_pass(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     if sample_rate <= 9000:
         return audio
-    taps, beta = scipy.signal.kaiserord(60.0, 500 / (sample_rate / 2))
-    window = scipy.signal.firwin(taps | 1, 3750, window=("kaiser", beta), fs=sample_rate)
-    # Not mode="same", whose result has the length of the longer of the two.
-    reach = len(window) // 2
-    filtered = scipy.signal.fftconvolve(audio, window[:, None], axes=0)
+    # Kaiser's formulas for 60 dB over 500 Hz, in NumPy: importing scipy.signal would take longer than a page.
+    reach = math.ceil((60 - 7.95) / (2 * 2.285 * 2 * math.pi * 500 / sample_rate))
+    kernel = np.sinc(2 * 3750 / sample_rate * np.arange(-reach, reach + 1)) * np.kaiser(2 * reach + 1, 0.1102 * 51.3)
+    # A power of two: the transform is slow for lengths with large prime factors.
+    length = 1 << (len(audio) + 2 * reach - 1).bit_length()
+    response = np.fft.rfft(kernel / kernel.sum(), length)[:, None]
+    filtered = np.fft.irfft(np.fft.rfft(audio, length, axis=0) * response, length, axis=0)
     return filtered[reach : reach + len(audio)].astype(audio.dtype)
 
 
@@ -220,7 +219,7 @@ def _spectrum(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return the maximum magnitude in each mel band and column, ``(bands, columns)``, the lowest band first."""
     window = 2 ** round(np.log2(0.046 * sample_rate))
     hop = max(1, min(window // 4, len(audio) // _COLUMNS))
-    magnitude = magnitude_spectrogram(torch.from_numpy(audio), window, hop).numpy()
+    magnitude = magnitude_spectrogram(audio, window, hop)
     mels = np.linspace(_hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2), _BANDS + 1)[:-1]
     edges = 700 * (10 ** (mels / 2595) - 1)
     bins = np.minimum(np.round(edges * window / sample_rate).astype(int), len(magnitude) - 1)
@@ -259,8 +258,15 @@ def _hz_to_mel(hz: float) -> float:
 
 def _colours() -> dict[str, str]:
     """Return 256 RGB triples for dark and for light screens."""
-    maps = {name: LinearSegmentedColormap.from_list(name, ramp)(np.arange(256)) for name, ramp in _RAMPS.items()}
-    return {name: _base64(np.round(255 * rgba[:, :3]).astype(np.uint8).tobytes()) for name, rgba in maps.items()}
+    return {name: _base64(_ramp(stops).tobytes()) for name, stops in _RAMPS.items()}
+
+
+def _ramp(stops: Sequence[str]) -> np.ndarray:
+    """Return 256 colours on straight lines between evenly spaced ones, ``(256, 3)`` as uint8."""
+    channels = np.array([list(bytes.fromhex(stop[1:])) for stop in stops]).T
+    places = np.linspace(0, len(stops) - 1, 256)
+    rgb = np.stack([np.interp(places, np.arange(len(stops)), channel) for channel in channels], axis=1)
+    return np.round(rgb).astype(np.uint8)
 
 
 def _flac(audio: np.ndarray, sample_rate: int) -> bytes:

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfx.audio.levels import SILENCE
-from dfx.audio.reading import AudioFile, soundfile_path
+from dfx.audio.metadata import soundfile_path
+from dfx.audio.reading import AudioFile
 from dfx.datasets.manifest import read_manifest
 from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.datasets.preparation.download import download, require_space, zenodo_file

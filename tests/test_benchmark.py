@@ -56,7 +56,7 @@ def test_speed_counts_only_rounds_between_two_controls_that_pass(monkeypatch):
 
 
 def test_figures_that_no_round_gave_are_null_in_json(monkeypatch, capsys):
-    monkeypatch.setattr("dfx.benchmark.__main__.speed", lambda *_: iter([{"passed": 0, "layer_ms": math.nan}]))
+    monkeypatch.setattr("dfx.benchmark.speed.speed", lambda *_: iter([{"passed": 0, "layer_ms": math.nan}]))
     monkeypatch.setattr("sys.argv", ["benchmark", "speed", "--chains", "tube_amp", "--json"])
     main()
     assert json.loads(capsys.readouterr().out) == [{"passed": 0, "layer_ms": None}]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfx.check.__main__ import Options, check_folder, main, read_options
+from dfx.check.__main__ import main
+from dfx.check.folder import Options, check_folder, read_options
 from dfx.datasets import PairedAudio
 from dfx.datasets.frames import Window
 from dfx.datasets.inspection import glance

@@ -51,6 +51,11 @@ def test_a_script_prints_its_help_without_slow_imports(script):
     assert slow_imports(code, "--help") == set()
 
 
+@pytest.mark.parametrize("module", ["dfx.benchmark", "dfx.check"])
+def test_other_commands_print_their_help_without_slow_imports(module):
+    assert slow_imports(f"import runpy; runpy.run_module('{module}', run_name='__main__')", "--help") == set()
+
+
 @pytest.mark.parametrize("module", ["dfx.report.write", "dfx.dashboard.summary"])
 def test_pages_are_written_without_slow_imports(module):
     assert slow_imports(f"import {module}") == set()

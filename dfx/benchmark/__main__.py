@@ -9,17 +9,15 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from dfx.benchmark.chains import BenchmarkChain, chains
-from dfx.benchmark.fidelity import fidelity
-from dfx.benchmark.speed import MODES, speed
-from dfx.benchmark.step import step
-from dfx.benchmark.twin import GRADIENTS, as_table, twin
+from dfx.benchmark import GRADIENTS, MODES
 from dfx.errors import SEEDS, ArgumentParser, Range, UserError, errors_in_one_line, nearest
-from dfx.figures import draw_fidelity, draw_twin
+
+if TYPE_CHECKING:
+    from dfx.benchmark.chains import BenchmarkChain
 
 _WIDTHS = {"chain": 16, "name": 37, "config": 26, "part": 10}
 _COLUMNS = {
@@ -34,6 +32,13 @@ _COLUMNS = {
 
 def main() -> None:
     given = _parser().parse_args()
+    # Imported here because --help and wrong options do not need torch.
+    from dfx.benchmark.fidelity import fidelity
+    from dfx.benchmark.speed import speed
+    from dfx.benchmark.step import step
+    from dfx.benchmark.twin import as_table, twin
+    from dfx.figures import draw_fidelity, draw_twin
+
     measured: Iterable[dict[str, Any]]
     if given.command == "twin":
         measured = twin(given.config, given.gradients, range(given.seeds), given.folder, given.options, given.jobs)
@@ -97,7 +102,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _choose(names: Sequence[str] | None) -> list[BenchmarkChain]:
+def _choose(names: Sequence[str] | None) -> "list[BenchmarkChain]":
+    from dfx.benchmark.chains import chains
+
     known = {chain.name: chain for chain in chains()}
     for name in names or []:
         if name not in known:

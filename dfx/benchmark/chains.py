@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dfx.benchmark import SAMPLE_RATE
 from dfx.datasets.pairs import find_pairs
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.chain import load_chain
 
-SAMPLE_RATE = 22050
 _ROOT = Path(__file__).parents[2]
 _CONFIGS = _ROOT / "configs"
 

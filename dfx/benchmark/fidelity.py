@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
+from dfx.benchmark import SAMPLE_RATE
+from dfx.benchmark.chains import BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.benchmark.chains import SAMPLE_RATE, BenchmarkChain, notes
+from dfx.benchmark import MODES, SAMPLE_RATE
+from dfx.benchmark.chains import BenchmarkChain, notes
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.blackbox.workers import Workers, available_cores
 from dfx.effects import ChainSpec
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.losses import LossOptions, make_loss
-
-MODES = {"frame": (1, 1024), "frames": (16, 1024), "excerpt": (1, 2 * SAMPLE_RATE)}
-"""Frames of a step, and samples of a frame."""
 
 CONTEXT_SAMPLES = 40960
 ORIGINAL_RENDERINGS = 3

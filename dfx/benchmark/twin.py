@@ -21,6 +21,7 @@ import torchaudio
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from dfx.benchmark import GRADIENTS
 from dfx.blackbox import EffectLayer
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
@@ -147,10 +148,6 @@ TWINS: dict[str, Callable[[Tensor, Settings, int], Tensor]] = {
     "Gain": lambda audio, settings, rate: _gain(audio, settings["gain_db"]),
 }
 """Pedalboard's effects with a twin: ``(audio (batch, channels, samples), settings, sample_rate) -> audio``."""
-
-
-GRADIENTS = ("exact", "finite_difference", "released", "written", "control_variate", "default")
-"""``exact`` is the twin's, ``default`` that of the config, the others are overlays in configs/ablations/estimator/."""
 
 
 def twin(

@@ -40,7 +40,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, context_samples="1..100000000")
-        check_numbers(vars(self), seed=SEEDS)
+        check_numbers(vars(self), highpass_hz="(0, 384000]", seed=SEEDS)
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
+    python -m dfx.render best.ckpt input.wav output.wav --page page.html
     sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
 
 A model is a checkpoint, or the name of one that ships, which --list shows; a file of such a name comes first.
@@ -17,8 +18,9 @@ once.
 
 --automation writes all parameters over time, in their units, as .csv or .json. --preset writes their medians as one
 setting of the chain: .py or .json with pedalboard's effects, .vstpreset, or a folder .lv2. --project writes a REAPER
-project, .rpp, with the plugins that REAPER can run and their envelopes. Each takes a path, or a suffix for a file with
-the name of the output.
+project, .rpp, with the plugins that REAPER can run and their envelopes. --page writes a web page, .html, to listen to
+the first minute of input and output at one loudness, with spectrograms and parameters over time. Each takes a path, or
+a suffix for a file with the name of the output.
 """
 
 from argparse import Action, Namespace, RawDescriptionHelpFormatter
@@ -63,6 +65,7 @@ def _parser() -> ArgumentParser:
     add("--automation", metavar="FILE", help=automation)
     add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")
     add("--project", metavar="FILE", help="a REAPER project, .rpp; a suffix as above")
+    add("--page", metavar="FILE", help="a page to listen to input and output, .html; a suffix as above")
     add(
         "--trust",
         action="store_true",

@@ -71,10 +71,24 @@ class _Extra(NamedTuple):
     write: Callable[[str, Take], None]
 
 
+def _page_files(path: str, chain: ChainSpec) -> list[str]:
+    if Path(path).suffix.lower() != ".html":
+        raise UserError(f"{path}: a page is written as .html")
+    return [path]
+
+
+def _write_page(path: str, take: Take) -> None:
+    # Imported here, because matplotlib takes long and most renderings write no page.
+    from dfx.report.rendering import write_rendering
+
+    write_rendering(Path(path), take.input, take.output, take.automation)
+
+
 _EXTRAS = {
     "automation": _Extra(lambda path, chain: automation_files(path), lambda path, take: take.automation.write(path)),
     "preset": _Extra(preset_files, lambda path, take: write_preset(path, take.chain, take.automation.median())),
     "project": _Extra(project_files, write_project),
+    "page": _Extra(_page_files, _write_page),
 }
 
 
@@ -95,8 +109,8 @@ def _check_extras(model: Model, input: str, output: str, options: Namespace, is_
             extras[name] = path = str(Path(output).with_suffix(path))
         elif is_one_of_many:
             raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
-        if name == "project" and PIPE in (input, output):
-            raise UserError(f"--project {path}: a project needs files instead of standard input or output")
+        if name in ("project", "page") and PIPE in (input, output):
+            raise UserError(f"--{name} {path}: a {name} needs files instead of standard input or output")
         for file in _EXTRAS[name].files(path, chain):
             check_output(input, file, options.overwrite)
     return extras

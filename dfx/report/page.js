@@ -242,6 +242,8 @@ let file = files[0];
 let mode = "compare";
 let shown = []; // the names of the player's tracks
 
+// Without a target, the page of one rendering has nothing to compare with.
+const hasTarget = shared.tracks.includes("target");
 const isBlind = () => mode === "blind";
 const audibleTrack = () => shown[player.audible];
 
@@ -264,16 +266,17 @@ function show(keepPosition = false) {
   $("next").disabled = index === files.length - 1;
   $("cut").hidden = file.whole_seconds <= file.seconds + 0.01;
   const [part, whole] = [file.seconds, file.whole_seconds].map(clock);
-  $("cut").textContent = `The first ${part} of ${whole}; the folder “audio” holds the complete files.`;
+  $("cut").textContent = `The first ${part} of ${whole}; ${shared.complete}.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
   for (const id of ["spectrogram-row", "automation", "knobs", "legend", "numbers"]) $(id).hidden = isBlind();
+  for (const id of ["modes", "files", "numbers"]) $(id).hidden ||= !hasTarget;
   showTracks();
   showParameters();
   // In a blind test, only the reference has a waveform.
   $("cursor").style.height = isBlind() ? `${$("tracks").querySelector(".track").offsetHeight}px` : "100%";
   showProgress();
-  if (!isBlind()) showNumbers();
+  if (hasTarget && !isBlind()) showNumbers();
   draw();
 }
 

@@ -92,30 +92,38 @@ def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
         "tracks": tracks,
         "anchor": ANCHOR,
         "count": len(about["files"]),
-        "bands": _BANDS,
-        "ticks": _ticks(about["sample_rate"]),
-        "colours": _colours(),
+        "complete": "the folder “audio” holds the complete files",
         "pages": [path.name for path in paths],
+        **drawing(about["sample_rate"]),
     }
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    template = environment.get_template("page.html")
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize()
     firsts = itertools.accumulate(map(len, pages), initial=0)
     for number, (path, page, first) in enumerate(zip(paths, pages, firsts)):
-        content = template.render(
-            title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize(),
-            interpolation=INTERPOLATIONS[shared["interpolation"]],
-            style=(_HERE / "page.css").read_text(encoding="utf-8"),
-            script=script,
-            digest=_base64(hashlib.sha256(script.encode()).digest()),
-            data={"page": number, "first": first, "files": [data for data, _ in page], "shared": shared},
-            audio=[encoded for _, encoded in page],
-        )
-        write_text(path, content)
+        data = {"page": number, "first": first, "files": [data for data, _ in page], "shared": shared}
+        write_page(path, title, "All tracks have the same gain.", data, [encoded for _, encoded in page])
     for stale in set(folder.glob("report_*.html")) - set(paths):
         stale.unlink()
     return paths
+
+
+def write_page(
+    path: Path, title: str, levels: str, data: Mapping[str, Any], audio: Sequence[Mapping[str, str]]
+) -> None:
+    """Fill the template; ``levels`` is the sentence about the gains of the tracks."""
+    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    content = environment.get_template("page.html").render(
+        title=title,
+        levels=levels,
+        interpolation=INTERPOLATIONS[data["shared"]["interpolation"]],
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        digest=_base64(hashlib.sha256(script.encode()).digest()),
+        data=data,
+        audio=audio,
+    )
+    write_text(path, content)
 
 
 def _paginate(files: Sequence[_File], max_bytes: float) -> list[list[_File]]:
@@ -173,18 +181,14 @@ def _read_file(
         part = whole[: max(1, round(seconds * sample_rate))]
         audio[track] = part
         encoded[track] = _base64(path.read_bytes() if len(part) == len(whole) else _flac(part, sample_rate))
-    encoded[ANCHOR] = _base64(_flac(low_pass(audio["target"], sample_rate), sample_rate))
-    peak = max(float(np.abs(samples).max()) for samples in audio.values()) or 1.0
-    spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, samples in audio.items()}
-    maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
+    encoded[ANCHOR] = encode_flac(low_pass(audio["target"], sample_rate), sample_rate)
     of_file = [row for row in rows if row["file"] == file["name"]]
     shown = len(audio["target"]) / sample_rate
     data = {
         "name": file["name"],
         "seconds": shown,
         "whole_seconds": file["seconds"],
-        "waveforms": {track: _waveform(samples, peak) for track, samples in audio.items()},
-        "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
+        **pictures_of(audio, sample_rate),
         "automation": _automation(folder / "automation" / f"{file['stem']}.csv", shown),
         "metrics": {
             row["method"]: {name: value for name, value in row.items() if isinstance(value, (int, float))}
@@ -205,6 +209,17 @@ def _automation(path: Path, seconds: float) -> dict[str, list[float]]:
         raise ReportError(f"{path} is missing: run evaluate.py again") from None
     shown = [point for point in points if float(point["seconds"]) < seconds] or points[:1]
     return {name: [float(f"{float(point[name]):.6g}") for point in shown] for name in shown[0]}
+
+
+def pictures_of(audio: Mapping[str, np.ndarray], sample_rate: int) -> dict[str, dict[str, object]]:
+    """Return waveforms and spectrograms of the tracks, ``(samples, channels)``, on one scale each."""
+    peak = max(float(np.abs(samples).max()) for samples in audio.values()) or 1.0
+    spectra = {track: _spectrum(samples.mean(axis=1), sample_rate) for track, samples in audio.items()}
+    maximum = max(float(spectrum.max()) for spectrum in spectra.values()) or 1.0
+    return {
+        "waveforms": {track: _waveform(samples, peak) for track, samples in audio.items()},
+        "spectrograms": {track: _spectrogram(spectrum, maximum) for track, spectrum in spectra.items()},
+    }
 
 
 def _waveform(audio: np.ndarray, peak: float) -> dict[str, object]:
@@ -246,6 +261,11 @@ def _meaning(metric: str, explained: str) -> dict[str, str]:
     return {"title": TITLES.get(metric, metric.replace("_", " ")), "sentence": EXPLAINED.get(metric, explained)}
 
 
+def drawing(sample_rate: int) -> dict[str, object]:
+    """Return the scales and colours of the spectrograms."""
+    return {"bands": _BANDS, "ticks": _ticks(sample_rate), "colours": _colours()}
+
+
 def _ticks(sample_rate: int) -> list[dict[str, object]]:
     lowest, highest = _hz_to_mel(_LOWEST_HZ), _hz_to_mel(sample_rate / 2)
     names = {hz: f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in _TICKS_HZ if hz < 0.45 * sample_rate}
@@ -273,6 +293,11 @@ def _flac(audio: np.ndarray, sample_rate: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.clip(audio, -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
+
+
+def encode_flac(audio: np.ndarray, sample_rate: int) -> str:
+    """Return ``(samples, channels)`` as FLAC of 16 bits, in base64."""
+    return _base64(_flac(audio, sample_rate))
 
 
 def _base64(content: bytes) -> str:

@@ -431,8 +431,10 @@ def test_wrong_shapes_and_options_are_refused():
         layer(frames(2), parameters(2, 3), flags(2))
     with pytest.raises(ValueError, match="512 samples cannot be split into 3 equal frames"):
         layer(frames(2), torch.full((2, 3, 1), 0.5), flags(2))
-    with pytest.raises(RenderError, match="network that predicts them has failed"):
+    with pytest.raises(RenderError, match="network that predicts them have diverged; lower the learning rate"):
         layer(frames(2), parameters(2, 1, float("nan")), flags(2))
+    with pytest.raises(RenderError, match="audio has samples that are not finite"):
+        layer(frames(2) * float("nan"), parameters(2, 1, float("nan")), flags(2))
     with pytest.raises(RenderError, match="not in"):
         layer(frames(2), parameters(2, 1, 1.5), flags(2))
     with pytest.raises(ValueError, match="2 channels"):

@@ -393,7 +393,7 @@ def test_names_are_safe(tmp_path, name):
     "error, message",
     [
         (UserError("a: no"), "error: a: no"),
-        (PermissionError(13, "Permission denied", "a"), r"error: \[Errno 13\] Permission denied: 'a'"),
+        (PermissionError(13, "Permission denied", "a"), "error: a: Permission denied"),
     ],
 )
 def test_errors_that_a_user_can_fix_end_a_script_with_one_line(error, message):

@@ -264,8 +264,8 @@ def resumed(run: Path, *arguments: str) -> str:
     "arguments, text",
     [
         (["--data.batch_size", "2"], "data.batch_size (4, now 2)"),
-        (["--data.seed", "5"], "data.seed (0, now 5)"),
-        (["--run.seed", "5"], "gradient.seed (0, now 5)"),
+        (["--data.seed", "5"], "data.seed is 5, and was 0"),
+        (["--run.seed", "5"], "data.seed is 5, and was 0"),
         (["--model.init_args.optimizer.learning_rate", "0.1"], "optimizer.learning_rate (0.001, now 0.1)"),
         (["--model.init_args.loss.kind", "paper"], "loss.kind (mrstft, now paper)"),
         (["--model.init_args.stages.progressive", "true"], "trained with other stages"),

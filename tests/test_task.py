@@ -175,3 +175,16 @@ def test_a_checkpoint_with_options_of_another_version_is_refused(make_pairs, tmp
     torch.save(saved, path)
     with pytest.raises(CheckpointError, match="gradient.memory is now called gradient.forgetting_factor"):
         load_task(str(path))
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_a_test_step_says_why_the_metrics_of_a_silent_pair_are_undefined(side, monkeypatch, capsys):
+    model = task()
+    logged = []
+    monkeypatch.setattr(model, "log", lambda name, *_, **__: logged.append(name))
+    pair = {"input": 0.1 * torch.randn(1, 8192), "target": 0.1 * torch.randn(1, 8192)}
+    pair[side] = torch.zeros(1, 8192)
+    model.test_step(pair, 3)
+    said = capsys.readouterr().out
+    assert "pair 3, input: metrics are undefined" in said and "silent" in said
+    assert not [name for name in logged if name.startswith("test/input")]

@@ -249,6 +249,8 @@ class Task(pl.LightningModule):
             compared = compare(audio.cpu(), batch["target"].cpu(), self.chain.sample_rate)
             for metric, value in compared.metrics.items():
                 self.log(f"test/{method}/{metric}", value, batch_size=1)
+            for reason in dict.fromkeys(compared.left_out.values()):
+                print(f"pair {batch_idx}, {method}: metrics are undefined: {reason}")
 
     def treat(self, audio: Tensor) -> Tensor:
         """Apply the task's treatment to a whole recording, ``(channels, samples)`` at the task's sample rate."""

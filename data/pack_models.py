@@ -33,7 +33,7 @@ from dfx.writing import replacing, write_json, write_text  # noqa: E402
 
 @dataclass(frozen=True)
 class Model:
-    """What a card says that the run does not.
+    """The parts of a card that a run does not record.
 
     Args:
         summary: the purpose, without a period.

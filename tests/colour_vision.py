@@ -1,4 +1,4 @@
-"""How far colours are apart for people with each kind of colour vision."""
+"""The distance between colours as seen with each kind of colour vision."""
 
 import itertools
 from collections.abc import Sequence

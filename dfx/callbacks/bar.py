@@ -1,4 +1,4 @@
-"""How far a run is: a line for every validation, and on a terminal a bar."""
+"""Progress of a run: a line for every validation, and a bar on a terminal."""
 
 import math
 import os

@@ -20,9 +20,7 @@ _CLIPPED_RUN = 3  # consecutive samples at full scale
 _MAX_OFFSET_SECONDS = 0.5
 _OFFSET_MS = 2.0  # the phase of filters moves the peak by less
 _WHITENING = 0.8  # 1 is the phase transform, 0 the plain correlation, which finds the periods of notes instead
-_RELATED = (
-    7.0  # least sharpness; on the shipped pairs it is above 11, and mostly below 6 for unrelated speech and music
-)
+_RELATED = 7.0  # least sharpness: above 11 for the shipped pairs, mostly below 6 for unrelated speech and music
 _EQUAL = 1e-4  # peak of the difference, -80 dBFS
 _SILENT_SHARE = 0.9
 _UNUSUAL_DB = 12.0

@@ -1,4 +1,4 @@
-"""What the metrics of an evaluation are called, and what they mean."""
+"""Readable names and explanations of the metrics of an evaluation."""
 
 TITLES = {
     "loss": "Loss",

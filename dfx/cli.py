@@ -35,6 +35,7 @@ from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
 from dfx.errors import (
+    COUNTS,
     SEEDS,
     DataError,
     UserError,
@@ -59,7 +60,7 @@ CONFIG = "resolved_config.yaml"
 SLURM_JOB = "slurm_job"
 
 _TRAINER = {
-    "1..1000000000": "max_epochs max_steps check_val_every_n_epoch accumulate_grad_batches num_nodes",
+    COUNTS: "max_epochs max_steps check_val_every_n_epoch accumulate_grad_batches num_nodes",
     "0..1000000000": "min_epochs min_steps log_every_n_steps reload_dataloaders_every_n_epochs",
     "(0, 1e9]": "limit_train_batches",
     "[0, 1e9]": "limit_val_batches limit_test_batches limit_predict_batches overfit_batches gradient_clip_val",

@@ -18,6 +18,8 @@ import yaml
 
 SEEDS = "0..4294967295"
 """The :class:`Range` of seeds, which is that of NumPy."""
+COUNTS = "1..1000000000"
+"""Of numbers of steps, epochs or samples without a limit of their own."""
 SAMPLE_RATES = "1000..768000"
 """In Hz."""
 CHANNELS = "1..2"

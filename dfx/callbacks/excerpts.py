@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dfx.callbacks.media import ABOUT, AUTOMATION, AUTOMATION_IMAGE, PARAMETERS, SIDES, SPECTROGRAMS
-from dfx.errors import check_numbers
+from dfx.errors import COUNTS, check_numbers
 from dfx.figures import draw_excerpt_automation, draw_excerpt_spectrograms
 from dfx.loggers.best_effort import best_effort
 from dfx.loggers.wandb import WandbRun
@@ -53,7 +53,7 @@ class LoggingOptions:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), excerpts="0..1000", excerpt_seconds="(0, 3600]")
-        check_numbers(vars(self), media_every_n_validations="1..1000000000", health_every_n_steps="1..1000000000")
+        check_numbers(vars(self), media_every_n_validations=COUNTS, health_every_n_steps=COUNTS)
 
 
 class Excerpts(pl.Callback):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dfx.errors import SEEDS, check_numbers
+from dfx.errors import COUNTS, SEEDS, check_numbers
 
 BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "network")
 LEARNED = ("fixed", "network")
@@ -33,9 +33,9 @@ class BaselineOptions:
     def __post_init__(self) -> None:
         check_numbers(
             vars(self),
-            evaluations="1..1000000000",
-            excerpts="1..1000000000",
+            evaluations=COUNTS,
+            excerpts=COUNTS,
             excerpt_seconds="(0, 3600]",
-            network_steps="1..1000000000",
+            network_steps=COUNTS,
         )
         check_numbers(vars(self), seed=SEEDS)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dfx.audio.reading import Recording, Stream, stream_array
 from dfx.datasets.treatment import Treatment
 from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec, Trained
-from dfx.errors import DataError, UserError, check_numbers, nearest
+from dfx.errors import COUNTS, DataError, UserError, check_numbers, nearest
 from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
 from dfx.render.interpolation import CURVES, Curve
 from dfx.render.prediction import (
@@ -62,7 +62,7 @@ class StreamingOptions:
     chunk_samples: int = 2**17
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), chunk_samples="1..1000000000")
+        check_numbers(vars(self), chunk_samples=COUNTS)
         if self.interpolation not in INTERPOLATIONS:
             known = nearest(self.interpolation, INTERPOLATIONS)
             raise UserError(f"there is no interpolation '{self.interpolation}'{known}")

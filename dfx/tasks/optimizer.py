@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from dfx.errors import check_numbers
+from dfx.errors import COUNTS, check_numbers
 
 
 @dataclass
@@ -34,7 +34,7 @@ class OptimizerOptions:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), learning_rate="(0, 1]", patience="1..1000000000")
+        check_numbers(vars(self), learning_rate="(0, 1]", patience=COUNTS)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerOptions, steps: float) -> OptimizerLRScheduler:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dfx.effects import ChainSpec
 from dfx.effects.latency import warn_of_latency
-from dfx.errors import check_numbers
+from dfx.errors import COUNTS, check_numbers
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ class StageOptions:
             vars(self),
             pretraining_epochs="0..1000000000",
             pretraining_learning_rate="(0, 1]",
-            pretraining_patience="1..1000000000",
+            pretraining_patience=COUNTS,
         )
 
 

@@ -244,9 +244,10 @@ def load_pairs(songs: Sequence[Song], output: Path, sample_rate: int) -> dict[st
 def build_report(pairs: dict[str, Pair], left_out: dict[str, str], output: Path) -> Report:
     """Return a report on the pairs prepared so far, with their splits."""
     report = Report(output, doubtful=left_out)
-    split = split_by_group({name: pair.columns["artist"].lower() for name, pair in pairs.items()})
+    groups = {name: pair.columns["artist"].lower() for name, pair in pairs.items()}
+    split = split_by_group(groups)
     for name, pair in sorted(pairs.items()):
-        report.add(name, split[name], *pair.paths, **pair.columns)
+        report.add(name, split[name], *pair.paths, group=groups[name], **pair.columns)
     return report
 
 

@@ -37,9 +37,13 @@ def strip_condition(name: str) -> str:
     return re.sub(r"_clean(raw)?$", "", name)
 
 
+def speaker_of(name: str) -> str:
+    return name.split("_")[0]
+
+
 def split_by_speaker(names: Sequence[str]) -> dict[str, str]:
     """Return the split of the paper for every name."""
-    return {name: HELD_OUT.get(name.split("_")[0], "train") for name in names}
+    return {name: HELD_OUT.get(speaker_of(name), "train") for name in names}
 
 
 DAPS = ZenodoPairs(
@@ -49,6 +53,7 @@ DAPS = ZenodoPairs(
     target="daps/clean",
     split=split_by_speaker,
     name=strip_condition,
+    group=speaker_of,
 )
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ def write_dataset(folder: Path) -> None:
             # Spread evenly over the song, without its beginning and end.
             start = round(number / (song.excerpts + 1) * len(input)) - num_samples // 2
             excerpts = (shipped.round_to_16_bit(audio[start : start + num_samples]) for audio in (input, target))
-            row = {"name": name, "split": song.split, **shipped.write_pair(folder, name, *excerpts)}
+            paths = shipped.write_pair(folder, name, *excerpts)
+            row = {"name": name, "split": song.split, "group": song.name, **paths}
             row |= {"song": song.title, "band": song.band, "start_seconds": f"{start / SAMPLE_RATE:.3f}"}
             rows.append(row | {"engine": song.engine, "licence": song.licence})
     for band in ("muldjord", "sectoid"):

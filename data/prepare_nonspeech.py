@@ -342,7 +342,7 @@ def write_dataset(folder: Path) -> None:
             paths = shipped.write_pair(folder, name, input.audio, make_target(input))
             spans = [{"t0": round(t0 / SAMPLE_RATE, 6), "t1": round(t1 / SAMPLE_RATE, 6)} for t0, t1 in input.spans]
             (folder / "input" / f"{name}_removed.json").write_text(json.dumps(spans) + "\n")
-            row = {"name": name, "split": speaker.split, **paths, "speaker": speaker.name}
+            row = {"name": name, "split": speaker.split, "group": speaker.name, **paths, "speaker": speaker.name}
             row |= {"language": speaker.language, "pauses": "made" if speaker.silenced else "recorded", **counts}
             rows.append(row | {"source": f"{speaker.package} {recording.name}", "licence": speaker.licence})
     for name, path in LICENCES.items():

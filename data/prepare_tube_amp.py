@@ -122,9 +122,9 @@ class Note:
         return f"FluidR3_GM program {self.program} pitch {self.pitch} velocity {self.velocity}"
 
     @property
-    def group(self) -> tuple:
-        """Key of the sounds that must be in the same split: all velocities of a pitch."""
-        return (self.program, self.pitch)
+    def group(self) -> str:
+        """Name of the sounds that must be in the same split: all velocities of a pitch."""
+        return f"{PROGRAMS[self.program][0]}_{self.pitch:03d}"
 
     def render(self, sources: Sources) -> np.ndarray:
         """Render the note with fluidsynth, without reverb and chorus, as mono audio at RENDER_SAMPLE_RATE.
@@ -177,8 +177,8 @@ class OneShot:
         return f"sonic-pi-samples {self.file}.flac"
 
     @property
-    def group(self) -> tuple:
-        return (self.file,)
+    def group(self) -> str:
+        return self.name
 
     def render(self, sources: Sources) -> np.ndarray:
         """Read the file as mono audio at RENDER_SAMPLE_RATE."""
@@ -202,7 +202,7 @@ def list_sounds() -> list[Note | OneShot]:
     return notes + [OneShot(file) for file in ONE_SHOTS]
 
 
-def split_by_group(sounds: list[Note | OneShot]) -> dict[tuple, str]:
+def split_by_group(sounds: list[Note | OneShot]) -> dict[str, str]:
     """Assign every group to train, validation or test."""
     groups = list(dict.fromkeys(sound.group for sound in sounds))
     random.Random(SPLIT_SEED).shuffle(groups)
@@ -254,7 +254,7 @@ def write_dataset(folder: Path, sources: Sources) -> None:
     for sound in tqdm(sounds, desc="render", unit="pair"):
         input = make_input(sound.render(sources))
         paths = shipped.write_pair(folder, sound.name, input, make_target(input, sources.zamtube))
-        row = {"name": sound.name, "split": split_of[sound.group], **paths}
+        row = {"name": sound.name, "split": split_of[sound.group], "group": sound.group, **paths}
         rows.append(row | {"source": sound.source, "licence": sound.licence})
     shipped.write_manifest(folder, rows)
     # LICENCE-FluidR3.txt is not written by this script, so it is not listed.

@@ -115,6 +115,15 @@ def test_copies_in_two_splits_are_a_warning(make):
     assert any("have copies in another split" in warning for warning in check_folder(str(folder)).warnings)
 
 
+def test_a_group_in_two_splits_is_a_warning(make):
+    folder = make()
+    splits = [*["train"] * 8, "validation", "test"]
+    rows = (f"input/take_{i}.wav,target/take_{i}.wav,{split},note {i // 2}" for i, split in enumerate(splits))
+    (folder / "manifest.csv").write_text("\n".join(["input,target,split,group", *rows]))
+    (warning,) = check_folder(str(folder)).warnings
+    assert warning.startswith("1 groups have pairs in several splits") and "note 4 is in test and validation" in warning
+
+
 def test_all_faults_that_training_refuses_are_listed_and_the_status_is_1(make, capsys):
     folder = make()
     (folder / "input" / "take_0.wav").write_bytes(b"not audio")

@@ -41,21 +41,23 @@ def test_shipped_pairs_are_complete_matched_and_split(task):
     assert len(set(names)) == len(names)
 
 
-def test_velocities_of_one_note_are_in_one_split():
-    splits = find_pairs(str(DATA / "tube_amp"))
-    of_note = {}
-    for split, pairs in splits.items():
-        for pair in pairs:
-            of_note.setdefault(pair.name.rsplit("_", 1)[0] if pair.name[-3:].isdigit() else pair.name, set()).add(split)
-    assert all(len(where) == 1 for where in of_note.values())
+def test_a_group_is_one_note_of_any_velocity_or_a_one_shot():
+    for pair in pairs_of("tube_amp"):
+        assert pair.group == (pair.name if pair.name.startswith("sonic_pi_") else pair.name.rsplit("_", 1)[0])
 
 
-@pytest.mark.parametrize(("task", "column", "count"), [("nonspeech", "speaker", 8), ("mastering", "song", 8)])
-def test_a_speaker_and_a_song_are_in_one_split(task, column, count):
+@pytest.mark.parametrize(("task", "column"), [("nonspeech", "speaker"), ("mastering", "song")])
+def test_a_group_is_a_speaker_or_a_song(task, column):
+    rows = manifest_of(task)
+    assert len({row["group"] for row in rows}) == len({row[column] for row in rows}) == 8
+    assert len({(row["group"], row[column]) for row in rows}) == 8
+
+
+@pytest.mark.parametrize("task", COUNTS)
+def test_a_group_is_in_one_split(task):
     splits = {}
     for row in manifest_of(task):
-        splits.setdefault(row[column], set()).add(row["split"])
-    assert len(splits) == count
+        splits.setdefault(row["group"], set()).add(row["split"])
     assert all(len(where) == 1 for where in splits.values())
 
 

@@ -68,6 +68,16 @@ def test_a_manifest_names_pairs_and_splits(make_pairs):
     }
 
 
+def test_a_manifest_may_group_pairs_and_a_pair_without_a_group_is_one_by_itself(make_pairs):
+    root = make_pairs(4)
+    assert all(pair.group == pair.name for pair in all_pairs(root))
+    rows = [f"n{i},{split},input/note_0{i}.wav,target/note_0{i}.wav" for i, split in enumerate(["train", *SPLITS])]
+    groups = ["anna", "anna", "ben", ""]
+    lines = ["name,split,input,target,Group", *(f"{row},{group}" for row, group in zip(rows, groups))]
+    (root / "manifest.csv").write_text("\n".join(lines))
+    assert [pair.group for pair in all_pairs(root)] == ["anna", "anna", "ben", "n3"]
+
+
 def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_validation(make_pairs):
     root = make_pairs(5)
     splits = ["train", "val", "test", "train", "train"]

@@ -160,7 +160,7 @@ def test_daps_is_split_by_speaker_and_its_names_are_matched(server, tmp_path):
     }
     row = manifest(tmp_path)["f10_script2"]
     assert row["input_source"] == "daps/cleanraw/f10_script2_cleanraw.wav"
-    assert row["target_source"] == "daps/clean/f10_script2_clean.wav"
+    assert row["target_source"] == "daps/clean/f10_script2_clean.wav" and row["group"] == "f10"
 
 
 def test_a_corrupt_archive_is_refused_and_nothing_is_prepared(server, tmp_path):
@@ -568,7 +568,7 @@ def test_a_copy_that_grows_is_added_to_and_no_artist_is_in_two_splits(library, t
     rows = manifest(out)
     assert len(rows) == 6 and len(before) == 6 and doubtful(out) == {}
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    assert all(len({row["split"] for row in rows.values() if row["artist"] == f"artist {i}"}) == 1 for i in range(3))
+    assert all(len({row["split"] for row in rows.values() if row["group"] == f"artist {i}"}) == 1 for i in range(3))
     assert {row["split"] for row in rows.values()} == {"train", "validation", "test"}
     assert all(row["correlation"] for row in rows.values())
 

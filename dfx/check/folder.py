@@ -95,7 +95,13 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
         {split: _totals([pair for pair, given in listed if given == split]) for split in SPLITS},
         looks,
         faults,
-        [*describe_oddities(looks), *cancelling, *describe_levels(looks), *_find_copies(listed, folder)],
+        [
+            *describe_oddities(looks),
+            *cancelling,
+            *describe_levels(looks),
+            *_find_copies(listed, folder),
+            *_find_split_groups(listed),
+        ],
         [*describe_conversion(files, options.sample_rate, options.channels), *_describe_lengths(listed, options)],
     )
 
@@ -124,6 +130,18 @@ def _find_copies(listed: Sequence[Listed], folder: str) -> list[str]:
         return []
     shown = ", ".join(f"{name} in {split}" for name, split in copies[0])
     return [f"{len(copies)} pairs have copies in another split, whose metrics are then too good: {shown}"]
+
+
+def _find_split_groups(listed: Sequence[Listed]) -> list[str]:
+    """Return a sentence if pairs of one group are in two splits."""
+    found = defaultdict(set)
+    for pair, split in listed:
+        found[pair.group].add(split)
+    groups = sorted(group for group, splits in found.items() if len(splits) > 1)
+    if not groups:
+        return []
+    shown = f"{groups[0]} is in {' and '.join(sorted(found[groups[0]]))}"
+    return [f"{len(groups)} groups have pairs in several splits, so the test split does not measure others: {shown}"]
 
 
 def _describe_lengths(listed: Sequence[Listed], options: Options) -> list[str]:

@@ -25,11 +25,19 @@ _CHECK_SECONDS = 30
 
 @dataclass(frozen=True)
 class Pair:
-    """An input and its target: files of equal length and sample rate."""
+    """An input and its target: files of equal length and sample rate.
+
+    Args:
+        name: no two pairs have one name.
+        input, target: the files.
+        group: what several pairs share, such as a note, speaker or song, so that they are not independent; by default
+            the name.
+    """
 
     name: str
     input: AudioFile
     target: AudioFile
+    group: str
 
 
 Listed = tuple[Pair, str]
@@ -43,7 +51,8 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
     (``train``, ``validation`` or ``val``, or ``test``), or the folders ``input`` and ``target`` with files of the
     same names. Pairs without a split are divided at random, by ``seed``: 80 % train, 10 % validation, 10 % test.
     ``rows`` selects those of the manifest whose columns match all of its patterns, which may contain ``*`` and ``?``.
-    No two pairs have one name: it is that of the manifest, or else a path relative to the folder.
+    No two pairs have one name: it is that of the manifest, or else a path relative to the folder. The optional column
+    ``group`` of the manifest names what several pairs share; it does not affect the split.
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
@@ -189,8 +198,8 @@ def check_file(file: AudioFile, sample_rate: int, channels: int, read: Read = Au
     return Check(f"{file.path} is silent")
 
 
-def _pair(name: str, input: Path, target: Path) -> Pair:
-    pair = Pair(name, AudioFile.open(str(input)), AudioFile.open(str(target)))
+def _pair(name: str, input: Path, target: Path, group: str = "") -> Pair:
+    pair = Pair(name, AudioFile.open(str(input)), AudioFile.open(str(target)), group or name)
     descriptions = {"sample_rate": "sample rates, {} and {} Hz", "samples": "lengths, {} and {} samples"}
     for attribute, described in descriptions.items():
         values = getattr(pair.input, attribute), getattr(pair.target, attribute)
@@ -217,7 +226,8 @@ def _from_manifest(
         if split not in SPLITS and (split or needs_split):
             raise DataError(f"{manifest}, line {row.line}: split '{given}' is none of {', '.join(SPLITS)}")
         try:
-            listed.append((_pair(name, *(_find_listed(manifest, row, side) for side in ("input", "target"))), split))
+            input, target = (_find_listed(manifest, row, side) for side in ("input", "target"))
+            listed.append((_pair(name, input, target, row.values.get("group", "")), split))
         except DataError as error:
             on_fault(error)
     return listed

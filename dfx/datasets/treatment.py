@@ -127,10 +127,10 @@ class TreatedPairs(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a whole pair: ``input`` and ``target``, each float32 ``(channels, samples)``, and ``name``."""
+        """Return a whole pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``."""
         pair = self.pairs[index]
         input, target = self.read(index, 0, pair.input.samples_at(self.sample_rate))
-        return {"input": input, "target": target, "name": pair.name}
+        return {"input": input, "target": target, "name": pair.name, "group": pair.group}
 
     def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:
         """Return a window of input and target, each ``(channels, samples)``."""

@@ -110,6 +110,7 @@ class ZenodoPairs:
         input, target: folders in the archive.
         split: maps the sorted list of names to the split of each name.
         name: maps a file name without its suffix to the name that input and target share.
+        group: maps a name to the column ``group`` of the manifest.
     """
 
     record: str
@@ -118,6 +119,7 @@ class ZenodoPairs:
     target: str
     split: Callable[[Sequence[str]], Mapping[str, str]]
     name: Callable[[str], str] = str
+    group: Callable[[str], str] = str
 
     def main(self, manual: str, output: str, arguments: Sequence[str] | None = None) -> None:
         """Run the command line of a script: ``manual`` is the text of ``--help``, ``output`` the default folder.
@@ -163,7 +165,7 @@ class ZenodoPairs:
         split = self.split(list(pairs))
         for name, (input, target) in pairs.items():
             source = {"input_source": input.source, "target_source": target.source}
-            report.add(name, split[name], input.path, target.path, **source)
+            report.add(name, split[name], input.path, target.path, group=self.group(name), **source)
         report.write()
         report.show()
 

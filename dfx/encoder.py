@@ -9,6 +9,7 @@ import torchaudio
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops.misc import Conv2dNormActivation
 
 from dfx.errors import UserError, check_numbers
 
@@ -25,7 +26,7 @@ class EncoderOptions:
 
     Args:
         backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
-            (its section 3), and take every context separately. ``conv`` is smaller, and takes the contexts of
+            and take every context separately. ``conv`` is smaller, and takes the contexts of
             consecutive frames in one pass.
         width: multiplies the numbers of channels, in (0, 16]; ``inception`` has one size. At 1.0, ``inception`` has
             2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million; ``mobilenet_v2`` at 0.35 and
@@ -33,18 +34,23 @@ class EncoderOptions:
         start_at_defaults: start with every parameter at its effect's default.
         dropout: dropout probability, in [0, 1), of the features between backbone and head, drawn for every example
             and step; it reduces overfitting to few recordings (Srivastava et al. 2014).
+        conventions: ``keras`` gives ``inception`` and ``mobilenet_v2`` the initial weights, the batch normalization
+            and the padding that they have in Keras, and thus in the paper's code; ``torch`` those of torchvision.
 
     Raises:
-        UserError: if the backbone has no such width, or if the dropout probability is out of range.
+        UserError: if the backbone has no such width or conventions, or if the dropout probability is out of range.
     """
 
     backbone: Backbone = "mobilenet_v2"
     width: float = 1.0
     start_at_defaults: bool = True
     dropout: float = 0.0
+    conventions: Literal["torch", "keras"] = "torch"
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), width="(0, 16]", dropout="[0, 1)")
+        if self.backbone == "conv" and self.conventions == "keras":
+            raise UserError("conv is not a network of Keras: set the encoder's conventions to torch")
         if self.backbone == "inception" and self.width != 1:
             raise UserError(f"inception has one size: set the encoder's width to 1 instead of {self.width:g}")
 
@@ -99,7 +105,7 @@ class Dropout(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Predicts the parameters of a chain for every frame from its context (the paper, section 2.1).
+    """Predicts the parameters of a chain for every frame from its context (the paper's deep encoder).
 
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
@@ -137,6 +143,9 @@ class Encoder(nn.Module):
             # less exact in it, which the many of MobileNetV2 amplify. torch's stubs lack this form of `to`.
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = nn.Linear(features, len(defaults))
+        if options.conventions == "keras":
+            _follow_keras(self.input_norm, momentum=0.99)
+            _follow_keras(self.head)
         if options.start_at_defaults:
             # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.
             with torch.no_grad():
@@ -169,7 +178,7 @@ class Encoder(nn.Module):
 def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:
     """Return a network from ``(batch, 1, mel frames, 128)`` to ``(batch, features)``, and its number of features."""
     if options.backbone == "mobilenet_v2":
-        return _mobilenet_v2(options.width)
+        return _mobilenet_v2(options.width, options.conventions == "keras")
     if options.backbone == "inception":
         return Inception(), 256
     conv = Conv(options.width, context_samples, frame_samples)
@@ -177,7 +186,7 @@ def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples:
 
 
 class Inception(nn.Module):
-    """The paper's first encoder (its section 3.1), after Lee et al. 2020, with 2.8 million parameters.
+    """The first of the paper's encoders, after Lee et al. 2020, with 2.8 million parameters.
 
     A 5x5 convolution, then six pairs of a reduction and an inception module, without normalization. The embedding of
     256 features has unit length.
@@ -253,15 +262,36 @@ def _inception_module(channels: int) -> nn.Module:
     )
 
 
-def _mobilenet_v2(width: float) -> tuple[nn.Module, int]:
-    """Return torchvision's MobileNetV2 for one input channel, up to its pooled features (the paper, section 3.2)."""
+def _mobilenet_v2(width: float, keras: bool) -> tuple[nn.Module, int]:
+    """Return torchvision's MobileNetV2 for one input channel, up to its pooled features."""
     network = torchvision.models.mobilenet_v2(width_mult=width)
     stem = network.features[0]
     stem[0] = nn.Conv2d(1, stem[0].out_channels, kernel_size=3, stride=2, padding=1, bias=False)
     for module in network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = False  # Autograd keeps the input: in place, it would copy it first.
+    if keras:
+        _follow_keras(network.features, momentum=0.999)
     return nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten()), network.last_channel
+
+
+def _follow_keras(network: nn.Module, momentum: float = 0.99) -> None:
+    """Change initial weights, batch normalization and strided convolutions of torchvision's form to those of Keras.
+
+    Args:
+        momentum: weight of the former moving averages of the batch normalization, in the sense of Keras.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            # torch's momentum is the weight of the new statistics.
+            module.momentum, module.eps = 1 - momentum, 1e-3
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Conv2dNormActivation) and module[0].stride == (2, 2):
+            module[0].padding = (0, 0)
+            module.insert(0, _SamePadding())
 
 
 class Conv(nn.Module):

@@ -1,11 +1,12 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool
+from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool, _SamePadding
 from dfx.errors import UserError
 
 DEFAULTS = [0.1, 0.5, 0.9, 1.0]
@@ -143,6 +144,79 @@ def test_a_stride_of_two_begins_where_keras_lets_it(length, first):
         layer[1].bias.zero_()
     n = torch.arange(float(length)).expand(length, length)[None, None]
     assert layer(n)[0, 0, 0].tolist() == list(range(first, length, 2))
+
+
+# --- conventions of Keras ----------------------------------------------------------------------------
+
+
+def keras(backbone: str, outputs: int = 21) -> Encoder:
+    options = EncoderOptions(backbone, start_at_defaults=False, conventions="keras")
+    return Encoder([0.5] * outputs, 22050, options)
+
+
+def glorot_bound(shape: tuple[int, ...]) -> float:
+    """The largest weight of Keras' glorot_uniform, for a kernel in the layout of Keras: (..., inputs, outputs)."""
+    field = math.prod(shape[:-2])
+    return (6 / (field * (shape[-2] + shape[-1]))) ** 0.5
+
+
+def keras_shape(weight: torch.Tensor) -> tuple[int, ...]:
+    # A depthwise kernel is (height, width, channels, 1) in Keras, and (channels, 1, height, width) here.
+    outputs, inputs, *field = weight.shape
+    return (*field, outputs, inputs) if inputs == 1 and outputs > 1 else (*field, inputs, outputs)
+
+
+@pytest.mark.parametrize("backbone, counted", [("inception", 2_806_937), ("mobilenet_v2", 2_284_309)])
+def test_conventions_of_keras_change_no_number_of_parameters(backbone, counted):
+    network = keras(backbone)
+    parts = [network.backbone, network.head] + ([network.input_norm] if backbone == "inception" else [])
+    assert keras_count(*parts) == counted
+
+
+@pytest.mark.parametrize("backbone", ["inception", "mobilenet_v2"])
+def test_moving_averages_and_epsilons_are_those_of_keras(backbone):
+    network = keras(backbone)
+    norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    # Keras' momentum is the weight of the former average.
+    assert norms.pop("input_norm").momentum == pytest.approx(1 - 0.99)
+    assert len(norms) == (52 if backbone == "mobilenet_v2" else 0)
+    assert all(norm.momentum == pytest.approx(1 - 0.999) for norm in norms.values())
+    assert {norm.eps for norm in (*norms.values(), network.input_norm)} == {1e-3}
+
+
+def test_mobilenet_v2_and_the_heads_start_with_the_weights_of_keras():
+    torch.manual_seed(0)
+    network = keras("mobilenet_v2")
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for weight in [*(layer.weight for layer in layers), keras("inception").head.weight]:
+        bound = glorot_bound(keras_shape(weight))
+        assert 0.8 * bound < weight.abs().max() <= bound
+    assert not network.head.bias.any() and not keras("inception").head.bias.any()
+
+
+def test_inception_has_the_weights_of_keras_with_either_conventions():
+    for options in (EncoderOptions("inception"), EncoderOptions("inception", conventions="keras")):
+        convolution = Encoder(DEFAULTS, 22050, options).backbone.network[0][0]
+        assert convolution.weight.abs().max().item() == pytest.approx((6 / 25) ** 0.5, rel=0.02)
+
+
+def test_strided_convolutions_of_mobilenet_v2_begin_where_keras_lets_them():
+    network = keras("mobilenet_v2").eval()
+    strided, sizes = [], []
+    for module in network.backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.register_forward_hook(lambda module, inputs, _: strided.append(tuple(inputs[0].shape[2:])))
+        if isinstance(module, _SamePadding):
+            module.register_forward_hook(lambda module, inputs, _: sizes.append(tuple(inputs[0].shape[2:])))
+    network(torch.zeros(1, 1, 40960))
+    assert sizes == [(157, 128), (79, 64), (40, 32), (20, 16), (10, 8)]
+    # An even length is padded at its end only, an odd one at both.
+    assert strided == [tuple(n + 1 + n % 2 for n in size) for size in sizes]
+
+
+def test_conv_has_no_conventions_of_keras():
+    with pytest.raises(UserError, match="conv is not a network of Keras"):
+        EncoderOptions("conv", conventions="keras")
 
 
 @pytest.mark.parametrize("width, low, high", [(0.4, 40_000, 70_000), (1.0, 250_000, 300_000)])

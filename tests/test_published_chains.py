@@ -128,9 +128,14 @@ def test_training_options_are_the_published_ones(task):
     assert arguments["stages"] == {
         "pretraining_epochs": 100, "pretraining_learning_rate": 1e-3, "pretraining_patience": 4, "progressive": True,
     }  # fmt: skip
-    assert arguments["optimizer"] == {"learning_rate": 1e-4, "schedule": "plateau", "patience": 25}
+    assert arguments["optimizer"] == {
+        "learning_rate": 1e-4,
+        "schedule": "plateau",
+        "patience": 25,
+        "adam_epsilon": 1e-7,
+    }
     backbone = "mobilenet_v2" if task == "nonspeech" else "inception"
-    assert arguments["encoder"] == {"backbone": backbone, "start_at_defaults": False}
+    assert arguments["encoder"] == {"backbone": backbone, "start_at_defaults": False, "conventions": "keras"}
     treated = {"nonspeech": {"highpass_hz": 100}, "mastering": {"input_lufs": -25}}
     augmented = {"nonspeech": {"noise_db": [30, 50], "gain": [0.1, 1]}}
     assert arguments.get("treatment") == treated.get(task)

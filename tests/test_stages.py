@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.cli import main
@@ -13,6 +12,7 @@ from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
 from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
+from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
 from dfx.tasks.stages import StageOptions
 from tests.known_effects import known
 from tests.staged_run import STEPS_IN_EPOCH, change, checkpoints, config, fit, same  # noqa: F401
@@ -282,11 +282,33 @@ def test_the_plateau_of_the_paper_multiplies_by_0_2_after_20_validations_without
     monkeypatch.setattr(
         Task, "on_train_epoch_start", lambda self: rates.append(self.optimizers().param_groups[0]["lr"]), raising=False
     )
-    change(config, "trainer", max_epochs=24, limit_train_batches=1, limit_val_batches=1)
+    change(config, "trainer", max_epochs=23, limit_train_batches=1, limit_val_batches=1)
     change(config, "model.init_args.stages", pretraining_epochs=0, progressive=False)
     change(config, "model.init_args.optimizer", patience=None)
-    cli = fit(config, "--run.checkpoint_minutes", 10)
-    assert rates == pytest.approx(22 * [0.003] + 2 * [0.0006])
-    plateau = cli.model.lr_schedulers()
-    assert isinstance(plateau, ReduceLROnPlateau)
-    assert (plateau.factor, plateau.patience, plateau.cooldown, plateau.min_lrs) == (0.2, 20, 1, [1.6e-6])
+    fit(config, "--run.checkpoint_minutes", 10)
+    assert rates == pytest.approx(21 * [0.003] + 2 * [0.0006])
+
+
+def test_the_plateau_falls_as_that_of_keras_at_the_20th_and_the_40th_validation_without_improvement():
+    options = OptimizerOptions(1e-4, "plateau")
+    schedule = make_optimizer([torch.nn.Parameter(torch.zeros(1))], options, 1)["lr_scheduler"]["scheduler"]
+    rates = []
+    # Less than 1e-4 is no improvement to Keras, whatever the loss.
+    for loss in [9.0, 8.0, *(8.0 - 9e-5 for _ in range(81))]:
+        schedule.step(loss)
+        rates.append(schedule.get_last_lr()[0])
+    expected = [1e-4] * 2 + [1e-4] * 19 + [2e-5] * 20 + [4e-6] * 20 + [1.6e-6] * 22
+    assert rates == pytest.approx(expected)
+
+
+def test_adam_has_the_epsilon_of_the_config_in_every_stage_with_its_own_learning_rate():
+    options = OptimizerOptions(1e-4, "plateau", 25, adam_epsilon=1e-7)
+    model = task([known("Gain")], stages=StageOptions(pretraining_epochs=1), optimizer=options)
+    made = []
+    for stage in (0, 1):
+        model.enter_stage(stage)
+        options = model._optimizer_of_stage
+        made.append((options.learning_rate, options.schedule, options.patience, options.adam_epsilon))
+    assert made == [(1e-3, "constant", 4, 1e-7), (1e-4, "plateau", 25, 1e-7)]
+    optimizer = make_optimizer(model.parameters(), OptimizerOptions(schedule="constant", adam_epsilon=1e-7), 1)
+    assert optimizer.defaults["eps"] == 1e-7

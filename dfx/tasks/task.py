@@ -197,8 +197,8 @@ class Task(pl.LightningModule):
     def _optimizer_of_stage(self) -> OptimizerOptions:
         if self.stage.renders:
             return self.optimizer_options
-        options = self.stage_options
-        return OptimizerOptions(options.pretraining_learning_rate, "constant", options.pretraining_patience)
+        rate, patience = self.stage_options.pretraining_learning_rate, self.stage_options.pretraining_patience
+        return dataclasses.replace(self.optimizer_options, learning_rate=rate, schedule="constant", patience=patience)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         patience = self._optimizer_of_stage.patience

@@ -17,7 +17,7 @@ from dfx.errors import DataError, UserError
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.meanings import EXPLAINED
 from dfx.evaluation.options import BASELINES, BaselineOptions
-from dfx.evaluation.results import Mean, Results, as_table, read_means
+from dfx.evaluation.results import Mean, Results, as_table, describe_differences, read_means
 from dfx.metrics import COLUMNS
 from tests.known_effects import known
 from tests.small_training import task
@@ -77,13 +77,67 @@ def test_means_come_with_their_intervals_as_json_and_csv(folder):
     values = [row["esr"] for row in files if row["method"] == "output"]
     mean = json.loads((folder / "means.json").read_text())["output"]["esr"]
     low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
-    assert mean == pytest.approx({"mean": np.mean(values), "low": low, "high": high, "files": 2})
+    assert mean == pytest.approx({"mean": np.mean(values), "low": low, "high": high, "files": 2, "groups": 2})
     assert json.loads((folder / "metrics.json").read_text())["output"]["esr"] == mean["mean"]
     rows = {(row["method"], row["metric"]): row for row in csv.DictReader((folder / "means.csv").open())}
     assert float(rows["output", "esr"]["high"]) == mean["high"]
     assert rows["output", "removed_db"]["files"] == "1" and rows["output", "removed_db"]["low"] == ""
     read = read_means(folder)["output"]["esr"]
-    assert (read, read.low, read.high, read.count) == tuple(mean.values())
+    assert (read, read.low, read.high, read.count, read.groups) == tuple(mean.values())
+
+
+def test_differences_are_paired_by_file_and_written_as_json_and_csv(folder):
+    rows = {(row["file"], row["method"]): row for row in json.loads((folder / "files.json").read_text())}
+    differences = [rows[file, "output"]["loss"] - rows[file, "fixed"]["loss"] for file in ("one", "two")]
+    low, high = scipy.stats.t.interval(0.95, 1, np.mean(differences), scipy.stats.sem(differences))
+    mean = json.loads((folder / "differences.json").read_text())["fixed"]["loss"]
+    assert (mean["mean"], mean["low"], mean["high"]) == pytest.approx((np.mean(differences), low, high))
+    read = {(row["method"], row["metric"]): row for row in csv.DictReader((folder / "differences.csv").open())}
+    assert {method for method, _ in read} == set(BASELINES)
+    assert float(read["fixed", "loss"]["low"]) == mean["low"]
+
+
+def test_an_interval_counts_each_group_once():
+    one_each, three_each = Mean.of([1.0, 3.0]), Mean.of([1.0] * 3 + [2.0, 3.0, 4.0], ["a"] * 3 + ["b"] * 3)
+    assert (three_each.low, three_each.high) == pytest.approx((one_each.low, one_each.high))
+    assert (three_each.count, three_each.groups) == (6, 2)
+    alone = Mean.of([1.0, 2.0], ["a", "a"])
+    assert alone == 1.5 and alone.low is None and not alone.excludes_zero
+
+
+def test_intervals_of_groups_of_unequal_sizes_hold_the_mean_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 5, 12)
+    groups = np.repeat(np.arange(12), sizes).tolist()
+    held = 0
+    for _ in range(1000):
+        values = np.repeat(random.standard_normal(12), sizes) + 0.3 * random.standard_normal(len(groups))
+        mean = Mean.of(values.tolist(), groups)
+        held += mean.low < 0 < mean.high
+    assert 0.91 < held / 1000 < 0.97
+
+
+def rows_of(**losses: list) -> list:
+    """Return rows of four files in two groups."""
+    files = {"a1": "a", "a2": "a", "b1": "b", "b2": "b"}
+    return [
+        {"file": file, "group": group, "method": method, "loss": loss}
+        for method, of in losses.items()
+        for (file, group), loss in zip(files.items(), of)
+    ]
+
+
+def test_a_difference_is_called_better_only_if_its_interval_excludes_zero():
+    output = [1.0, 1.2, 2.0, 2.2]
+    others = {"input": [2.0, 2.2, 3.01, 3.21], "defaults": [1.1, 1.3, 3.0, 3.2], "fixed": [0.5, 0.7, 1.51, 1.71]}
+    results = Results.of(rows_of(**others, output=output), "hold")
+    sentence = "By loss, output is better than input; worse than fixed; not shown to differ from defaults."
+    assert describe_differences(results) == sentence
+    table = as_table(results)
+    assert sentence in table and "Means of 4 files in 2 groups" in table
+    assert [line.split()[3:] for line in table.splitlines() if line.startswith("output - defaults")] == [
+        ["-0.550", "±5.718"]
+    ]
 
 
 def test_a_mean_is_a_number_that_can_be_copied_with_its_interval():

@@ -253,6 +253,21 @@ def test_the_metrics_of_the_file_and_their_means_are_shown(page, folder):
         assert row.find_elements("css selector", "td")[-1].text.startswith(f"{value:.3f}")
 
 
+@pytest.mark.slow
+def test_differences_are_bold_where_their_intervals_exclude_zero(browse, folder, tmp_path):
+    def change(differences):
+        for low, method in ((-2.0, "input"), (0.5, "defaults")):
+            differences[method]["esr"].update(mean=1.0, low=low, high=4.0)
+        return differences
+
+    page = browse(write_report(with_json(folder, tmp_path / "copy", "differences", change))[0])
+    row = next(r for r in page.find_elements("css selector", "#differences tbody tr") if "Waveform error" in r.text)
+    cells = row.find_elements("css selector", "td")
+    assert [cell.text.split(" ")[0] for cell in cells] == ["1.000", "1.000"]
+    assert [cell.get_attribute("class") for cell in cells] == ["", "best"]
+    assert not page.find_elements("css selector", "#means .best")
+
+
 def rate(page, row, rating: int) -> None:
     from selenium.webdriver import Keys
 

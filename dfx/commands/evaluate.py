@@ -9,9 +9,11 @@
 The pairs of each split are those of the checkpoint, also if others were added since. --data evaluates all pairs of a
 folder, or the test split of its manifest if there is one.
 
-Prints a table of means, or with --json one object {method: {metric: mean}}. Writes to a folder the metrics of every
-file, their means with intervals, settings, automation and audio, and report.html, a page for listening and for blind
-ratings, which "python -m dfx.report FOLDER" writes again.
+Prints a table of means and of the differences between the model and each baseline, or with --json one object {method:
+{metric: mean}}. A difference is shown where its 95 % interval excludes 0; intervals count each group of pairs (column
+"group" of the manifest) once. Writes to a folder the metrics of every file, means and differences with intervals,
+settings, automation and audio, and report.html, a page for listening and for blind ratings, which "python -m dfx.report
+FOLDER" writes again.
 
 Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
 "per_file_warm" search a setting for every test pair, with one rendering for each evaluation. The module

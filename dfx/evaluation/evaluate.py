@@ -1,7 +1,8 @@
 """Evaluation of a trained model and its baselines on a test split, written to a folder:
 
 - ``metrics.json``: means over the files;
-- ``means.csv`` and ``means.json``: the same with intervals and the number of files;
+- ``means.csv`` and ``means.json``: the same with intervals, which count each group of files once, and their numbers;
+- ``differences.csv`` and ``differences.json``: likewise, the model minus each baseline, file by file;
 - ``files.csv`` and ``files.json``: every metric of every file, and why a metric is undefined;
 - ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, or ``{baseline: {file: ...}}``;
 - ``automation/NAME.csv``: the model's parameters in their units, over time in seconds;
@@ -40,7 +41,7 @@ from dfx.tasks import Task
 from dfx.writing import file_stem, write_csv, write_text
 
 Row = dict[str, Any]
-"""``file``, ``method``, ``left_out`` and the metrics of one output."""
+"""``file``, its ``group``, ``method``, ``left_out`` and the metrics of one output."""
 
 
 def evaluate(
@@ -63,7 +64,8 @@ def evaluate(
 
     Args:
         task: the trained model.
-        pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, and ``name``.
+        pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, ``name`` and ``group``; without a
+            group, a pair is one by itself.
         folder: to write to; created if it does not exist. The module's docstring lists its files.
         baselines: any of :data:`~dfx.evaluation.options.BASELINES`.
         training: the training pairs, for baselines that learn from them.
@@ -149,6 +151,7 @@ def _compare(
     """Return a row for each output."""
     input, target = pair["input"], pair["target"]
     removed = attenuated(input, target, sample_rate) if removed is None else removed
+    named = {"file": str(pair["name"]), "group": str(pair.get("group", pair["name"]))}
     rows: list[Row] = []
     for method, output in outputs.items():
         comparison = compare(output, target, sample_rate)
@@ -158,7 +161,7 @@ def _compare(
             metrics["removed_db"] = level_change(input, output, removed, sample_rate)
             metrics["kept_db"] = level_change(input, output, kept, sample_rate)
             metrics["damage_db"] = damage(input, output, kept, sample_rate)
-        rows.append({"file": str(pair["name"]), "method": method, **metrics, "left_out": comparison.left_out})
+        rows.append({**named, "method": method, **metrics, "left_out": comparison.left_out})
     return rows
 
 
@@ -179,13 +182,20 @@ def _write_automation(path: Path, automation: Automation) -> None:
 def _write_tables(
     folder: Path, results: Results, rows: Sequence[Row], metrics: Sequence[str], others: Mapping[str, object]
 ) -> None:
-    means = {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in results.items()}
-    for name, content in {"metrics": results, "means": means, "files": rows, **others}.items():
+    means, differences = (
+        {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in averaged.items()}
+        for averaged in (results, results.differences)
+    )
+    tables = {"metrics": results, "means": means, "differences": differences, "files": rows, **others}
+    for name, content in tables.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     flat: list[Row] = []
     for row in rows:
         reasons = (f"{name}: {reason}" for name, reason in row["left_out"].items())
         flat.append({**row, "left_out": "; ".join(reasons)})
-    write_csv(folder / "files.csv", flat, ["file", "method", *metrics, "left_out"])
-    flat = [{"method": method, "metric": name, **mean} for method, of in means.items() for name, mean in of.items()]
-    write_csv(folder / "means.csv", flat, ["method", "metric", "mean", "low", "high", "files"])
+    write_csv(folder / "files.csv", flat, ["file", "group", "method", *metrics, "left_out"])
+    for name, of_methods in {"means": means, "differences": differences}.items():
+        flat = [
+            {"method": method, "metric": of, **mean} for method, all in of_methods.items() for of, mean in all.items()
+        ]
+        write_csv(folder / f"{name}.csv", flat, ["method", "metric", "mean", "low", "high", "files", "groups"])

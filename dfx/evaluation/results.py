@@ -1,10 +1,11 @@
-"""Means over files with confidence intervals, and the table that compares methods."""
+"""Means over files and differences of methods, with confidence intervals, and the table that compares them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,64 +27,122 @@ class Mean(float):
     """A mean over files, with the 95 % interval of the mean of all such files.
 
     Attributes:
-        low, high: the interval by Student's t, which assumes independent files; files of one song or speaker are not
-            quite. None for a single file.
+        low, high: the interval by Student's t over groups of files, which are independent of each other; see
+            :meth:`of`. None for a single group.
         count: of the files that have a value.
+        groups: of these files.
     """
 
     low: float | None = None
     high: float | None = None
     count: int = 1
+    groups: int = 1
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """Return the mean of at least one value."""
+    def of(cls, values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Mean:
+        """Return the mean of at least one value, and its interval.
+
+        Args:
+            values: one for each file.
+            groups: of the files, such as their speakers; by default each file is one. The variance of the mean is
+                estimated from the sums of the deviations in each group (Liang and Zeger 1986). For groups of one size,
+                this is the interval by Student's t of the groups' means.
+        """
         mean = cls(math.fsum(values) / len(values))
-        mean.count = len(values)
-        if len(values) > 1:
-            half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+        deviations: dict[Hashable, float] = defaultdict(float)
+        for value, group in zip(values, range(len(values)) if groups is None else groups):
+            deviations[group] += value - mean
+        mean.count, mean.groups = len(values), len(deviations)
+        if mean.groups > 1:
+            variance = mean.groups / (mean.groups - 1) * math.fsum(of_group**2 for of_group in deviations.values())
+            half = scipy.stats.t.ppf(0.975, mean.groups - 1) * math.sqrt(variance) / len(values)
             mean.low, mean.high = float(mean - half), float(mean + half)
         return mean
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero is outside of the interval."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
     def as_dict(self) -> dict[str, float | None]:
-        return {"mean": self, "low": self.low, "high": self.high, "files": self.count}
+        return {"mean": self, "low": self.low, "high": self.high, "files": self.count, "groups": self.groups}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Mean:
+        """Return the mean of :meth:`as_dict`; earlier versions took each file for a group."""
+        mean = cls(row["mean"])
+        mean.low, mean.high, mean.count = row["low"], row["high"], row["files"]
+        mean.groups = row.get("groups", mean.count)
+        return mean
 
 
-class Results(dict[str, dict[str, Mean]]):
-    """``{method: {metric: mean over the files}}``.
+Means = dict[str, dict[str, Mean]]
+"""``{method: {metric: mean over the files}}``."""
+
+
+class Results(Means):
+    """The means of each method.
 
     Attributes:
+        differences: the means of the model's metrics minus those of each other method, file by file.
         interpolation: how the model's parameters moved between frames.
     """
 
     interpolation: Interpolation = "hold"
 
+    def __init__(self, means: Means | None = None, differences: Means | None = None) -> None:
+        super().__init__(means or {})
+        self.differences = differences or {}
+
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], interpolation: Interpolation) -> Results:
-        """Average rows with ``method`` and metrics, one for each file and method."""
-        results = cls()
+        """Average rows with ``file``, ``group``, ``method`` and metrics, one for each file and method."""
+        groups = {row["file"]: row["group"] for row in rows}
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        values = {
+            (method, name): {row["file"]: row[name] for row in rows if row["method"] == method and name in row}
+            for method in methods
+            for name in EXPLAINED
+        }
+
+        def average(of_files: Mapping[str, Mapping[str, float]]) -> dict[str, Mean]:
+            return {name: Mean.of([*of.values()], [groups[file] for file in of]) for name, of in of_files.items() if of}
+
+        def subtract(method: str, name: str) -> dict[str, float]:
+            output, other = values["output", name], values[method, name]
+            return {file: output[file] - other[file] for file in output if file in other}
+
+        results = cls(
+            {method: average({name: values[method, name] for name in EXPLAINED}) for method in methods},
+            {
+                method: average({name: subtract(method, name) for name in EXPLAINED})
+                for method in methods
+                if method != "output"
+            },
+        )
         results.interpolation = interpolation
-        for method in dict.fromkeys(row["method"] for row in rows):
-            of_method = [row for row in rows if row["method"] == method]
-            values = {name: [row[name] for row in of_method if name in row] for name in EXPLAINED}
-            results[method] = {name: Mean.of(some) for name, some in values.items() if some}
         return results
 
 
 def read_means(folder: Path) -> Results:
     """Read the results of :func:`~dfx.evaluation.evaluate.evaluate` from the folder that it wrote."""
-    results = Results()
-    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    results.interpolation = about.get("interpolation", "hold")  # earlier versions held parameters and did not say so
-    for method, metrics in json.loads((folder / "means.json").read_text(encoding="utf-8")).items():
-        for name, row in metrics.items():
-            mean = results.setdefault(method, {})[name] = Mean(row["mean"])
-            mean.low, mean.high, mean.count = row["low"], row["high"], row["files"]
+
+    def read(name: str) -> Any:
+        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    def as_means(content: Mapping[str, Any]) -> Means:
+        return {method: {name: Mean.from_dict(row) for name, row in of.items()} for method, of in content.items()}
+
+    # Earlier versions wrote no differences, held parameters, and did not say so.
+    differences = read("differences") if (folder / "differences.json").exists() else {}
+    results = Results(as_means(read("means")), as_means(differences))
+    results.interpolation = read("evaluation").get("interpolation", "hold")
     return results
 
 
 def as_table(results: Results, columns: int = 120) -> str:
-    """Format results as text: a row for each method, and one with the ratio of the output's errors to the input's.
+    """Format results as text: a row for each method, one with the ratio of the output's errors to the input's, and one
+    for each difference of the output from another method.
 
     A cell is a mean, with half of its interval. If not all metrics fit, the most important ones are shown.
 
@@ -95,6 +154,8 @@ def as_table(results: Results, columns: int = 120) -> str:
     rows = {method: {name: format_mean(mean) for name, mean in of.items()} for method, of in results.items()}
     if results.get("input") and results.get("output"):
         rows["output / input"] = {name: _ratio(results["output"], results["input"], name) for name in everything}
+    for method, of in results.differences.items():
+        rows[f"output - {method}"] = {name: format_mean(mean) for name, mean in of.items()}
     left, shown = columns - max(len(name) for name in ("method", *rows)), []
     for name in dict.fromkeys([*_FIRST, *everything]):
         width = 2 + max(len(name), *(len(row.get(name, "")) for row in rows.values()))
@@ -115,8 +176,12 @@ def list_places(folder: Path) -> str:
 
 
 def _notes(results: Results, shown: Sequence[str], hidden: int) -> list[str]:
-    most = max((mean.count for of in results.values() for mean in of.values()), default=0)
-    notes = ["Values of one file." if most == 1 else f"Means of {most} files, ± half of their 95 % intervals."]
+    means = [mean for of in results.values() for mean in of.values()]
+    most, groups = (max((getattr(mean, name) for mean in means), default=0) for name in ("count", "groups"))
+    files = f"{most} files" if groups == most else f"{most} files in {groups} group{'s' * (groups > 1)}"
+    notes = ["Values of one file." if most == 1 else f"Means of {files}, ± half of their 95 % intervals."]
+    if groups > 1 and results.differences:
+        notes.append(describe_differences(results))
     counts = {name: min(of[name].count for of in results.values() if name in of) for name in shown}
     fewer = ", ".join(f"{name} {count}" for name, count in counts.items() if count < most)
     if fewer:
@@ -125,6 +190,18 @@ def _notes(results: Results, shown: Sequence[str], hidden: int) -> list[str]:
         notes.append(f"{hidden} more metrics are in means.csv.")
     notes.append(f"Parameters: {results.interpolation}, {INTERPOLATIONS[results.interpolation]}.")
     return notes
+
+
+def describe_differences(results: Results) -> str:
+    """Return a sentence that compares the loss of the model with that of each other method."""
+    losses = {method: of["loss"] for method, of in results.differences.items()}
+    found = {
+        "better than": [method for method, loss in losses.items() if loss.excludes_zero and loss < 0],
+        "worse than": [method for method, loss in losses.items() if loss.excludes_zero and loss > 0],
+        "not shown to differ from": [method for method, loss in losses.items() if not loss.excludes_zero],
+    }
+    parts = (f"{verdict} {', '.join(methods)}" for verdict, methods in found.items() if methods)
+    return f"By loss, output is {'; '.join(parts)}."
 
 
 def format_mean(mean: Mean) -> str:

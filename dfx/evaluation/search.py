@@ -19,7 +19,7 @@ from dfx.evaluation.options import BaselineOptions
 from dfx.losses import Loss, loss_of_recordings
 
 AudioPair = Mapping[str, Any]
-"""``input`` and ``target``, each ``(channels, samples)``, and ``name``."""
+"""``input`` and ``target``, each ``(channels, samples)``, ``name`` and, where several pairs share one, ``group``."""
 
 
 class AudioPairs(Protocol):

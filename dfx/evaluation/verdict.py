@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 
 from dfx.effects.parameter import ParameterSpace
-from dfx.evaluation.results import Results
+from dfx.evaluation.results import Results, format_mean
 
 _AT_BOUND = 0.01  # distance from a bound, as a share of the range
 _MOST_FRAMES = 0.9
 
 
 def describe_results(results: Results, folder: Path, space: ParameterSpace) -> list[str]:
-    """Return a sentence for a model that is worse than a baseline, a single test file, and parameters at their bounds.
+    """Return sentences about what an evaluation does not show, and about parameters at their bounds.
+
+    A model is worse than a baseline if the interval of their paired difference is above 0, and not shown to be better
+    if it includes 0.
 
     Args:
         results: of :func:`~dfx.evaluation.evaluate.evaluate`.
@@ -22,12 +25,15 @@ def describe_results(results: Results, folder: Path, space: ParameterSpace) -> l
     found = []
     output = results["output"]["loss"]
     for method, described in {"input": "the unprocessed input", "defaults": "the untrained effects"}.items():
-        if method in results and output > results[method]["loss"]:
-            found.append(
-                f"The model is worse than {described}: loss {output:.3f}, {results[method]['loss']:.3f} there."
-            )
-    if output.count == 1:
-        found.append("There is one test file: the metrics say little about others.")
+        difference = results.differences[method]["loss"] if method in results.differences else None
+        if difference is None or difference.low is None or (difference.excludes_zero and difference < 0):
+            continue
+        verdict = "worse" if difference.excludes_zero else "not shown to be better"
+        losses = f"loss {output:.3f}, {results[method]['loss']:.3f} there, difference {format_mean(difference)}"
+        found.append(f"The model is {verdict} than {described}: {losses}.")
+    if output.groups == 1:
+        files = "is one test file" if output.count == 1 else "is one group of test files"
+        found.append(f"There {files}: the metrics say little about others.")
     tables = [np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2) for path in (folder / "automation").glob("*.csv")]
     positions = space.normalize(np.concatenate(tables)[:, 1:])
     for end, near in {"lower": positions <= _AT_BOUND, "upper": positions >= 1 - _AT_BOUND}.items():

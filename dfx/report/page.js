@@ -481,31 +481,44 @@ function showNumbers() {
     if (value !== undefined) return { value };
     return { reason: file.left_out[method]?.[name] };
   };
-  table($("of-file"), row);
-  table($("means"), (method, name) => {
-    const mean = shared.means[method]?.[name];
-    return mean ? { value: mean.mean, half: mean.low === null ? null : mean.mean - mean.low, files: mean.files } : {};
-  });
+  // Values that are displayed alike count as equal.
+  const isLowest = ({ value }, others, name) =>
+    shared.less_is_better.includes(name) && others.length > 1 &&
+    number(value) === number(Math.min(...others.map((other) => other.value)));
+  const excludesZero = ({ low, high }) => low !== undefined && (low > 0 || high < 0);
+  const meanOf = (means) => (method, name) => {
+    const mean = means[method]?.[name];
+    if (!mean) return {};
+    return mean.low === null ? { value: mean.mean, files: mean.files } : { value: mean.mean, ...mean };
+  };
+  const rivals = Object.keys(shared.differences);
+  table($("of-file"), shared.methods, row, isLowest);
+  table($("means"), shared.methods, meanOf(shared.means), () => false);
+  table($("differences"), rivals, meanOf(shared.differences), excludesZero);
+  for (const id of ["differences-title", "differences-note"]) $(id).hidden = !rivals.length;
   $("means-title").textContent = `All ${shared.count} files`;
-  $("means-note").textContent = "Means ± half of their 95 % confidence intervals. Bold: lowest error.";
+  $("means-note").textContent = "Means ± half of their 95 % confidence intervals.";
+  $("differences-note").textContent =
+    "The output's values minus those of each other method, file by file: means ± half of their 95 % confidence " +
+    "intervals, which count each group of files once. Bold: the interval excludes 0. Other differences are not shown.";
 }
 
-function table(element, cellOf) {
-  const head = make("tr", {}, make("td"), ...shared.methods.map((method) => {
+/** cellOf: maps a method and a metric to a cell; isBold: a cell, those of its row that have values, and the metric. */
+function table(element, methods, cellOf, isBold) {
+  const head = make("tr", {}, make("td"), ...methods.map((method) => {
     const cell = make("th", { scope: "col", textContent: readable(method) });
     cell.style.setProperty("--colour", colourOf(method));
     return cell;
   }));
   const body = Object.entries(shared.metrics).map(([name, { title, sentence }]) => {
-    const cells = shared.methods.map((method) => cellOf(method, name));
-    const values = cells.map(({ value }) => value).filter((value) => value !== undefined);
-    // Values that are displayed alike count as equal.
-    const least = shared.less_is_better.includes(name) && values.length > 1 ? number(Math.min(...values)) : null;
+    const cells = methods.map((method) => cellOf(method, name));
+    const withValue = cells.filter(({ value }) => value !== undefined);
     const heading = make("th", { scope: "row" }, title, make("small", { textContent: sentence }));
-    return make("tr", {}, heading, ...cells.map(({ value, half, files: count, reason }) => {
+    return make("tr", {}, heading, ...cells.map((of) => {
+      const { value, low, files: count, reason } = of;
       if (value === undefined) return make("td", { className: "none", textContent: reason || "–" });
-      const cell = make("td", { textContent: number(value), className: number(value) === least ? "best" : "" });
-      if (half) cell.append(make("span", { className: "half", textContent: ` ±${number(half)}` }));
+      const cell = make("td", { textContent: number(value), className: isBold(of, withValue, name) ? "best" : "" });
+      if (low < value) cell.append(make("span", { className: "half", textContent: ` ±${number(value - low)}` }));
       if (count < shared.count) cell.append(make("span", { className: "half", textContent: ` of ${count}` }));
       return cell;
     }));

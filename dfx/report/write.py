@@ -76,6 +76,8 @@ def write_report(folder: Path, seconds: float = PAGE_SECONDS, megabytes: float =
 
 def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
     about, rows, settings, means = (_read_json(folder, name) for name in ("evaluation", "files", "settings", "means"))
+    # Evaluations of earlier versions wrote no differences.
+    differences = _read_json(folder, "differences") if (folder / "differences.json").exists() else {}
     # From the unprocessed input to the target.
     tracks = ["input", *(method for method in about["methods"] if method != "input"), "target"]
     progress = tqdm(about["files"], desc="Writing the page", unit="file", leave=False, disable=None)
@@ -89,6 +91,7 @@ def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
         "interpolation": about.get("interpolation", "hold"),
         "identity": hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()[:16],
         "means": means,
+        "differences": differences,
         "tracks": tracks,
         "anchor": ANCHOR,
         "count": len(about["files"]),

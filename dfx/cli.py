@@ -87,13 +87,16 @@ class WandbOptions:
 
     Args:
         mode: ``offline`` keeps everything in the run's folder (``wandb sync`` uploads it); ``online`` needs a login,
-            and falls back to ``offline`` without one; ``disabled`` logs nothing.
+            and falls back to ``offline`` without one; ``disabled`` logs nothing. The default is ``online`` for a run of
+            ``wandb agent``, else ``offline``.
         project: in Weights & Biases.
         group: of related runs.
         tags: of the run.
     """
 
-    mode: Literal["offline", "online", "disabled"] = "offline"
+    mode: Literal["offline", "online", "disabled"] = field(
+        default_factory=lambda: "online" if "WANDB_SWEEP_ID" in os.environ else "offline"
+    )
     project: str = "dfx"
     group: str | None = None
     tags: list[str] = field(default_factory=list)

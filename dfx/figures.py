@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from dfx.audio.levels import amplitude_to_db, frame_levels_db, level_frame_samples
@@ -189,28 +189,87 @@ def draw_excerpt_automation(
     return figure
 
 
-def draw_sweep(runs: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw validation loss over renderings: a line for the mean of each arm, in a band of one standard deviation.
+def draw_sweep(runs: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draw validation loss over renderings, and below it the lowest validation and the test loss over each parameter.
 
-    The runs are rows of :func:`dfx.sweep.summary.read_runs`.
+    A line is the mean of an arm, in a band of one standard deviation over its runs. The panels of the parameters show
+    means with their 95 % intervals; geometric values are on a logarithmic axis, those that are no numbers side by side.
+
+    Args:
+        runs: of :func:`dfx.sweep.summary.read_runs`.
+        means: of :func:`dfx.sweep.summary.marginal_means`.
+        title: of the figure.
     """
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
-    axis = figure.subplots()
+    parameters = list(dict.fromkeys(row["parameter"] for row in means))
+    figure = Figure(figsize=(8, 8.2 if parameters else 4.8), dpi=120, layout="constrained")
+    figure.suptitle(title)
+    above, *below = figure.subfigures(
+        1 + bool(parameters), squeeze=False, height_ratios=[4.6, 3.2][: 1 + bool(parameters)]
+    ).flat
+    _plot_courses(above.subplots(), runs)
+    if below:
+        panels = below[0].subplots(1, len(parameters), squeeze=False, sharey=True)[0]
+        for axis, parameter in zip(panels, parameters):
+            _plot_marginal_means(axis, parameter, [row for row in means if row["parameter"] == parameter])
+        panels[0].set_ylabel("mean loss, 95 % interval")
+        panels[0].legend(fontsize=8)
+    return figure
+
+
+def _plot_courses(axis: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     for index, arm in enumerate(dict.fromkeys(run["arm"] for run in runs)):
+        of_arm = [run for run in runs if run["arm"] == arm]
         losses: dict[float, list[float]] = {}
-        for run in runs:
-            for renderings, loss in run["course"] if run["arm"] == arm else ():
-                losses.setdefault(renderings, []).append(loss)
+        for renderings, loss in (point for run in of_arm for point in run["course"]):
+            losses.setdefault(renderings, []).append(loss)
         x = np.array(sorted(losses))
         mean = np.array([statistics.fmean(losses[renderings]) for renderings in x])
         deviation = np.array([statistics.stdev(losses[r]) if len(losses[r]) > 1 else 0.0 for r in x])
+        values = of_arm[0]["values"].items()
+        label = ", ".join(value if name == "config" else f"{name} = {value}" for name, value in values) or arm
         color, marker = _colour(index), _MARKERS[index % len(_MARKERS)]
-        axis.plot(x, mean, f"{marker}-", color=color, markersize=4, label=arm)
+        axis.plot(x, mean, f"{marker}-", color=color, markersize=4, label=label)
         axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
-    axis.set(xscale="log", xlabel="renderings in training", ylabel="validation loss", title=title)
-    axis.grid(alpha=0.3, which="both")
+    axis.set(xscale="log", xlabel="renderings in training", ylabel="validation loss, ± one standard deviation")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _set_plain_ticks(axis.xaxis)
+    axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return figure
+
+
+def _plot_marginal_means(axis: Axes, parameter: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [row["value"] for row in rows]
+    values = _as_numbers(names)
+    for index, (name, label) in enumerate({"validation loss at best": "best validation", "test loss": "test"}.items()):
+        # Side by side, where there is no axis of numbers.
+        x = np.arange(len(names)) + 0.1 * (2 * index - 1) if values is None else values
+        order = np.argsort(x)
+        mean, half = np.array([[row[name], row[f"{name} interval"] or 0.0] for row in rows])[order].T
+        marker = f"{_MARKERS[index]}{'' if values is None else '-'}"
+        axis.errorbar(x[order], mean, half, fmt=marker, color=_colour(index), ms=4, lw=1.2, capsize=3, label=label)
+    axis.set_xlabel(parameter)
+    axis.grid(alpha=0.3)
+    if values is None:
+        axis.set_xticks(range(len(names)), names, rotation=20 if len(names) > 3 else 0)
+        axis.margins(x=0.5 / len(names))
+    else:
+        axis.set_xscale("log" if _is_geometric(values) else "linear")
+        _set_plain_ticks(axis.xaxis, values.tolist())
+
+
+def _as_numbers(texts: Sequence[str]) -> np.ndarray | None:
+    try:
+        return np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+
+
+def _is_geometric(values: np.ndarray) -> bool:
+    """Return whether the ratios of positive values are more alike than their differences."""
+    if len(values) < 3 or values.min() <= 0:
+        return False
+    ratios, differences = (np.diff(np.sort(warped)) for warped in (np.log(values), values))
+    return bool(ratios.std() / ratios.mean() < differences.std() / differences.mean())
 
 
 def draw_twin(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -183,6 +183,18 @@ def test_a_summary_of_an_ablation_shows_differing_options_only(ablation):
     assert page.players == 2 * 9
 
 
+def test_a_summary_of_a_sweep_has_its_tables_with_intervals(ablation, tmp_path):
+    table = "parameter,value,runs,test loss,test loss interval\nepsilon,0.01,4,1.25,0.5\nepsilon,<b>,1,2,\n"
+    shutil.copytree(ablation, tmp_path / "sweep")
+    (tmp_path / "sweep" / "marginal_means.csv").write_text(table)
+    page = Page(write_summary([tmp_path / "sweep"]))
+    assert ["epsilon", "0.01", "4", "1.250 ± 0.500"] in page.rows and ["epsilon", "<b>", "1", "2.000"] in page.rows
+    assert "Sweep sweep" in page.words and "Marginal means" in page.words
+    (tmp_path / "sweep" / "marginal_means.csv").write_text("parameter,test loss\nepsilon,many\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        write_summary([tmp_path / "sweep"])
+
+
 def test_runs_are_found_by_their_folders_or_the_parent_folder(ablation, logged_run):
     assert [run.name for run in find_runs([ablation])] == ["one_side", "two_sides"]
     assert [run.name for run in find_runs([ablation / "two_sides", logged_run])] == ["two_sides", "smoke"]

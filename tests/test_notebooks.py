@@ -91,9 +91,9 @@ def test_results_are_read_from_the_folders_of_runs(runs, monkeypatch):
     sweep = runs / "sweeps" / "epsilon"
     sweep.mkdir(parents=True)
     with (sweep / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["arm", "runs", "loss", "loss deviation"])
+        writer = csv.DictWriter(file, ["arm", "runs", "loss", "loss interval"])
         writer.writeheader()
-        writer.writerow({"arm": "large", "runs": 3, "loss": 1.25, "loss deviation": 0.125})
+        writer.writerow({"arm": "large", "runs": 3, "loss": 1.25, "loss interval": 0.125})
         writer.writerow({"arm": "small", "runs": 1, "loss": 1.5})
     printed = execute("3_results")
     assert re.search(r"^smoke$\nmethod +loss +mrstft .*\ninput .*\ndefaults .*\noutput ", printed, flags=re.MULTILINE)

@@ -3,21 +3,25 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dfx.cli import WandbOptions
+from dfx.figures import draw_sweep
 from dfx.loggers.history import read_history
 from dfx.sweep.__main__ import main
-from dfx.sweep.grid import SweepError, read_sweep
+from dfx.sweep.grid import Point, SweepError, read_sweep
 from dfx.sweep.runner import Budget
-from dfx.sweep.summary import COLUMNS, as_markdown, read_runs, summarize, summarize_arms
+from dfx.sweep.summary import COLUMNS, as_markdown, marginal_means, read_runs, summarize, summarize_arms
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +53,8 @@ with (run / "history.jsonl").open("w") as file:
         spent = {"progress/renderings": 32 * step, "progress/seconds": 10.0 * step}
         print(json.dumps({"stage": 0, "step": step, "validation/loss": 4 - step + seed, **spent}), file=file)
 (run / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"] + " " + options["model.init_args.rendering.workers"])
+wandb = {"mode": options.get("wandb.mode", "offline"), "project": "dfx"}
+(run / "resolved_config.yaml").write_text(json.dumps({"wandb": wandb}))
 (run / "evaluation").mkdir()
 (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": seed, "mrstft": 2 * seed}}))
 """
@@ -64,10 +70,11 @@ def sweep(tmp_path, monkeypatch):
         content = {
             "program": str(tmp_path / "program.py"), "name": "made", "method": "grid",
             "parameters": {"config": {"values": [f"{arm}.yaml" for arm in arms]}, "run.seed": {"values": list(seeds)}},
-            "command": ["${env}", "${interpreter}", "${program}", "fit", "--wandb.mode=online", "${args}"], **changes,
+            "command": ["${env}", "${interpreter}", "${program}", "fit", "${args}"], **changes,
         }  # fmt: skip
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({name: value for name, value in content.items() if value is not None}))
+        content = {name: value for name, value in content.items() if value is not None}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return str(path)
 
     return make
@@ -300,30 +307,108 @@ def test_train_itself_is_killed_resumed_and_summarized(tmp_path, monkeypatch):
 # --- the summary -------------------------------------------------------------------------------------
 
 
-def test_the_summary_is_means_and_deviations_over_the_seeds_of_an_arm(sweep, tmp_path):
+def write_run(run: Path, loss: float, history: Sequence[tuple] = ((0, 10, 32, 4, 1.0),)) -> None:
+    (run / "evaluation").mkdir(parents=True)
+    (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": loss, "mrstft": 1.0}}))
+    (run / "resolved_config.yaml").write_text("wandb: {mode: disabled, project: dfx}")
+    columns = ("stage", "step", "progress/renderings", "progress/seconds", "validation/loss")
+    (run / "history.jsonl").write_text("\n".join(json.dumps(dict(zip(columns, row))) for row in history))
+
+
+def test_the_summary_is_means_and_intervals_over_the_seeds_of_an_arm(sweep, tmp_path):
     points = read_sweep(sweep(["a", "b"], seeds=[0, 1, 2])).points()
     for point in points:
-        run, seed = tmp_path / "runs" / point.name, int(point.name[-1])
+        seed = int(point.name[-1])
         if point.name == "b_seed1":
             continue
-        (run / "evaluation").mkdir(parents=True)
-        (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": 2.0 + seed, "mrstft": 1.0}}))
-        columns = ("stage", "step", "progress/renderings", "progress/seconds", "validation/loss")
-        rows = [(0, 5, 0, 1, 9.0), (1, 10, 32, 2, 0.1), (2, 20, 64, 3, 1.0 + seed), (2, 30, 96, 4, 2.0 + seed)]
-        (run / "history.jsonl").write_text("\n".join(json.dumps(dict(zip(columns, row))) for row in rows))
-    runs = read_runs(tmp_path / "runs", points)
+        history = [(0, 5, 0, 1, 9.0), (1, 10, 32, 2, 0.1), (2, 20, 64, 3, 1.0 + seed), (2, 30, 96, 4, 2.0 + seed)]
+        write_run(tmp_path / point.name, 2.0 + seed, history)
+    runs = read_runs(tmp_path, points)
     # A stage before the last has fewer effects, and pretraining another loss.
     assert runs[0]["course"] == [(32, 0.1), (64, 1.0), (96, 2.0)]
     a, b = summarize_arms(runs)
     assert [a[column] for column in COLUMNS] == pytest.approx([3, 2, 96, 3, 1, 4])
-    assert [a[f"{column} deviation"] for column in COLUMNS] == pytest.approx([1, 1, 0, 1, 0, 0])
-    assert (a["runs"], b["runs"]) == (3, 2) and b["test loss deviation"] == pytest.approx(2**0.5)
-    assert summarize_arms(runs[:1])[0]["test loss deviation"] is None
+    half = 4.3027 / 3**0.5  # Student's t for two degrees of freedom
+    assert [a[f"{column} interval"] for column in COLUMNS] == pytest.approx([half, half, 0, half, 0, 0], rel=1e-4)
+    assert (a["runs"], b["runs"]) == (3, 2) and b["test loss interval"] == pytest.approx(12.7062, rel=1e-4)
+    assert summarize_arms(runs[:1])[0]["test loss interval"] is None
     table = as_markdown([a, b]).splitlines()
-    assert "3.000 ± 1.000" in table[2] and "|           96 |" in table[2] and len({len(line) for line in table}) == 1
-    summarize(tmp_path / "runs", "made", points, "disabled")
-    written = rows_of(tmp_path / "runs" / "summary.csv")
+    assert "3.000 ± 2.484" in table[2] and "|           96 |" in table[2] and len({len(line) for line in table}) == 1
+    summarize(tmp_path, "made", points)
+    written = rows_of(tmp_path / "summary.csv")
     assert [row["arm"] for row in written] == ["a", "b"] and float(written[0]["test loss"]) == 3
+
+
+@pytest.fixture
+def grid(sweep, tmp_path) -> list[Point]:
+    """The points of three rates by two sizes; losses are the sum of a rank of each, and 0.1 more or less by seed."""
+    parameters = {
+        "model.optimizer.learning_rate": {"values": [0.001, 0.003, 0.01]}, "data.excerpt_seconds": {"values": [1, 2]},
+        "run.seed": {"values": [0, 1]}, "data.batch_size": {"value": 4},
+    }  # fmt: skip
+    points = read_sweep(sweep([], parameters=parameters)).points()
+    for point in points:
+        rate, seconds = point.values.values()
+        rank = [0.001, 0.003, 0.01].index(rate) + 10 * seconds
+        write_run(tmp_path / "grid" / point.name, rank + (0.1 if point.seed else -0.1))
+    return points
+
+
+def test_swept_parameters_are_columns_of_every_table(grid, tmp_path):
+    text = summarize(tmp_path / "grid", "made", grid)
+    for name in ("runs.csv", "summary.csv"):
+        rows = rows_of(tmp_path / "grid" / name)
+        assert [row["learning rate"] for row in rows[:: len(rows) // 3]] == ["0.001", "0.003", "0.01"]
+        assert {row["excerpt [s]"] for row in rows} == {"1", "2"} and "batch size" not in rows[0]
+    assert [row["seed"] for row in rows_of(tmp_path / "grid" / "runs.csv")[:2]] == ["0", "1"]
+    assert re.search(r"learning rate +\| +excerpt \[s\]", text)
+
+
+def test_marginal_means_weigh_all_arms_alike_and_pool_the_variance_of_their_seeds(grid, tmp_path):
+    (tmp_path / "grid" / grid[0].name / "evaluation" / "metrics.json").unlink()
+    summarize(tmp_path / "grid", "made", grid)
+    rows = rows_of(tmp_path / "grid" / "marginal_means.csv")
+    assert [(row["parameter"], row["value"], row["arms"], row["runs"]) for row in rows] == [
+        ("learning rate", "0.001", "2", "3"), ("learning rate", "0.003", "2", "4"), ("learning rate", "0.01", "2", "4"),
+        ("excerpt [s]", "1", "3", "5"), ("excerpt [s]", "2", "3", "6"),
+    ]  # fmt: skip
+    # The missing seed moves the mean of its arm by 0.1, and of its value by a half of that.
+    assert [float(row["test loss"]) for row in rows] == pytest.approx([15.05, 16, 17, 11 + 0.1 / 3, 21])
+    # Four runs in two arms: two degrees of freedom, a variance of 0.02.
+    error = (0.02 * (1 / 2 + 1 / 2) / 2**2) ** 0.5
+    assert float(rows[1]["test loss interval"]) == pytest.approx(4.3027 * error, rel=1e-4)
+
+
+def test_the_figure_has_a_panel_for_each_parameter_on_the_scale_of_its_values(grid, tmp_path):
+    runs = read_runs(tmp_path / "grid", grid)
+    figure = draw_sweep(runs, marginal_means(runs), "made")
+    _, rate, seconds = figure.axes
+    assert (rate.get_xlabel(), rate.get_xscale()) == ("learning rate", "log")
+    assert [label.get_text() for label in rate.get_xticklabels()] == ["0.001", "0.003", "0.01"]
+    assert (seconds.get_xlabel(), seconds.get_xscale()) == ("excerpt [s]", "linear")
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "learning rate = 0.001, excerpt [s] = 1"
+
+
+def test_parameters_of_one_name_keep_their_full_names(sweep):
+    two = {name: {"values": [1, 2]} for name in ("model.layer.width", "model.encoder.width", "run.seed", "data.seed")}
+    (point, *_) = read_sweep(sweep([], parameters=two)).points()
+    assert point.values == {"model.layer.width": 1, "model.encoder.width": 1, "seed": 1} and point.seed == 1
+
+
+def test_the_mode_of_weights_and_biases_is_that_of_the_config_unless_the_command_names_one(sweep, tmp_path, capsys):
+    path = sweep(
+        ["end"], seeds=[0], command=["${interpreter}", "${program}", "fit", "--wandb.mode=disabled", "${args}"]
+    )
+    for given, modes in ((), ["disabled"]), (("--wandb-mode", "offline"), ["disabled", "offline"]):
+        assert main([path, "--folder", str(tmp_path / "runs"), "--list", *given]) == 0
+        assert re.findall(r"--wandb\.mode=(\w+)", capsys.readouterr().out) == modes
+    assert main([path, "--folder", str(tmp_path / "runs")]) == 0 and not (tmp_path / "runs" / "wandb").exists()
+
+
+def test_a_run_of_an_agent_is_online_unless_its_config_says_otherwise(monkeypatch):
+    assert WandbOptions().mode == "offline"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert WandbOptions().mode == "online" and WandbOptions("disabled").mode == "disabled"
 
 
 def test_without_a_finished_run_there_is_nothing_to_summarize(sweep, tmp_path, capsys):

@@ -24,6 +24,7 @@ from dfx.effects.parameter import with_unit
 from dfx.errors import UserError, in_one_line
 from dfx.evaluation.meanings import EXPLAINED, TITLES
 from dfx.loggers.history import best_row, read_history
+from dfx.sweep.summary import NOTE, read_tables
 
 CONFIG = "resolved_config.yaml"
 
@@ -183,6 +184,8 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
         style=(_HERE / "summary.css").read_text(encoding="utf-8"),
         script=(_HERE / "charts.js").read_text(encoding="utf-8"),
         references={method: means[0] for method, means in methods.items() if means},
+        sweeps={folder.resolve().name: _read_sweep(folder) for folder in folders},
+        about_sweeps=NOTE,
         differing=_differing_options(runs),
         curves=_curves(runs),
         versions=list(dict.fromkeys(name for run in runs for name in run.versions)),
@@ -194,6 +197,11 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
     return output
+
+
+def _read_sweep(folder: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
+    with _reading(folder):
+        return read_tables(folder)
 
 
 def _differing_options(runs: Sequence[Run]) -> list[str]:

@@ -1,13 +1,14 @@
 """Run a grid of training runs and compare its arms.
 
     python -m dfx.sweep configs/sweeps/estimator.yaml
-    python -m dfx.sweep configs/sweeps/estimator.yaml --seeds 0 1 --arms released response -- --trainer.max_epochs 2
+    python -m dfx.sweep configs/sweeps/estimator.yaml --seeds 0 1 --arms released written -- --trainer.max_epochs 2
     python -m dfx.sweep configs/sweeps/estimator.yaml --list
     python -m dfx.sweep configs/sweeps/estimator.yaml --summarize
 
 The same command again runs the missing points, and resumes interrupted ones. If a point fails, the others still run;
 the failed point is listed at the end, and the exit status is 1. The folder then holds a run for each point, their
-logs, and summary.md, summary.csv, runs.csv and summary.png.
+logs, and summary.md, summary.csv, runs.csv and summary.png; if several parameters are swept, also marginal_means.csv.
+`python -m dfx.dashboard summary FOLDER` writes the tables, with the curves of all runs, as one HTML file.
 
 The files have the format of Weights & Biases: `wandb sweep FILE` and `wandb agent` run the same points from its server.
 `--list` prints a command for each unfinished point, for any scheduler: in a SLURM array, run line
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             how = f"{budget.jobs} at once, {runner.threads} thread{'s' if runner.threads > 1 else ''} each"
             print(f"{len(left)} of {len(points)} runs to do, {how}; in {folder}")
             failures = run_here(runner, left, budget.jobs)
-    print(f"\n{summarize(folder, sweep.name, points, given.wandb_mode)}\n")
+    print(f"\n{summarize(folder, sweep.name, points)}\n")
     missing = [point.name for point in points if not is_finished(folder, point)]
     if missing:
         print(f"not finished: {', '.join(missing)}")
@@ -89,7 +90,7 @@ def _parser() -> ArgumentParser:
     gpus = "with --ray: number of GPUs of each run, or a fraction of one"
     parser.add_argument("--gpus", type=Range("[0, 64]").parse, default=0, help=gpus)
     modes = ("offline", "online", "disabled")
-    parser.add_argument("--wandb-mode", choices=modes, default="offline", help="mode of all runs; overrides the file")
+    parser.add_argument("--wandb-mode", choices=modes, help="mode of all runs; by default the one of their config")
     return parser
 
 

@@ -4,7 +4,7 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ from dfx.errors import UserError, in_one_line
 
 SEED = "run.seed"
 """The parameter whose values are seeds: points that differ only in it belong to one arm."""
+
+CONFIG = "config"
+"""The parameter whose values are files; the name of a file, without its folder and ending, stands for it."""
+
+_UNITS = {"db": "dB", "hz": "Hz", "ms": "ms", "seconds": "s", "minutes": "min", "samples": "samples", "lufs": "LUFS"}
+"""Units by the last word of an option's name."""
 
 
 class SweepError(UserError):
@@ -27,6 +33,8 @@ class Point:
     name: str  # unique in the sweep
     arm: str  # shared with the points of other seeds
     command: list[str]  # without the options of folder and logging
+    seed: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)  # by readable names, of other parameters with several values
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,15 @@ class Sweep:
         if seeds:
             parameters[SEED] = list(seeds)
         varied = [name for name, values in parameters.items() if len(values) > 1 and name != SEED]
+        columns = _readable_names(varied)
         points = []
         for values in itertools.product(*parameters.values()):
             of_point = dict(zip(parameters, values))
             arm = "_".join(_label(name, of_point[name]) for name in varied) or self.name
             name = f"{arm}_seed{of_point[SEED]}" if SEED in of_point else arm
-            points.append(Point(name, arm, [*self._expand(of_point), *options]))
+            shown = {column: _shown(name, of_point[name]) for name, column in columns.items()}
+            command = [*self._expand(of_point), *options]
+            points.append(Point(name, arm, command, of_point.get(SEED), shown))
         names = [point.name for point in points]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise SweepError(
@@ -126,8 +137,24 @@ def _read_yaml(path: Path) -> Any:
 
 def _label(parameter: str, value: Any) -> str:
     """Return the part of an arm's name for a value; for a config file, the name of the file."""
-    label = Path(str(value)).stem if parameter == "config" else f"{parameter.rsplit('.')[-1]}_{value}"
-    return _as_name(label)
+    shown = _shown(parameter, value)
+    return _as_name(shown if parameter == CONFIG else f"{parameter.rsplit('.')[-1]}_{shown}")
+
+
+def _shown(parameter: str, value: Any) -> Any:
+    return Path(str(value)).stem if parameter == CONFIG else value
+
+
+def _readable_names(parameters: Sequence[str]) -> dict[str, str]:
+    """Return ``learning rate`` for an option's dotted name, with its unit as in ``noise [dB]``; all names differ."""
+    names = {}
+    for parameter in parameters:
+        words = parameter.rsplit(".")[-1].split("_")
+        unit = _UNITS.get(words[-1]) if len(words) > 1 else None
+        names[parameter] = f"{' '.join(words[:-1])} [{unit}]" if unit else " ".join(words)
+    return {
+        parameter: name if list(names.values()).count(name) == 1 else parameter for parameter, name in names.items()
+    }
 
 
 def _as_name(text: str) -> str:

@@ -87,7 +87,7 @@ class Runner:
 
     folder: Path
     sweep: str
-    wandb_mode: WandbMode
+    wandb_mode: WandbMode | None  # None: the one of the config
     threads: int
 
     def run(self, point: Point, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
@@ -117,8 +117,9 @@ class Runner:
         """Return the command that trains a point in its folder; it resumes the run if the folder exists."""
         resume = ["--run.resume=true"] if (self.folder / point.name).is_dir() else []
         run = [f"--run.folder={self.folder}", f"--run.name={point.name}", "--run.evaluate=true", *resume]
+        mode = [f"--wandb.mode={self.wandb_mode}"] if self.wandb_mode else []
         tags = f"--wandb.tags={json.dumps([point.arm])}"
-        return [*point.command, *run, f"--wandb.mode={self.wandb_mode}", f"--wandb.group={self.sweep}", tags]
+        return [*point.command, *run, *mode, f"--wandb.group={self.sweep}", tags]
 
     def log(self, name: str) -> Path:
         """Return the path of the output of a point."""

@@ -1,22 +1,30 @@
-"""The summary of a sweep: a table and a figure, which are also logged to Weights & Biases."""
+"""The summary of a sweep: tables and a figure, which are also logged to Weights & Biases."""
 
+import csv
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tabulate import tabulate
 
 from dfx.errors import in_one_line
-from dfx.sweep.grid import Point, SweepError
-from dfx.sweep.runner import WandbMode, is_finished
+from dfx.sweep.grid import CONFIG, Point, SweepError
+from dfx.sweep.runner import is_finished
 from dfx.writing import write_csv
 
 COLUMNS = ("validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds")
-"""Columns of the table: means over the seeds, each with its standard deviation. ``renderings`` counts renderings of one
-example in one step of training; ``seconds`` is the time of training and validation on the cores of a run. Test metrics
-are those of the best checkpoint."""
+"""Columns of the tables: means over runs, each with its interval. ``renderings`` counts renderings of one example in
+one step of training; ``seconds`` is the time of training and validation on the cores of a run. Test metrics are those
+of the best checkpoint."""
+
+TABLES = {"summary.csv": "Arms", "marginal_means.csv": "Marginal means"}
+"""Files of a sweep's folder with the tables of its summary, and their titles."""
+
+NOTE = "Means over runs ± half of their 95 % intervals over seeds (Student's t)."
 
 Row = dict[str, Any]
 
@@ -25,8 +33,9 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
     """Read the results of all finished points.
 
     Returns:
-        For each the ``arm``, the ``run``, the columns of :data:`COLUMNS`, and ``course``: pairs of renderings and
-        validation loss, over all stages that render.
+        For each the ``arm``, the ``run``, the ``seed``, the ``values`` of the swept parameters, the columns of
+        :data:`COLUMNS`, ``course``: pairs of renderings and validation loss, over all stages that render; and the
+        options ``wandb``.
 
     Raises:
         SweepError: if the files of a run are damaged.
@@ -35,7 +44,7 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
     for point in [point for point in points if is_finished(folder, point)]:
         try:
             runs.append(_read_run(folder / point.name, point))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
             fault = f"is damaged ({type(error).__name__}: {in_one_line(error)})"
             raise SweepError(f"{folder / point.name} {fault}: remove it, and run the sweep again") from None
     return runs
@@ -54,47 +63,106 @@ def _read_run(run: Path, point: Point) -> Row:
     # Pretraining renders nothing.
     rendered = [row for row in history if row["progress/renderings"] > 0]
     course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
-    return {"arm": point.arm, "run": point.name, **dict(zip(COLUMNS, results)), "course": course}
+    options = yaml.safe_load((run / "resolved_config.yaml").read_text(encoding="utf-8"))["wandb"]
+    wandb = {"mode": options["mode"], "project": options["project"]}
+    labels = {"arm": point.arm, "run": point.name, "seed": point.seed, "values": point.values}
+    return {**labels, **dict(zip(COLUMNS, results)), "course": course, "wandb": wandb}
 
 
 def summarize_arms(runs: Sequence[Row]) -> list[Row]:
-    """Return the means over the runs of each arm, and as ``NAME deviation`` their standard deviation.
+    """Return the values of the swept parameters and the means over the runs of each arm.
 
-    The deviation of a single run is None.
+    ``NAME interval`` is half of the 95 % interval of a mean by Student's t, None for a single run.
     """
-    rows = []
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        of_arm = [run for run in runs if run["arm"] == arm]
-        row: Row = {"arm": arm, "runs": len(of_arm)}
-        for column in COLUMNS:
-            values = [run[column] for run in of_arm]
-            row[column] = statistics.fmean(values)
-            row[f"{column} deviation"] = statistics.stdev(values) if len(values) > 1 else None
-        rows.append(row)
+    return [{"arm": arm[0]["arm"], **_columns(arm[0]), "runs": len(arm), **_means([arm])} for arm in _arms(runs)]
+
+
+def marginal_means(runs: Sequence[Row]) -> list[Row]:
+    """Return the means of all arms with the same value of a parameter, for every value of every swept parameter.
+
+    Each arm has the same weight. The interval is that of a mean over other seeds with the same arms: it pools the
+    variance between the runs of one arm over these arms. Means of values with different ``arms`` cannot be compared.
+    """
+    arms, rows = _arms(runs), []
+    for name in runs[0]["values"]:
+        values: dict[str, list[list[Row]]] = {}
+        for arm in arms:
+            values.setdefault(str(arm[0]["values"][name]), []).append(arm)
+        for value, of_value in values.items():
+            counts = {"arms": len(of_value), "runs": sum(map(len, of_value))}
+            rows.append({"parameter": name, "value": value, **counts, **_means(of_value)})
     return rows
 
 
-def as_markdown(arms: Sequence[Row]) -> str:
-    """Format the rows of :func:`summarize_arms` as a Markdown table that is also aligned in a terminal."""
-    rows = [[arm["arm"], str(arm["runs"]), *(_cell(arm, column) for column in COLUMNS)] for arm in arms]
-    alignment = ["left", *["right"] * (1 + len(COLUMNS))]
-    return tabulate(rows, ["arm", "runs", *COLUMNS], "pipe", colalign=alignment, disable_numparse=True)
+def _arms(runs: Sequence[Row]) -> list[list[Row]]:
+    return [[run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)]
 
 
-def _cell(arm: Row, column: str) -> str:
-    digits = 0 if column in ("renderings", "seconds") else 3
-    mean, deviation = f"{arm[column]:.{digits}f}", arm[f"{column} deviation"]
-    # No deviation where all runs cost the same.
-    return mean if deviation is None or (digits == 0 and deviation < 0.5) else f"{mean} ± {deviation:.{digits}f}"
+def _columns(run: Row) -> Row:
+    """Return the values of the swept parameters, unless an arm's name is all that distinguishes it."""
+    return {} if list(run["values"]) == [CONFIG] else run["values"]
 
 
-def summarize(folder: Path, sweep: str, points: Sequence[Point], wandb_mode: WandbMode) -> str:
+def _means(arms: Sequence[Sequence[Row]]) -> Row:
+    """Return the means of the arms' means, with intervals by the pooled variance within the arms."""
+    import scipy.stats
+
+    row: Row = {}
+    freedom = sum(len(arm) - 1 for arm in arms)
+    for column in COLUMNS:
+        row[column] = statistics.fmean(statistics.fmean(run[column] for run in arm) for arm in arms)
+        row[f"{column} interval"] = None
+        if freedom:
+            spread = math.fsum((len(arm) - 1) * _variance([run[column] for run in arm]) for arm in arms)
+            error = math.sqrt(spread / freedom * sum(1 / len(arm) for arm in arms)) / len(arms)
+            row[f"{column} interval"] = float(scipy.stats.t.ppf(0.975, freedom)) * error
+    return row
+
+
+def _variance(values: Sequence[float]) -> float:
+    return statistics.variance(values) if len(values) > 1 else 0.0
+
+
+def as_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the texts of the cells of a table, each mean with its interval in one cell."""
+    names = [name for name in rows[0] if not name.endswith(" interval")]
+    return names, [[_cell(name, row[name], row.get(f"{name} interval")) for name in names] for row in rows]
+
+
+def _cell(name: str, value: Any, interval: Any) -> str:
+    if name not in COLUMNS:
+        return str(value)
+    digits = 0 if name in ("renderings", "seconds") else 3
+    mean, half = f"{float(value):.{digits}f}", float(interval or 0)
+    # No interval where all runs cost the same.
+    return mean if interval in (None, "") or (digits == 0 and half < 0.5) else f"{mean} ± {half:.{digits}f}"
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """Format rows of means as a Markdown table that is also aligned in a terminal."""
+    names, cells = as_cells(rows)
+    alignment = ["left" if name in ("arm", "parameter") else "right" for name in names]
+    return tabulate(cells, names, "pipe", colalign=alignment, disable_numparse=True)
+
+
+def read_tables(folder: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return the tables in a sweep's folder by title, each as :func:`as_cells` does; none if it has no summary."""
+    tables = {}
+    for file, title in TABLES.items():
+        if (folder / file).is_file():
+            with (folder / file).open(newline="", encoding="utf-8") as lines:
+                tables[title] = as_cells(list(csv.DictReader(lines)))
+    return tables
+
+
+def summarize(folder: Path, sweep: str, points: Sequence[Point]) -> str:
     """Write ``summary.csv``, ``summary.md``, ``runs.csv`` and ``summary.png`` to a sweep's folder.
 
-    In Weights & Biases they become a run of the job type ``summary`` in the group of the sweep.
+    If several parameters are swept, also ``marginal_means.csv``. In Weights & Biases they become a run of the job type
+    ``summary`` in the group of the sweep, with the mode and project of its runs.
 
     Returns:
-        The table, or one line if no point is finished.
+        The tables, or one line if no point is finished.
     """
     runs = read_runs(folder, points)
     if not runs:
@@ -102,17 +170,28 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point], wandb_mode: Wan
     # Imports torch, as above.
     from dfx.figures import draw_sweep
 
-    arms = summarize_arms(runs)
-    table = as_markdown(arms)
-    write_csv(folder / "summary.csv", arms)
-    write_csv(folder / "runs.csv", [{name: run[name] for name in ("arm", "run", *COLUMNS)} for run in runs])
-    (folder / "summary.md").write_text(table + "\n", encoding="utf-8")
-    draw_sweep(runs, sweep).savefig(folder / "summary.png")
-    if wandb_mode != "disabled":
+    tables = {"summary.csv": summarize_arms(runs)}
+    marginal = marginal_means(runs)
+    if len(runs[0]["values"]) > 1:
+        tables["marginal_means.csv"] = marginal
+    for file, rows in tables.items():
+        write_csv(folder / file, rows)
+    text = "\n\n".join([*map(as_markdown, tables.values()), NOTE])
+    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    kept = ("seed", *COLUMNS)
+    rows = [
+        {"arm": run["arm"], "run": run["run"], **_columns(run), **{name: run[name] for name in kept}} for run in runs
+    ]
+    write_csv(folder / "runs.csv", rows)
+    draw_sweep(runs, marginal, sweep.replace("_", " ")).savefig(folder / "summary.png")
+    if runs[0]["wandb"]["mode"] != "disabled":
         import wandb
 
-        options: Any = {"project": "dfx", "group": sweep, "job_type": "summary", "name": f"{sweep}_summary"}
-        with wandb.init(dir=folder, mode=wandb_mode, settings=wandb.Settings(silent=True), **options) as run:
-            table_of_arms = wandb.Table(list(arms[0]), [list(arm.values()) for arm in arms])
-            run.log({"summary": table_of_arms, "figure": wandb.Image(str(folder / "summary.png"))})
-    return table
+        options: Any = {**runs[0]["wandb"], "group": sweep, "job_type": "summary", "name": f"{sweep}_summary"}
+        with wandb.init(dir=folder, settings=wandb.Settings(silent=True), **options) as run:
+            logged = {
+                Path(file).stem: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
+                for file, rows in tables.items()
+            }
+            run.log({**logged, "figure": wandb.Image(str(folder / "summary.png"))})
+    return text

@@ -33,8 +33,9 @@ def task(effects=EFFECTS, kind=TubeAmp, redraw="excerpt", dropout=0.0, **options
     )
 
 
-def data(root, model: Task) -> PairedAudio:
-    return PairedAudio(str(root), SAMPLE_RATE, 1, model.window, batch_size=4, excerpt_seconds=0.15, check_audio=False)
+def data(root, model: Task, **options) -> PairedAudio:
+    options = {"batch_size": 4, "excerpt_seconds": 0.15, "check_audio": False, **options}
+    return PairedAudio(str(root), SAMPLE_RATE, 1, model.window, **options)
 
 
 def trainer(folder=None, epochs=2, callbacks=(), **options) -> pl.Trainer:

@@ -76,6 +76,7 @@ def test_a_run_in_two_processes_writes_one_folder_and_resumes_to_the_same_bits(c
     change(config, "run", evaluate=True)
     change(config, "wandb", mode="offline")
     change(config, "trainer", limit_train_batches=6)
+    change(config, "data", steps_per_epoch=6, validation_steps=1)
     fit = ("train.py", "fit", "--config", config, *TWO)
     output = output_of(start(*torchrun(*fit, "--run.name", "alone")))
     runs = config.parent / "runs"

@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 import torch
 
+from dfx import distributed
 from dfx.datasets import PairedAudio, Window
 from dfx.datasets.frames import EvaluationLanes, Excerpts, TrainingLanes
 
@@ -66,6 +69,80 @@ def test_a_first_batch_skips_the_earlier_ones_in_one_epoch():
     lanes.first_batch = 4
     assert list(lanes) == whole[4:]
     assert list(lanes) == whole
+
+
+# --- draws -------------------------------------------------------------------------------------------
+
+
+def test_excerpts_drawn_with_replacement_come_from_all_pairs_alike_and_from_all_places():
+    drawn = list(itertools.islice(excerpts().draw(), 6000))
+    counts = [sum(excerpt.pair == pair for excerpt in drawn) for pair in range(len(LENGTHS))]
+    assert all(abs(count - 1000) < 150 for count in counts)
+    starts = [excerpt.start for excerpt in drawn if excerpt.pair == 2]
+    assert min(starts) < 200 and max(starts) > 10345 - 200 and max(starts) <= 10345
+    assert all(excerpt.steps == min(4, max(1, LENGTHS[excerpt.pair] // STEP)) for excerpt in drawn)
+    assert len({excerpt.seed for excerpt in drawn}) == 6000
+
+
+def test_an_epoch_of_drawn_excerpts_has_the_given_batches_and_depends_on_seed_and_epoch_only():
+    one, two, other = (TrainingLanes(excerpts(seed=seed), 3, batches=40) for seed in (0, 0, 1))
+    first = list(one)
+    assert len(first) == len(one) == 40 and first == list(two) != list(other)
+    two.sampler.set_epoch(1)
+    assert list(two) != first
+    one.first_batch = 17
+    assert list(one) == first[17:]
+
+
+def test_ranks_share_the_lanes_of_drawn_excerpts():
+    whole, *parts = (TrainingLanes(excerpts(), 4, rows, 30) for rows in (slice(None), slice(0, 2), slice(2, 4)))
+    assert [a + b for a, b in zip(*parts)] == list(whole)
+
+
+def validation(root, **options) -> PairedAudio:
+    options = {"batch_size": 4, "excerpt_seconds": 10.0, "check_audio": False, **options}
+    module = PairedAudio(str(root), 22050, 1, Window(4096, 1024), **options)
+    module.setup("fit")
+    return module
+
+
+def steps_of(loader) -> list:
+    return [step for batch in loader.batch_sampler for step in batch]
+
+
+def test_a_validation_draws_steps_from_all_pairs_and_all_of_their_frames(make_pairs):
+    module = validation(make_pairs(30, seconds=2.0), validation_steps=3)
+    loader = module.val_dataloader()
+    assert [len(batch) for batch in loader.batch_sampler] == [4, 4, 4]
+    places = {}
+    for seed in range(40):
+        module.seed = seed
+        drawn = [step.excerpt for step in steps_of(module.val_dataloader())]
+        assert len(set(drawn)) == 4
+        for excerpt in drawn:
+            places.setdefault(excerpt.pair, []).append(excerpt.start)
+    assert set(places) == set(range(3))
+    # The notes are 43 frames long: the draw reaches the first as well as the last of them.
+    assert all(min(starts) < 3 * 1024 and max(starts) > 38 * 1024 for starts in places.values())
+
+
+def test_every_validation_has_the_same_draw_in_every_process(make_pairs, monkeypatch):
+    root = make_pairs(12, seconds=2.0)
+    one, two = (validation(root, validation_steps=5) for _ in range(2))
+    monkeypatch.setattr(distributed, "rank_rows", lambda rows: slice(0, rows // 2))
+    two.train_dataloader()
+    first = one.val_dataloader()
+    assert steps_of(first) == steps_of(first) == steps_of(two.val_dataloader())
+
+
+def test_a_validation_of_more_steps_than_there_are_contains_every_excerpt_once(make_pairs):
+    module = validation(make_pairs(12), validation_steps=1000)
+    steps = steps_of(module.val_dataloader())
+    module.validation_steps = None
+    places = [
+        {(step.excerpt.pair, step.number) for step in some} for some in (steps, steps_of(module.val_dataloader()))
+    ]
+    assert places[0] == places[1] and len(steps) == len(places[0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 50])

@@ -7,6 +7,7 @@ import torch
 
 from dfx.blackbox import EffectLayer, GradientOptions
 from dfx.cli import main
+from dfx.datasets import Augmentation, PairedAudio
 from dfx.effects import ChainSpec, EffectSpec
 from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
@@ -299,6 +300,17 @@ def test_the_plateau_falls_as_that_of_keras_at_the_20th_and_the_40th_validation_
         rates.append(schedule.get_last_lr()[0])
     expected = [1e-4] * 2 + [1e-4] * 19 + [2e-5] * 20 + [4e-6] * 20 + [1.6e-6] * 22
     assert rates == pytest.approx(expected)
+
+
+def test_pretraining_reads_excerpts_without_augmentation(make_pairs):
+    augmentation = Augmentation(noise_db=(30, 50))
+    model = task([known("Gain")], stages=StageOptions(pretraining_epochs=1), augmentation=augmentation)
+    data = PairedAudio(str(make_pairs(5)), 22050, 1, model.window, augmentation=augmentation)
+    used = []
+    for stage in (0, 1):
+        model.enter_stage(stage, data)
+        used.append(data.augmentation)
+    assert used == [Augmentation(), augmentation]
 
 
 def test_adam_has_the_epsilon_of_the_config_in_every_stage_with_its_own_learning_rate():

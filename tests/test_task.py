@@ -21,22 +21,24 @@ class Crash(pl.Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("redraw", ["excerpt", "frame"])
+@pytest.mark.parametrize(
+    "redraw, drawn", [("excerpt", {}), ("frame", {"steps_per_epoch": STEPS_IN_EPOCH, "validation_steps": 1})]
+)
 def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
-    make_pairs, tmp_path, redraw
+    make_pairs, tmp_path, redraw, drawn
 ):
     root = make_pairs(20, seconds=0.6)
     uninterrupted = task(redraw=redraw, dropout=0.5)
-    trainer().fit(uninterrupted, datamodule=data(root, uninterrupted))
+    trainer().fit(uninterrupted, datamodule=data(root, uninterrupted, **drawn))
 
     for crash in (1, 3, STEPS_IN_EPOCH - 1, STEPS_IN_EPOCH, STEPS_IN_EPOCH + 2):
         folder = tmp_path / f"crash{crash}"
         saved = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
         crashed = task(redraw=redraw, dropout=0.5)
         with pytest.raises(RuntimeError, match="power cut"):
-            trainer(folder, callbacks=[saved, Crash(crash)]).fit(crashed, datamodule=data(root, crashed))
+            trainer(folder, callbacks=[saved, Crash(crash)]).fit(crashed, datamodule=data(root, crashed, **drawn))
         resumed = task(redraw=redraw, dropout=0.5)
-        trainer(folder).fit(resumed, datamodule=data(root, resumed), ckpt_path=str(folder / "last.ckpt"))
+        trainer(folder).fit(resumed, datamodule=data(root, resumed, **drawn), ckpt_path=str(folder / "last.ckpt"))
         assert torch.equal(weights(resumed), weights(uninterrupted)), f"crashed after step {crash}"
 
 

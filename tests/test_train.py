@@ -264,6 +264,7 @@ def resumed(run: Path, *arguments: str) -> str:
     "arguments, text",
     [
         (["--data.batch_size", "2"], "data.batch_size (4, now 2)"),
+        (["--data.steps_per_epoch", "5"], "data.steps_per_epoch (None, now 5)"),
         (["--data.seed", "5"], "data.seed is 5, and was 0"),
         (["--run.seed", "5"], "data.seed is 5, and was 0"),
         (["--model.init_args.optimizer.learning_rate", "0.1"], "optimizer.learning_rate (0.001, now 0.1)"),

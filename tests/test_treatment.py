@@ -8,6 +8,7 @@ import torch
 from dfx.audio.loudness import lufs
 from dfx.audio.reading import AudioFile
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
+from dfx.datasets.frames import Excerpt
 from dfx.errors import DataError, UserError
 from dfx.tasks import Mastering, NonSpeech, TubeAmp
 from tests.known_effects import SAMPLE_RATE
@@ -150,6 +151,18 @@ def test_noise_is_in_the_input_only_at_the_requested_ratio():
     assert 29.9 < min(ratios) < 35 and 45 < max(ratios) < 50.1
 
 
+def test_the_signal_level_is_that_of_the_excerpt_without_its_context(make_pairs):
+    root, ratio = make_pairs(10), Augmentation(noise_db=(40, 40))
+    noisy, plain = (data(root, augmentation=a).train_dataloader().dataset for a in (ratio, Augmentation()))
+    excerpt = Excerpt(pair=0, start=0, steps=2, seed=0)
+    rendered = noisy.window.before + torch.arange(2 * noisy.window.step_samples)
+    signal, noise = plain._excerpt(excerpt)[0], noisy._excerpt(excerpt)[0] - plain._excerpt(excerpt)[0]
+    # The context begins before the file, in silence.
+    level = signal[:, rendered].square().mean().sqrt()
+    assert level > 1.1 * signal.square().mean().sqrt()
+    assert 20 * float(torch.log10(level / noise.std())) == pytest.approx(40, abs=0.3)
+
+
 def test_one_gain_applies_to_both():
     audio = torch.randn(2, 1, 1000)
     gains = []
@@ -203,12 +216,14 @@ def test_augmentation_is_drawn_again_each_epoch_in_training_and_fixed_in_validat
     module = data(make_pairs(12), augmentation=Augmentation(noise_db=(30, 50), gain=(0.1, 1)))
     plain = data(module.root)
 
-    def inputs(loader, epoch):
-        loader.batch_sampler.sampler.set_epoch(epoch)
+    def inputs(loader, epoch=None):
+        if epoch is not None:
+            loader.batch_sampler.sampler.set_epoch(epoch)
         return torch.cat([batch["input"].flatten() for batch in loader])
 
-    assert not torch.equal(inputs(module.val_dataloader(), 0), inputs(plain.val_dataloader(), 0))
-    assert torch.equal(inputs(module.val_dataloader(), 0), inputs(module.val_dataloader(), 5))
+    validation = module.val_dataloader()
+    assert not torch.equal(inputs(validation), inputs(plain.val_dataloader()))
+    assert torch.equal(inputs(validation), inputs(validation))
     assert torch.equal(inputs(module.train_dataloader(), 2), inputs(module.train_dataloader(), 2))
     assert not torch.equal(inputs(module.train_dataloader(), 2), inputs(module.train_dataloader(), 3))
 

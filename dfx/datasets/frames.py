@@ -105,7 +105,8 @@ class Steps(Dataset):
         start = excerpt.start - self.window.before
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         input, target = self.pairs.read(excerpt.pair, start, samples)
-        return self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed)
+        rendered = slice(self.window.before, self.window.before + excerpt.steps * self.window.step_samples)
+        return self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)
 
 
 class Excerpts(Sampler[Excerpt]):
@@ -143,8 +144,11 @@ class Excerpts(Sampler[Excerpt]):
         """Number of steps in an epoch."""
         return sum(count * steps for count, steps in zip(self._counts, self._steps))
 
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+
     def __iter__(self) -> Iterator[Excerpt]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        generator = self._generator()
         places = []
         for pair, (length, count, steps) in enumerate(zip(self._lengths, self._counts, self._steps)):
             samples = steps * self._step_samples
@@ -156,26 +160,55 @@ class Excerpts(Sampler[Excerpt]):
         seeds = torch.randint(2**62, (len(places),), generator=generator).tolist()
         return iter([Excerpt(*place, seed) for place, seed in zip(places, seeds)])
 
+    def draw(self) -> Iterator[Excerpt]:
+        """Draw excerpts with replacement, without end: all pairs, and all places in one, are equally likely."""
+        generator = self._generator()
+
+        def integer(below: int) -> int:
+            return int(torch.randint(below, (), generator=generator))
+
+        while True:
+            pair = integer(len(self._lengths))
+            steps = self._steps[pair]
+            start = integer(max(0, self._lengths[pair] - steps * self._step_samples) + 1)
+            yield Excerpt(pair, start, steps, integer(2**62))
+
+    def first(self, steps: int) -> list[Excerpt]:
+        """Return the first excerpts, with ``steps`` steps or a few more together; all of them if they have fewer."""
+        ends = itertools.accumulate(excerpt.steps for excerpt in self)
+        return [excerpt for excerpt, end in zip(self, ends) if end - excerpt.steps < steps]
+
 
 class TrainingLanes(Sampler[list[Step]]):
     """Batches whose lanes are always full: a lane whose excerpt has ended takes the next one.
 
-    An epoch has as many batches as all of its steps fill. All lanes restart with it. ``first_batch`` batches are
-    skipped in the next epoch only. Of the ``batch_size`` lanes, the ``rank_lanes`` are loaded, by default all.
+    All lanes restart with an epoch.
+
+    Args:
+        sampler: of the excerpts.
+        batch_size: number of lanes.
+        rank_lanes: those that are loaded, by default all.
+        batches: of an epoch, with excerpts drawn with replacement; by default as many as all steps of the sampler fill.
+
+    Attributes:
+        first_batch: number of batches that are skipped, in the next epoch only.
     """
 
-    def __init__(self, sampler: Excerpts, batch_size: int, rank_lanes: slice = slice(None)) -> None:
+    def __init__(
+        self, sampler: Excerpts, batch_size: int, rank_lanes: slice = slice(None), batches: int | None = None
+    ) -> None:
         self.sampler = sampler  # Lightning calls `set_epoch` of the attribute with this name.
         self.first_batch = 0
-        self._batch_size, self._rank_lanes = batch_size, rank_lanes
+        self._batch_size, self._rank_lanes, self._batches = batch_size, rank_lanes, batches
 
     def __len__(self) -> int:
-        return max(1, self.sampler.total_steps // self._batch_size)
+        return self._batches or max(1, self.sampler.total_steps // self._batch_size)
 
     def __iter__(self) -> Iterator[list[Step]]:
         first, self.first_batch = self.first_batch, 0
-        # All lanes draw from one iterator, each when its excerpt has ended.
-        excerpts = itertools.chain.from_iterable(itertools.repeat(self.sampler))
+        # All lanes take from one iterator, each when its excerpt has ended.
+        repeated = itertools.chain.from_iterable(itertools.repeat(self.sampler))
+        excerpts = self.sampler.draw() if self._batches else repeated
         lanes = [_steps_of(excerpts) for _ in range(self._batch_size)]
         for batch in range(len(self)):
             steps = [next(lane) for lane in lanes]
@@ -188,23 +221,23 @@ def _steps_of(excerpts: Iterable[Excerpt]) -> Iterator[Step]:
 
 
 class EvaluationLanes(Sampler[list[Step]]):
-    """Batches that contain every step once.
+    """Batches that contain every step of some excerpts once.
 
-    At most ``batch_size`` excerpts run in parallel, the longer ones in the first lanes, so that a batch only loses
-    lanes at its end. When all have ended, the next ones begin.
+    At most ``batch_size`` excerpts run in parallel, the longer ones in the first lanes. When all have ended, the next
+    ones begin.
     """
 
-    def __init__(self, sampler: Excerpts, batch_size: int) -> None:
-        self.sampler = sampler
+    def __init__(self, excerpts: Iterable[Excerpt], batch_size: int) -> None:
+        # Long ones first, so that a batch only loses lanes at its end.
+        self._excerpts = sorted(excerpts, key=lambda excerpt: -excerpt.steps)
         self._batch_size = batch_size
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[list[Step]]:
-        excerpts = sorted(self.sampler, key=lambda excerpt: -excerpt.steps)
-        for first in range(0, len(excerpts), self._batch_size):
-            group = excerpts[first : first + self._batch_size]
+        for first in range(0, len(self._excerpts), self._batch_size):
+            group = self._excerpts[first : first + self._batch_size]
             for number in range(group[0].steps):
                 yield [Step(excerpt, number) for excerpt in group if number < excerpt.steps]
 

@@ -1,7 +1,7 @@
 """The Lightning data module of paired audio."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from dfx import distributed
-from dfx.datasets.frames import EvaluationLanes, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
+from dfx.datasets.frames import EvaluationLanes, Excerpt, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.inspection import describe_conversion, glance
 from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs, list_pairs
 from dfx.datasets.splits import OLDER, match_records, read_records, record_splits
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
-from dfx.errors import CHANNELS, SAMPLE_RATES, SEEDS, DataError, check_numbers
+from dfx.errors import CHANNELS, COUNTS, SAMPLE_RATES, SEEDS, DataError, check_numbers
 
 
 @dataclass(eq=False, repr=False)
@@ -33,6 +33,11 @@ class PairedAudio(pl.LightningDataModule):
         batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
             validation, each has all.
         excerpt_seconds: length of an excerpt; none for whole files.
+        steps_per_epoch: training steps in an epoch, of excerpts that are drawn with replacement (the paper's code:
+            1000); by default, an epoch contains every excerpt once.
+        validation_steps: steps of a validation, of excerpts of at most as many steps that are drawn from all pairs
+            without replacement, the same in every validation (the paper's code: 100, drawn again each time); by
+            default, a validation contains every excerpt once.
         check_audio: read every file once before training, to find silent and broken ones, and compare input and target
             of a few pairs; ``python -m dfx.check`` compares all.
         num_workers: number of processes that read ahead; 0 reads between the steps.
@@ -51,6 +56,8 @@ class PairedAudio(pl.LightningDataModule):
     rows: dict[str, str] | None = None
     batch_size: int = 16
     excerpt_seconds: float | None = 10.0
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
     check_audio: bool = True
     num_workers: int = 0
     seed: int = 0
@@ -59,8 +66,9 @@ class PairedAudio(pl.LightningDataModule):
         super().__init__()
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, batch_size="1..65536", seed=SEEDS)
         check_numbers(vars(self), excerpt_seconds="(0, 86400]", num_workers="0..1024")
+        check_numbers(vars(self), steps_per_epoch=COUNTS, validation_steps=COUNTS)
         # Stored in checkpoints, so that resuming and evaluation use the same pairs.
-        names = ("root", "seed", "rows", "batch_size", "excerpt_seconds")
+        names = ("root", "seed", "rows", "batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps")
         self.arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
@@ -142,7 +150,8 @@ class PairedAudio(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         excerpts = self._excerpts("train", shuffle=True)
-        lanes = TrainingLanes(excerpts, self.batch_size, distributed.rank_rows(self.batch_size))
+        rows = distributed.rank_rows(self.batch_size)
+        lanes = TrainingLanes(excerpts, self.batch_size, rows, self.steps_per_epoch)
         # Only the first epoch after resuming skips batches.
         lanes.first_batch, self._first_batch = self._first_batch, 0
         self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)
@@ -164,7 +173,11 @@ class PairedAudio(pl.LightningDataModule):
         raise DataError("a checkpoint holds no data module: build PairedAudio, and give it to the trainer")
 
     def val_dataloader(self) -> DataLoader:
-        lanes = EvaluationLanes(self._excerpts("validation", shuffle=False), self.batch_size)
+        excerpts: Iterable[Excerpt] = self._excerpts("validation", shuffle=False)
+        if self.validation_steps:
+            drawn = self._excerpts("validation", shuffle=True, most_steps=self.validation_steps)
+            excerpts = drawn.first(self.validation_steps * self.batch_size)
+        lanes = EvaluationLanes(excerpts, self.batch_size)
         return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
@@ -178,7 +191,10 @@ class PairedAudio(pl.LightningDataModule):
     def _steps(self, split: str) -> Steps:
         return Steps(self.whole_pairs(split), self.window, self.augmentation, 2 * self.batch_size)
 
-    def _excerpts(self, split: str, shuffle: bool) -> Excerpts:
+    def _excerpts(self, split: str, shuffle: bool, most_steps: int | None = None) -> Excerpts:
         lengths = [pair.input.samples_at(self.sample_rate) for pair in self.splits[split]]
         samples = int(self.excerpt_seconds * self.sample_rate) if self.excerpt_seconds else None
+        if most_steps:
+            longest = most_steps * self.window.step_samples
+            samples = min(samples or longest, longest)
         return Excerpts(lengths, self.window.step_samples, samples, shuffle, self.seed)

@@ -145,7 +145,8 @@ class Augmentation:
 
     Args:
         noise_db: the lowest and highest signal-to-noise ratio, in dB, of white noise that is added to the input
-            only; the signal level is the root mean square of the excerpt. None adds no noise.
+            only; the signal level is the root mean square of the excerpt, without the context around it. None adds no
+            noise.
         gain: the lowest and highest factor for input and target. None leaves them unchanged.
         deeper_db: attenuation, in dB, of the training targets wherever they already lie at least 3 dB below the
             input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
@@ -165,8 +166,14 @@ class Augmentation:
             if ends is not None and not (isinstance(ends, (list, tuple)) and len(ends) == 2 and ends[0] <= ends[1]):
                 raise UserError(f"{name} is {ends!r}; it must be two numbers, the lower first")
 
-    def __call__(self, input: Tensor, target: Tensor, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Augment the input and target of an excerpt, each ``(channels, samples)``; equal seeds give equal results."""
+    def __call__(
+        self, input: Tensor, target: Tensor, sample_rate: int, seed: int, excerpt: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Augment the input and target of an excerpt, each ``(channels, samples)``; equal seeds give equal results.
+
+        Args:
+            excerpt: its samples among those of its context; by default all.
+        """
         if self.deeper_db:
             target = _attenuate_further(target, input, self.deeper_db, sample_rate)
         generator = torch.Generator().manual_seed(seed)
@@ -175,7 +182,7 @@ class Augmentation:
             return low + (high - low) * float(torch.rand((), generator=generator))
 
         if self.noise_db is not None:
-            level = rms(input) * db_to_amplitude(-uniform(*self.noise_db))
+            level = rms(input[..., excerpt]) * db_to_amplitude(-uniform(*self.noise_db))
             input = input + level * torch.randn(input.shape, generator=generator)
         if self.gain is not None:
             gain = uniform(*self.gain)

@@ -1,4 +1,4 @@
-"""Training in stages (the paper, section 2.5): pretraining on the defaults, then one effect more at a time."""
+"""Training in stages, as in the paper: pretraining on the defaults, then one effect more at a time."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ class StageOptions:
 
     Args:
         pretraining_epochs: most epochs of a first stage that fits the encoder to the effects' defaults, in the mean
-            square and without rendering (the paper: 100); 0 leaves it out.
+            square, without rendering and without augmentation (the paper's code: 100); 0 leaves it out.
         pretraining_learning_rate: of Adam, in that stage.
         pretraining_patience: validations without improvement after which that stage ends.
         progressive: render only the first effect of the chain, and in each stage one more. The encoder predicts the

@@ -39,7 +39,7 @@ _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
 """Arguments that a checkpoint does not hold: ``scale`` is part of the effects, the others belong to a run."""
 
 
-_OF_THE_RUN = {"data": ("batch_size", "excerpt_seconds", "seed", "rows")}
+_OF_THE_RUN = {"data": ("batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps", "seed", "rows")}
 
 
 class Task(pl.LightningModule):
@@ -128,7 +128,7 @@ class Task(pl.LightningModule):
 
         Args:
             index: of the stage in ``stages``.
-            data: takes the window of the stage.
+            data: takes the window of the stage, and its augmentation: in pretraining none, as in the paper's code.
         """
         self.stage = self.stages[index]
         self.chain, latency_samples = first_effects(self.whole_chain, self.stage.effects)
@@ -136,6 +136,7 @@ class Task(pl.LightningModule):
         self.effect_layer = self._make_effect_layer(self.chain)
         if data is not None:
             data.window = self.window
+            data.augmentation = self.augmentation if self.stage.renders else Augmentation()
 
     def _make_effect_layer(self, chain: ChainSpec) -> EffectLayer:
         later = set(self.whole_chain.space.names) - set(chain.space.names)

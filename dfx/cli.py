@@ -4,6 +4,7 @@ import contextlib
 import copy
 import errno
 import glob
+import inspect
 import itertools
 import logging
 import os
@@ -43,6 +44,7 @@ from dfx.errors import (
     check_numbers,
     errors_in_one_line,
     in_one_line,
+    nearest,
     refuse_renamed,
     refuse_repeated_keys,
 )
@@ -135,9 +137,17 @@ class RunOptions:
 
 
 class _Parser(LightningArgumentParser):
-    """A parser that reports an error in one line."""
+    """A parser that accepts no abbreviated options, and reports an error in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if unknown := _UNKNOWN.match(message):
+            name = ".".join(filter(None, unknown.groups()))
+            message = f'Parser key "{name}": {_NO_OPTION}{_nearest_option(name, self)}'
+        if not self.exit_on_error:  # the parser of a class, whose error becomes a part of that of the whole parser
+            super().error(message, ex)
         raise UserError(_shorten(message)) from ex
 
 
@@ -387,18 +397,46 @@ class DfxCLI(LightningCLI):
 
 
 _UNINFORMATIVE = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Given value type:|Given value: NestedArg|Expected a <class 'NoneType'>"
-    "|Problem with given class_path"
+    r"Does not validate|Subtypes:|Errors:|Given value type:|Given value:|Expected a <class 'NoneType'>"
+    "|Problem with given class_path|Expected a path but"
 )
+
+
+_UNKNOWN = re.compile(
+    r"(?:unrecognized arguments: -+|Option '|Subcommand '\w+' does not accept option '"
+    r"|Group '(.+?)' does not accept option ')([^'=\s]+)"
+)
+"""Errors of jsonargparse about an unknown option, with its group and its name."""
+_NO_OPTION = "there is no such option"
+
+
+def _nearest_option(name: str, parser: LightningArgumentParser) -> str:
+    """Return the end of an error about an unknown option, see :func:`nearest`, for the first part that is unknown."""
+    subcommands = parser._subcommands_action
+    parsers = [parser, *(subcommands.choices.values() if subcommands else ())]
+    known = {action.dest for each in parsers for action in each._actions if action.option_strings}
+    # The options of a class have a parser of their own.
+    of_task = {f"model.init_args.{option}" for option in inspect.signature(Task).parameters}
+    known |= of_task if parser.exit_on_error else {"class_path", "init_args"}
+    place = ""
+    for part in name.split("."):
+        options = {other.removeprefix(place).split(".")[0] for other in known if other.startswith(place)}
+        if part not in options:
+            break
+        place += f"{part}."
+    elsewhere = [other for other in known if other.endswith(f".{part}")]
+    return nearest(part, elsewhere or options)
 
 
 def _shorten(message: str) -> str:
     """Return an error of jsonargparse in one line, with the whole name of the option."""
-    keys = re.findall(r'Parser key "(.+?)":', message)
-    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key ".+?":', "", message).splitlines()]
-    facts = "; ".join(line for line in lines if line and not _UNINFORMATIVE.match(line))
-    facts = re.sub(r"<class '([\w.]+)'>|typing\.", r"\1", facts)
-    return f"{'.'.join(keys)}: {facts}" if keys else facts
+    keys = dict.fromkeys(re.findall(r'Parser key "(.+?)":', message))
+    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key ".+?": *', "", message).splitlines()]
+    facts = [line for line in lines if line and not _UNINFORMATIVE.match(line)]
+    # The class that has no such option is one of the types that do not fit: the others say nothing.
+    facts = [line for line in facts if line.startswith(_NO_OPTION)][:1] or facts
+    text = re.sub(r"<class '([\w.]+)'>|typing\.", r"\1", "; ".join(facts))
+    return f"{'.'.join(keys)}: {text}" if keys else text
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -155,7 +155,10 @@ def in_one_line(message: object) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that reports a wrong argument in one line, without the usage."""
+    """A parser that accepts no abbreviated options, and reports a wrong argument in one line, without the usage."""
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {in_one_line(message)}; --help lists the options\n")

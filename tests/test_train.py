@@ -19,8 +19,10 @@ import pytest
 import soundfile
 import torch
 import yaml
+from jsonargparse import capture_parser
 
-from dfx.cli import main
+from dfx.cli import DfxCLI, main
+from dfx.errors import UserError
 from dfx.metrics import COLUMNS
 from dfx.tasks import load_task
 from dfx.writing import lock
@@ -225,6 +227,7 @@ EFFECTS = "--model.init_args.effects"
     [
         ([EFFECTS, '[{"effect": "pedalboard:Compresor"}]'], "did you mean 'Compressor'"),
         ([EFFECTS, '[{"effect": "pedalboard:Gain", "train": {"gain": null}}]'], "did you mean 'gain_db'"),
+        ([EFFECTS, '[{"effect": "pedalboard:Gain", "trian": {}}]'], "no option 'trian' (did you mean 'train'?)"),
         ([EFFECTS, '[{"effect": "pedalboard:Compressor", "train": {"ratio": [0.1, 4]}}]'], "goes below 1"),
         (["--run.name", "other", "--run.resume", "true"], "there is no such run to resume"),
         (["--run.name", "../elsewhere"], "run.name is '../elsewhere'; it must be a name without slashes"),
@@ -251,6 +254,41 @@ def test_wrong_options_end_in_one_line_before_training(tmp_path, monkeypatch, ar
     message = str(exit.value)
     assert message.startswith("error: ") and text in message and len(message.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return capture_parser(lambda: DfxCLI([]))
+
+
+@pytest.mark.parametrize(
+    "option, text",
+    [
+        ("trainer.max_epoch", "trainer.max_epoch: there is no such option (did you mean 'max_epochs'?)"),
+        ("run.nam", "run.nam: there is no such option (did you mean 'name'?)"),
+        ("trainre.max_epochs", "trainre.max_epochs: there is no such option (did you mean 'trainer'?)"),
+        ("batch_size", "batch_size: there is no such option (did you mean 'data.batch_size'?)"),
+        ("loss.kind", "loss.kind: there is no such option (did you mean 'model.init_args.loss'?)"),
+        ("model.init_args.gradient.draw", "model.gradient.draw: there is no such option (did you mean 'draws'?)"),
+        ("model.init_args.encodr.width", "model.encodr.width: there is no such option (did you mean 'encoder'?)"),
+        ("model.init_arg.channels", "model.init_arg.channels: there is no such option (did you mean 'init_args'?)"),
+    ],
+)
+def test_an_unknown_or_abbreviated_option_is_named_with_the_nearest_one(parser, tmp_path, option, text):
+    config = {}
+    for part in reversed(option.split(".")):
+        config = {part: config or 1}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
+    for arguments in ([f"--{option}", "1"], ["--config", str(tmp_path / "wrong.yaml")]):
+        with pytest.raises(UserError) as error:
+            parser.parse_args(["fit", "--config", str(ROOT / SMOKE[1]), *arguments])
+        assert str(error.value) == text
+
+
+def test_an_unknown_option_of_a_callback_is_named_with_the_nearest_one(parser):
+    callback = "{class_path: EarlyStopping, init_args: {monitr: validation/loss}}"
+    with pytest.raises(UserError, match=r"^trainer.callbacks.monitr: there is no .* \(did you mean 'monitor'\?\)$"):
+        parser.parse_args(["fit", "--config", str(ROOT / SMOKE[1]), "--trainer.callbacks", f"[{callback}]"])
 
 
 def resumed(run: Path, *arguments: str) -> str:

@@ -35,6 +35,7 @@ from dfx.callbacks.health import Health
 from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
+from dfx.datasets.splits import count_trained
 from dfx.errors import (
     COUNTS,
     SEEDS,
@@ -54,7 +55,9 @@ from dfx.evaluation.verdict import describe_results
 from dfx.loggers.history import best_row, read_history
 from dfx.loggers.history_logger import History
 from dfx.loggers.wandb import WandbRun
+from dfx.render.pretrained import find_checkpoint
 from dfx.tasks import CheckpointError, Task, read_checkpoint
+from dfx.tasks.finetuning import take_weights
 from dfx.tasks.loading import build_task
 from dfx.writing import lock
 
@@ -113,6 +116,8 @@ class RunOptions:
         folder: of all runs.
         resume: continue the run of this name from its last checkpoint, in its stage. A job that SLURM has requeued
             always continues its run.
+        start_from: begin with the weights of a trained model, a name of ``python -m dfx.render --list`` or the path of
+            a checkpoint. Parameters that it does not have in the same range begin untrained.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: interval at which ``last.ckpt`` is written, in addition to the end of every epoch.
         seed: sets ``seed_everything`` (weights), ``data.seed`` (order, and split where the data have none) and
@@ -125,6 +130,7 @@ class RunOptions:
     name: str = "run"
     folder: str = "runs"
     resume: bool = False
+    start_from: str | None = None
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
     seed: int | None = None
@@ -207,6 +213,9 @@ class DfxCLI(LightningCLI):
                 raise UserError(
                     f"trainer.max_epochs is -1, no end, and {option} needs one: set max_epochs or max_steps"
                 )
+        if config.run.start_from and task.stages.pretraining_epochs:
+            fault = "pretraining fits the encoder to the defaults, which would undo run.start_from"
+            raise UserError(f"{fault}: set model.init_args.stages.pretraining_epochs to 0")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -302,11 +311,13 @@ class DfxCLI(LightningCLI):
 
     def _fit_stages(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None, **options: Any) -> None:
         """Train from the first stage, or from that of a checkpoint, with one trainer each."""
-        first = 0
+        first, model.start_from = 0, self.config_init.fit.run.start_from
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))
             first, model.first_step = saved["stage"], saved.get("first_step", 0)
             datamodule.restore(saved["data"], resumes=True)
+        elif model.start_from:
+            self._start_from(find_checkpoint(model.start_from), model, datamodule)
         for stage in range(first, len(model.stages)):
             model.enter_stage(stage, datamodule)
             self.trainer = self._make_trainer()
@@ -321,6 +332,19 @@ class DfxCLI(LightningCLI):
             # Without validation there is none: the next stage then starts from the last weights.
             if stage + 1 < len(model.stages) and best.exists():
                 model.load_state_dict(read_checkpoint(str(best))["state_dict"])
+
+    def _start_from(self, path: str, model: Task, datamodule: PairedAudio) -> None:
+        """Begin with the weights of a checkpoint, and print what was taken over."""
+        sentences = take_weights(model, path)
+        datamodule.setup("fit")
+        tested = datamodule.splits["test"]
+        known = count_trained(read_checkpoint(path)["dfx"]["data"], tested, datamodule.root)
+        if known:
+            sentences.append(
+                f"the model was trained on {known} of the {len(tested)} test pairs, whose metrics are then too good"
+            )
+        if distributed.is_rank_zero():
+            print("".join(f"run.start_from: {sentence}\n" for sentence in sentences), end="")
 
     def _make_trainer(self) -> Trainer:
         """Build the trainer of the current stage."""

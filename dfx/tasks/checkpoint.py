@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from dfx.effects import ChainSpec, EffectError, EffectSpec
+from dfx.effects import ChainSpec, EffectError, EffectSpec, is_foreign
 from dfx.errors import UserError
 
 
@@ -28,6 +28,7 @@ class SavedTask(TypedDict):
     ranks: int  # number of processes
     stage: int
     first_step: int  # number of steps of the stages before
+    start_from: str | None  # the model with whose weights the run began
     stage_has_ended: bool
 
 
@@ -124,6 +125,22 @@ def read_effects(arguments: dict[str, Any]) -> list[EffectSpec]:
     if not isinstance(effects, list):
         raise EffectError(f"the effects of a task are a list, not {effects!r}")
     return [EffectSpec.of(effect) for effect in effects]
+
+
+def check_foreign(arguments: dict[str, Any], own: dict[str, Any]) -> None:
+    """Check the effects of a checkpoint before their names are looked up, which runs the code of foreign ones.
+
+    Args:
+        arguments: of the checkpoint's task.
+        own: the arguments of the task of the user's config.
+
+    Raises:
+        CheckpointError: if the checkpoint names foreign code that the config does not name.
+    """
+    known = {spec.effect for spec in read_effects(own)}
+    effects = [spec.effect for spec in read_effects(arguments)]
+    if any(is_foreign(effect) and effect not in known for effect in effects):
+        raise CheckpointError(f"the checkpoint was trained with other effects: {', '.join(effects)}")
 
 
 def fixed_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
 from dfx.datasets import PairedAudio
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
-from dfx.effects import ChainSpec, EffectError, EffectSpec, is_foreign
+from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.parameter import Scale
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import CHANNELS, SAMPLE_RATES, check_numbers
@@ -27,9 +27,9 @@ from dfx.render.streaming import Rendering, StreamingOptions, render_array
 from dfx.tasks.checkpoint import (
     CheckpointError,
     SavedTask,
+    check_foreign,
     check_training_state,
     fixed_arguments,
-    read_effects,
     to_plain,
 )
 from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
@@ -47,7 +47,8 @@ class Task(pl.LightningModule):
 
     A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
     window.samples)``, and ``restart``, bool ``(batch,)``. ``chain``, ``window`` and ``effect_layer`` are those of the
-    current ``stage``, at first the last; ``first_step`` is the number of steps of the stages before.
+    current ``stage``, at first the last; ``first_step`` is the number of steps of the stages before, and ``start_from``
+    the name or path of the model with whose weights the run began.
 
     Args:
         effects: the chain, in signal order: for each effect an :class:`~dfx.effects.EffectSpec` or a mapping of its
@@ -113,6 +114,7 @@ class Task(pl.LightningModule):
         self._window = Window(context_samples, frame_samples, frames=frames_per_step)
         self.stages = make_stages(self.whole_chain, stages)
         self.first_step = 0
+        self.start_from: str | None = None
         # The last stage has the whole chain: if it cannot be built, this fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
         defaults = self.whole_chain.space.defaults.tolist()
@@ -286,6 +288,7 @@ class Task(pl.LightningModule):
             ranks=distributed.world_size(),
             stage=self.stages.index(self.stage),
             first_step=self.first_step,
+            start_from=self.start_from,
             stage_has_ended=self.trainer.should_stop,
         )
 
@@ -308,11 +311,13 @@ class Task(pl.LightningModule):
 
     def _check_resumption(self, checkpoint: dict[str, Any], saved: SavedTask) -> None:
         """Check that a run resumes with the options that it began with: the state of most would replace other ones."""
-        ours = {**self.arguments, "data": self._data.arguments if self._data else {}}
-        theirs: dict[str, Any] = {**saved["arguments"], "data": saved["data"]}
+        data = self._data.arguments if self._data else {}
+        ours = {**self.arguments, "data": data, "run": {"start_from": self.start_from}}
+        begun = {"start_from": saved.get("start_from")}
+        theirs: dict[str, Any] = {**saved["arguments"], "data": saved["data"], "run": begun}
         differing = [
             f"{part}.{name} ({theirs[part][name]}, now {value})"
-            for part in ("loss", "gradient", "optimizer", "data")
+            for part in ("loss", "gradient", "optimizer", "data", "run")
             for name, value in ours[part].items()
             if name in _OF_THE_RUN.get(part, ours[part]) and theirs[part].get(name, value) != value
         ]
@@ -336,11 +341,7 @@ class Task(pl.LightningModule):
             raise CheckpointError("the checkpoint was not written by dfx")
         if saved["task"] != task:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
-        known = {spec.effect for spec in read_effects(self.arguments)}
-        effects = [spec.effect for spec in read_effects(saved["arguments"])]
-        # Before their names are looked up, which would run the code of a stranger's effect.
-        if any(is_foreign(effect) and effect not in known for effect in effects):
-            raise CheckpointError(f"the checkpoint was trained with other effects: {', '.join(effects)}")
+        check_foreign(saved["arguments"], self.arguments)
         theirs, ours = fixed_arguments(saved["arguments"]), fixed_arguments(self.arguments)
         differing = sorted(name for name in ours if theirs.get(name) != ours[name])
         if differing:

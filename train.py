@@ -1,4 +1,4 @@
-"""Train a task from a config; ``python train.py --help`` shows how, as dfx/commands/train.py does."""
+"""Train a task from a config; ``python train.py --help`` shows how, from dfx/commands/help/."""
 
 from dfx.commands import run_train
 

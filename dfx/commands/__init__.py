@@ -1,20 +1,36 @@
 """The console scripts of the package; a process that a script starts imports this module and no more."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from dfx.errors import errors_in_one_line
 
+HELP = Path(__file__).parent / "help"
+"""The help of ``train.py``, which LightningCLI takes seconds to write: ``python -m tests.help_texts`` writes the rest
+of it, and a test compares."""
+
 
 def run_train() -> None:
-    """Run ``dfx-train``, as ``python train.py``; ``--help`` alone prints :mod:`dfx.commands.train`."""
-    # LightningCLI takes seconds to describe its subcommands, and does not say what they are good for.
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    """Run ``dfx-train``, as ``python train.py``; help that is asked for alone is printed from a file."""
+    if (name := _find_help(sys.argv[1:])) and (file := HELP / f"{name}.txt").is_file():
         with errors_in_one_line():
-            print(import_module("dfx.commands.train").__doc__)
+            print(file.read_text(encoding="utf-8"), end="")
         return
     # Not at the top: the processes of isolated effects import this module too.
     import_module("dfx.cli").main()
+
+
+def _find_help(arguments: Sequence[str]) -> str | None:
+    match arguments:
+        case ["-h" | "--help"]:
+            return "train"
+        case ["fit", "-h" | "--help"]:
+            return "fit"
+        case ["fit", "--model.help", task] if task.isidentifier():
+            return task
+    return None
 
 
 def run_evaluate() -> None:

@@ -266,6 +266,8 @@ def test_differences_are_bold_where_their_intervals_exclude_zero(browse, folder,
     assert [cell.text.split(" ")[0] for cell in cells] == ["1.000", "1.000"]
     assert [cell.get_attribute("class") for cell in cells] == ["", "best"]
     assert not page.find_elements("css selector", "#means .best")
+    earlier = with_json(folder, tmp_path / "earlier", "differences", lambda _: {})
+    assert not browse(write_report(earlier)[0]).find_element("css selector", "#rivals").is_displayed()
 
 
 def rate(page, row, rating: int) -> None:

@@ -495,7 +495,7 @@ function showNumbers() {
   table($("of-file"), shared.methods, row, isLowest);
   table($("means"), shared.methods, meanOf(shared.means), () => false);
   table($("differences"), rivals, meanOf(shared.differences), excludesZero);
-  for (const id of ["differences-title", "differences-note"]) $(id).hidden = !rivals.length;
+  $("rivals").hidden = !rivals.length;
   $("means-title").textContent = `All ${shared.count} files`;
   $("means-note").textContent = "Means ± half of their 95 % confidence intervals.";
   $("differences-note").textContent =

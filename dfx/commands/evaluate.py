@@ -4,6 +4,7 @@
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines all
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --baselines input fixed per_file --evaluations 300
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --output my/results
+    python evaluate.py runs/tube_amp/checkpoints/best.ckpt --data my/pairs --compare cafx=my/cafx other=my/other
     python evaluate.py runs/tube_amp/checkpoints/best.ckpt --json
 
 The pairs of each split are those of the checkpoint, also if others were added since. --data evaluates all pairs of a
@@ -18,11 +19,16 @@ FOLDER" writes again.
 Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
 "per_file_warm" search a setting for every test pair, with one rendering for each evaluation. The module
 dfx/evaluation/baselines.py describes them.
+
+--compare adds the output of another system, a file for each test pair. The files have the names of the inputs and any
+suffix, sample rate and number of channels. Their delay against the target is taken out, up to 0.25 s, and each pair is
+cut where the first of its files ends; their level is left as it is.
 """
 
 import json
+import re
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,6 +36,7 @@ from dfx.errors import ArgumentParser, DataError
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.render.automation import INTERPOLATIONS
 
+TAKEN = (*BASELINES, "output", "target")
 BUDGET = {
     "evaluations": "settings that a search tries",
     "excerpts": "excerpts of training pairs on which `fixed` is searched for",
@@ -50,6 +57,7 @@ def main() -> None:
     from dfx.datasets.pairs import check_audio, find_test_pairs
     from dfx.datasets.splits import count_trained, restore_splits
     from dfx.datasets.treatment import TreatedPairs
+    from dfx.evaluation.clips import PairsWithClips
     from dfx.evaluation.evaluate import evaluate, find_removed
     from dfx.evaluation.results import as_table, list_places
     from dfx.tasks import read_checkpoint
@@ -74,14 +82,25 @@ def main() -> None:
         TreatedPairs(pairs, task.treatment, task.chain.sample_rate, task.chain.channels)
         for pairs in (splits["train"], tested)
     )
+    compared = PairsWithClips(evaluated, dict(options.compare)) if options.compare else evaluated
     folder = options.output or Path(options.checkpoint).parent.parent / "evaluation"
     budget = BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)})
     removed = find_removed(tested)
-    results = evaluate(task, evaluated, folder, baselines, training, budget, removed, options.interpolation)
+    results = evaluate(task, compared, folder, baselines, training, budget, removed, options.interpolation)
     if options.json:
         print(json.dumps(results))
     else:
         print(f"\n{as_table(results)}\n\n{list_places(folder)}")
+
+
+def _system(text: str) -> tuple[str, Path]:
+    """Return the name and folder of ``NAME=FOLDER``."""
+    name, _, folder = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in TAKEN:
+        raise ArgumentTypeError(f"'{name}' cannot name a system: use letters, digits, _ and -, and no method's name")
+    if not (folder and Path(folder).is_dir()):
+        raise ArgumentTypeError(f"{folder or text}: no such folder; give NAME=FOLDER")
+    return name, Path(folder)
 
 
 def _parser() -> ArgumentParser:
@@ -101,6 +120,8 @@ def _parser() -> ArgumentParser:
         help="run effects of the checkpoint that are Python classes, or plugins by path",
     )
     add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
+    system = "the outputs of another system: its name, and a folder of clips"
+    add("--compare", action="extend", nargs="+", type=_system, default=[], metavar="NAME=FOLDER", help=system)
     add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
     for option in fields(BaselineOptions):
         text = f"{BUDGET[option.name]} (default: {option.default:g})"

@@ -58,7 +58,7 @@ class Restored:
             "changed": self.changed,
             "in another split of the manifest now": self.moved,
         }
-        return "; ".join(f"{text}: {_first_of(names)}" for text, names in texts.items() if names)
+        return "; ".join(f"{text}: {first_of(names)}" for text, names in texts.items() if names)
 
 
 def record_pairs(pairs: Sequence[Pair], root: str) -> list[Record]:
@@ -146,7 +146,8 @@ def _is_text(options: Any) -> bool:
     return isinstance(options, dict) and all(isinstance(text, str) for pair in options.items() for text in pair)
 
 
-def _first_of(names: Sequence[str]) -> str:
+def first_of(names: Sequence[str]) -> str:
+    """List the first three names, and count the others."""
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 

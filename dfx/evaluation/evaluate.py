@@ -65,7 +65,8 @@ def evaluate(
     Args:
         task: the trained model.
         pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, ``name`` and ``group``; without a
-            group, a pair is one by itself.
+            group, a pair is one by itself. ``outputs`` are those of further methods, by name; see
+            :class:`~dfx.evaluation.clips.PairsWithClips`.
         folder: to write to; created if it does not exist. The module's docstring lists its files.
         baselines: any of :data:`~dfx.evaluation.options.BASELINES`.
         training: the training pairs, for baselines that learn from them.
@@ -86,6 +87,7 @@ def evaluate(
         pair = pairs[index]
         rendering = task.render(pair["input"], interpolation)
         outputs = {name: baseline(pair, rendering.automation.values) for name, baseline in methods.items()}
+        outputs |= pair.get("outputs", {})
         outputs["output"] = torch.from_numpy(rendering.audio)
         rows += _compare(pair, outputs, (removed or {}).get(pair["name"]), loss, task.chain.sample_rate)
         stem = file_stem(str(pair["name"]), [str(file["stem"]) for file in files])

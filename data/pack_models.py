@@ -2,6 +2,7 @@
 
     python data/pack_models.py              # all: some ten minutes on two quiet cores
     python data/pack_models.py mastering
+    python data/pack_models.py --measure    # evaluates the packed models again, without training
 
 Each is trained by its config in configs/, in one thread, so that the result does not depend on the number of cores. The
 folder of a model has model.ckpt, the best checkpoint without the state of the optimizer; card.json, with its commit,
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +121,7 @@ def train(name: str, runs: Path) -> None:
 
 
 def pack(name: str, run: Path) -> None:
-    """Write the folder of a model from its finished run."""
+    """Write the folder of a model from its finished run, with cards that lack metrics."""
     checkpoint = read_checkpoint(str(run / "checkpoints" / "best.ckpt"))
     kept = {key: checkpoint[key] for key in ("state_dict", "epoch", "global_step", "pytorch-lightning_version")}
     kept["dfx"] = {**checkpoint["dfx"], "streaming": {}}
@@ -129,13 +131,11 @@ def pack(name: str, run: Path) -> None:
         torch.save(kept, partial)
     content = (folder / CHECKPOINT).read_bytes()
 
-    results, model = read_means(run / "evaluation"), MODELS[name]
     versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
-    rows = json.loads((run / "evaluation" / "files.json").read_text(encoding="utf-8"))
     trained_on = [row for row in shipped.read_manifest(ROOT / "data" / name) if row["split"] != "test"]
     card = {
         "name": name,
-        "summary": model.summary,
+        "summary": MODELS[name].summary,
         "task": checkpoint["dfx"]["task"],
         "sample_rate": checkpoint["dfx"]["arguments"]["sample_rate"],
         "data": f"data/{name}",
@@ -149,11 +149,22 @@ def pack(name: str, run: Path) -> None:
         "weights": sum(value.numel() for value in checkpoint["state_dict"].values()),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "metrics": {
-            method: {metric: of[metric].as_dict() for metric in model.metrics} for method, of in results.items()
-        },
-        "loss_of_files": {row["file"]: row["loss"] for row in rows if row["method"] == "output"},
     }
+    write_json(folder / CARD, card)
+
+
+def measure(name: str) -> None:
+    """Evaluate a packed model on its test pairs, and write the metrics to its cards."""
+    folder, model = FOLDER / name, MODELS[name]
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "evaluate.py", str(folder / CHECKPOINT), "--output", output]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        results = read_means(Path(output))
+        rows = json.loads(Path(output, "files.json").read_text(encoding="utf-8"))
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    for key, means in {"metrics": results, "differences": results.differences}.items():
+        card[key] = {method: {metric: of[metric].as_dict() for metric in model.metrics} for method, of in means.items()}
+    card["loss_of_files"] = {row["file"]: row["loss"] for row in rows if row["method"] == "output"}
     write_json(folder / CARD, card)
     write_text(folder / "README.md", as_markdown(card, model, results))
 
@@ -162,11 +173,17 @@ def as_markdown(card: dict, model: Model, results: Results) -> str:
     """Return the card for readers."""
     name = card["name"]
     packages = ", ".join(f"{package} {version}" for package, version in card["versions"].items())
-    columns = {"input": "input", "defaults": "untrained chain", "output": "this model"}
-    table = [f"| metric | {' | '.join(columns.values())} |", "|---|---|---|---|"]
+    columns = {
+        "input": results["input"],
+        "untrained chain": results["defaults"],
+        "this model": results["output"],
+        "model − untrained chain": results.differences["defaults"],
+    }
+    table = [f"| metric | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     for metric, description in model.metrics.items():
-        cells = " | ".join(format_mean(results[method][metric]) for method in columns)
+        cells = " | ".join(format_mean(of[metric]) for of in columns.values())
         table.append(f"| {description} (`{metric}`) | {cells} |")
+    loss = results["output"]["loss"]
     lines = [
         f"# {name}",
         "",
@@ -192,8 +209,9 @@ def as_markdown(card: dict, model: Model, results: Results) -> str:
         "",
         "## Metrics",
         "",
-        f"Means over the {results['output']['loss'].count} test files ± half of their 95 % intervals (Student's t). "
-        "Less is better, except in level changes.",
+        f"Means over the {loss.count} test files ± half of their 95 % intervals (Student's t over the {loss.groups} "
+        "groups of files that share a note, speaker or song). Less is better, except in level changes. A difference "
+        "is shown if it is larger than half of its interval.",
         "",
         *table,
         "",
@@ -219,14 +237,17 @@ def main() -> None:
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)} (default: all)")
+    parser.add_argument("--measure", action="store_true", help="evaluate the packed models again, without training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "pretrained", help="folder of the runs")
     options = parser.parse_args()
     if unknown := set(options.names) - set(MODELS):
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     for name in options.names or MODELS:
-        if not (options.runs / name / "commit.txt").is_file():
-            train(name, options.runs)
-        pack(name, options.runs / name)
+        if not options.measure:
+            if not (options.runs / name / "commit.txt").is_file():
+                train(name, options.runs)
+            pack(name, options.runs / name)
+        measure(name)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def test_an_invalid_spec_is_refused():
     refused("cannot be rendered frame by frame", EffectSpec("pedalboard:PitchShift"))
 
 
+def test_an_optional_fixed_value_is_set_where_the_effect_has_it_and_told_where_it_has_not(recwarn):
+    spec = ChainSpec([EffectSpec(COMPRESSOR, fixed={"ratio?": 2.0})], SAMPLE_RATE)
+    assert spec.recipes[0].fixed == {"ratio": 2.0} and "compressor.ratio" not in spec.space.names
+    assert not recwarn
+    with pytest.warns(UserWarning, match="pedalboard:Compressor has no 'knee' in the version installed here"):
+        spec = ChainSpec([EffectSpec(COMPRESSOR, fixed={"knee?": 2.0, "ratio": 2.0})], SAMPLE_RATE)
+    assert spec.recipes[0].fixed == {"ratio": 2.0}
+    refused("'ratio' is fixed twice", EffectSpec(COMPRESSOR, fixed={"ratio": 2.0, "ratio?": 2.0}))
+    refused("both trained and fixed", EffectSpec(COMPRESSOR, train={"ratio": None}, fixed={"ratio?": 2.0}))
+    refused("finite number", EffectSpec(COMPRESSOR, fixed={"ratio?": "much"}))
+
+
 def test_an_invalid_spec_in_a_config_is_refused():
     for given, said in [
         ("pedalboard:Gain", "an effect is a mapping"),

@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -66,7 +67,8 @@ class EffectSpec:
             name in snake case.
         train: the trained parameters, each with ``[low, high]``, a mapping with any of ``range``, ``scale`` and
             ``default``, or nothing for the host's description. By default every trainable parameter that is not fixed.
-        fixed: values that are set once.
+        fixed: values that are set once. A name that ends in ``?``, such as ``alr?``, is optional: where the installed
+            version of the effect lacks that control, a warning says so and nothing is set.
         scale: ``linear`` or ``log``, for every trained parameter without its own; by default the host's.
 
     Raises:
@@ -131,17 +133,33 @@ def _resolve(spec: EffectSpec, sample_rate: int, channels: int) -> Recipe:
         raise EffectError(f"'{spec.effect}' names no host; write for instance 'pedalboard:{spec.effect}'")
     host, effect = spec.effect.split(":", maxsplit=1)
     controls = _host(host).controls(effect, sample_rate, channels)
-    for name in [*(spec.train or {}), *spec.fixed]:
+    fixed = _without_absent(spec, controls)
+    for name in [*(spec.train or {}), *fixed]:
         if name not in controls:
             raise EffectError(f"{spec.effect} has no parameter '{name}'{nearest(str(name), controls)}")
-    if both := set(spec.train or {}) & set(spec.fixed):
+    if both := set(spec.train or {}) & set(fixed):
         raise EffectError(f"{spec.effect}: {', '.join(sorted(both))} is both trained and fixed")
 
-    by_default = {c.name: None for c in controls.values() if c.trainable and c.name not in spec.fixed}
+    by_default = {c.name: None for c in controls.values() if c.trainable and c.name not in fixed}
     train = by_default if spec.train is None else spec.train
     parameters = tuple(_parameter(controls[name], given, spec, sample_rate) for name, given in train.items())
-    fixed = {name: _fixed_value(controls[name], value, spec.effect, sample_rate) for name, value in spec.fixed.items()}
+    fixed = {name: _fixed_value(controls[name], value, spec.effect, sample_rate) for name, value in fixed.items()}
     return Recipe(host, effect, spec.name or "", parameters, fixed)
+
+
+def _without_absent(spec: EffectSpec, controls: Mapping[str, Control]) -> dict[str, Any]:
+    """Return the fixed values by the names of controls, without optional ones that the effect lacks."""
+    fixed: dict[str, Any] = {}
+    for given, value in spec.fixed.items():
+        is_optional = isinstance(given, str) and given.endswith("?")
+        name = given[:-1] if is_optional else given
+        if name in fixed:
+            raise EffectError(f"{spec.effect}: '{name}' is fixed twice")
+        if is_optional and name not in controls:
+            warnings.warn(f"{spec.effect} has no '{name}' in the version installed here: it is not set", stacklevel=2)
+        else:
+            fixed[name] = value
+    return fixed
 
 
 def _parameter(control: Control, given: Any, spec: EffectSpec, sample_rate: int) -> Parameter:

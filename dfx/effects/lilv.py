@@ -88,6 +88,15 @@ def plugin(uri: str) -> Plugin:
     Raises:
         EffectError: if liblilv or the plugin is not installed, or if the host lacks a feature that it requires.
     """
+    return _describe(uri)
+
+
+def outline(uri: str) -> Plugin:
+    """Return a plugin as :func:`plugin`, with audio ports alone: plugins have hundreds of others, which take time."""
+    return _describe(uri, "lv2:AudioPort")
+
+
+def _describe(uri: str, kind: str | None = None) -> Plugin:
     world = _world()
     address = world.find(uri)
     required = world("plugin_get_required_features", address)
@@ -99,7 +108,10 @@ def plugin(uri: str) -> Plugin:
     count = world("plugin_get_num_ports", address)
     ranges = np.full((3, count), np.nan, dtype=np.float32)
     world("plugin_get_port_ranges_float", address, *(row.ctypes for row in ranges))
-    ports = tuple(_PortReader(world, address, index).read(*ranges[:, index]) for index in range(count))
+    readers = [_PortReader(world, address, index) for index in range(count)]
+    ports = tuple(
+        reader.read(*numbers) for reader, numbers in zip(readers, ranges.T) if kind is None or reader.is_a(kind)
+    )
     for symbol, number in Counter(port.symbol for port in ports).items():
         if number > 1:
             raise EffectError(f"lv2:{uri} has {number} ports with the symbol '{symbol}'")
@@ -265,28 +277,28 @@ class _PortReader:
         self._plugin = plugin
         self._port = world("plugin_get_port_by_index", plugin, index)
         self._symbol = world.string(world("port_get_symbol", plugin, self._port))
-        self._is_a = functools.partial(self._query, "is_a")
+        self.is_a = functools.partial(self._query, "is_a")
         self._has = functools.partial(self._query, "has_property")
 
     def read(self, minimum: float, maximum: float, default: float) -> Port:
-        is_input = self._is_a("lv2:InputPort")
+        is_input = self.is_a("lv2:InputPort")
         is_optional = self._has("lv2:connectionOptional")
         port = functools.partial(Port, self._symbol, is_input=is_input)
-        if self._is_a("lv2:ControlPort"):
+        if self.is_a("lv2:ControlPort"):
             if not is_input:
                 return port(kind="control")
             control = self._control(_decimal(minimum), _decimal(maximum), _decimal(default))
             return port(kind="control", control=control, in_sample_rates=self._has("lv2:sampleRate"))
-        if self._is_a("lv2:AudioPort"):
+        if self.is_a("lv2:AudioPort"):
             is_side_chain = self._has("lv2:isSideChain") or self._get("pg:group", "pg:sideChainOf")
             # Calf marks its side chains only as optional ports without a channel.
             is_no_channel = is_optional and not self._get("lv2:designation")
             return port(kind="silent" if is_side_chain or is_no_channel else "audio")
-        if self._is_a("lv2:CVPort"):
+        if self.is_a("lv2:CVPort"):
             return port(kind="silent")
         if is_optional:
             return port(kind="unconnected")
-        if self._is_a("atom:AtomPort"):
+        if self.is_a("atom:AtomPort"):
             return port(kind="events", event_bytes=int(self._get("rsz:minimumSize") or 4096))
         return port(kind="unknown")
 

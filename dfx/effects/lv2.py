@@ -59,7 +59,7 @@ def list_plugins() -> dict[str, str]:
     names = {}
     for uri in lilv.uris():
         with contextlib.suppress(EffectError):
-            plugin = lilv.plugin(uri)
+            plugin = lilv.outline(uri)
             _count_instances(plugin, channels=1)
             names[uri] = plugin.name
     return names

@@ -227,6 +227,8 @@ def _range(low: float, high: float, unit: str) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
+    if 0 < abs(value) < 0.01:
+        return f"{value:.4f}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

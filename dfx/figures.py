@@ -333,6 +333,27 @@ def draw_fidelity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def draw_ratings(ratings: Sequence[Any], averages: Sequence[Any]) -> Figure:
+    """Draw the ratings of each condition as a box plot, with its mean and 95 % interval beside it.
+
+    Args:
+        ratings: a sequence of :class:`dfx.listening.ratings.Rating`.
+        averages: of :func:`dfx.listening.ratings.average`.
+    """
+    scores = {of.condition: [one.score for one in ratings if one.condition == of.condition] for of in averages}
+    shown = [of for of in averages if scores[of.condition]]  # without the differences
+    figure = Figure(figsize=(1.5 + 1.1 * len(shown), 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.boxplot([scores[of.condition] for of in shown], widths=0.4, medianprops={"color": "0.3"})
+    for place, (_, mean) in enumerate(shown, 1):
+        half = 0.0 if mean.low is None else mean - mean.low
+        axis.errorbar(place + 0.3, mean, half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+    axis.set_xticks(range(1, len(shown) + 1), [of.condition.replace("_", "\n") for of in shown])
+    axis.set(ylim=(-3, 103), ylabel="similarity to the reference")
+    axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 

@@ -51,7 +51,7 @@ def test_a_script_prints_its_help_without_slow_imports(script):
     assert slow_imports(code, "--help") == set()
 
 
-@pytest.mark.parametrize("module", ["dfx.benchmark", "dfx.check"])
+@pytest.mark.parametrize("module", ["dfx.benchmark", "dfx.check", "dfx.listening"])
 def test_other_commands_print_their_help_without_slow_imports(module):
     assert slow_imports(f"import runpy; runpy.run_module('{module}', run_name='__main__')", "--help") == set()
 

@@ -35,6 +35,7 @@ from dfx.callbacks.health import Health
 from dfx.callbacks.progress import Progress
 from dfx.callbacks.run_folder import RunFolder, versions
 from dfx.datasets import PairedAudio
+from dfx.datasets.pairs import find_pairs
 from dfx.datasets.splits import count_trained
 from dfx.errors import (
     COUNTS,
@@ -50,6 +51,7 @@ from dfx.errors import (
     refuse_repeated_keys,
 )
 from dfx.evaluation.evaluate import evaluate, find_removed
+from dfx.evaluation.folds import cross_validate
 from dfx.evaluation.results import as_table, list_places
 from dfx.evaluation.verdict import describe_results
 from dfx.loggers.history import best_row, read_history
@@ -81,6 +83,8 @@ _NOTICES = (
     "The number of training batches .* is smaller than the logging interval",
     # `data.num_workers` is an option, and its default is right for short files.
     ".* does not have many workers",
+    # Each fold has the arguments of the command, and others.
+    "LightningCLI's args parameter is intended",
     # Of Lightning to its own developers.
     ".*LeafSpec.*is deprecated",
 )
@@ -118,6 +122,8 @@ class RunOptions:
             always continues its run.
         start_from: begin with the weights of a trained model, a name of ``python -m dfx.render --list`` or the path of
             a checkpoint. Parameters that it does not have in the same range begin untrained.
+        folds: cross-validation: divide the pairs into so many folds, train a run for each, ``NAME/fold_1`` and so on,
+            which is tested on this fold, and evaluate all pairs together. With ``resume``, finished folds are kept.
         evaluate: after training, compare the best checkpoint with the unprocessed input on the test split.
         checkpoint_minutes: interval at which ``last.ckpt`` is written, in addition to the end of every epoch.
         seed: sets ``seed_everything`` (weights), ``data.seed`` (order, and split where the data have none) and
@@ -131,12 +137,13 @@ class RunOptions:
     folder: str = "runs"
     resume: bool = False
     start_from: str | None = None
+    folds: int | None = None
     evaluate: bool = True
     checkpoint_minutes: float = 5.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), checkpoint_minutes="(0, 525600]", seed=SEEDS)
+        check_numbers(vars(self), checkpoint_minutes="(0, 525600]", seed=SEEDS, folds="2..1000000")
         check_file_name("run.name", self.name)
         if not self.folder.strip() or not self.folder.isprintable():
             raise UserError(f"run.folder is {self.folder!r}; it must be the path of a folder")
@@ -177,7 +184,7 @@ class DfxCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        given = sys.argv[1:] if args is None else args
+        self._given = given = sys.argv[1:] if args is None else args
         for argument in given:
             if re.search("[\ud800-\udfff]", argument):  # which a config cannot hold
                 raise UserError(f"{argument} is not in UTF-8: rename it, or link to it from a path that is")
@@ -217,6 +224,23 @@ class DfxCLI(LightningCLI):
             fault = "pretraining fits the encoder to the defaults, which would undo run.start_from"
             raise UserError(f"{fault}: set model.init_args.stages.pretraining_epochs to 0")
 
+        if self.config.subcommand == "fit" and config.run.folds:
+            self._check_folds(config)
+
+    @staticmethod
+    def _check_folds(config: Any) -> None:
+        """Check that folds can be trained, each as a run of its own, one after the other."""
+        faults = {
+            "run.evaluate: false": not config.run.evaluate,
+            "ckpt_path": config.ckpt_path is not None,
+            "data.fold": config.data.fold is not None,
+        }
+        for option in (option for option, is_given in faults.items() if is_given):
+            raise UserError(f"run.folds trains and tests every fold, and does not go with {option}: remove one of both")
+        places = {name: config.trainer[name] for name in ("accelerator", "devices", "num_nodes", "strategy")}
+        if Trainer(**places, logger=False, enable_checkpointing=False).world_size > 1:
+            raise UserError("run.folds trains in one process: set trainer.devices to 1, or train each data.fold alone")
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's subcommands without ``predict``: ``python -m dfx.render`` writes its outputs."""
@@ -251,6 +275,8 @@ class DfxCLI(LightningCLI):
             config.seed_everything = config.data.seed = config.model.init_args.gradient.seed = run.seed
             seed_everything(run.seed, workers=True)
             run.seed = None
+        if run.folds:
+            return
         requeued = _find_requeued(Path(run.folder), run.name)
         self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
         self.progress, self.bar = Progress(), Bar(config.trainer.max_epochs)  # of all stages
@@ -259,6 +285,8 @@ class DfxCLI(LightningCLI):
             config.ckpt_path = last and str(last)
 
     def instantiate_classes(self) -> None:
+        if self.subcommand == "fit" and self.config.fit.run.folds:
+            return  # each fold is a run with classes of its own
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
@@ -281,6 +309,8 @@ class DfxCLI(LightningCLI):
         return self._make_trainer()
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit" and self.config.fit.run.folds:
+            return self._train_folds()
         try:
             super()._run_subcommand(subcommand)
         except (UserError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -332,6 +362,42 @@ class DfxCLI(LightningCLI):
             # Without validation there is none: the next stage then starts from the last weights.
             if stage + 1 < len(model.stages) and best.exists():
                 model.load_state_dict(read_checkpoint(str(best))["state_dict"])
+
+    def _train_folds(self) -> None:
+        """Train a run for each fold, in this process, and print the means over all pairs."""
+        config, run, data = self.config.fit, self.config.fit.run, self.config.fit.data
+        folds = [find_pairs(data.root, data.seed, data.rows, (number + 1, run.folds)) for number in range(run.folds)]
+        requeued = _find_requeued(Path(run.folder), run.name, "fold_1")
+        folder = requeued.parent if requeued else _choose_folder(Path(run.folder), run.name, run.resume)
+        for file in folder.glob(f"fold_*/{CONFIG}"):
+            self._check_same_options(file)
+
+        def train(number: int) -> None:
+            name = f"fold_{number}"
+            changes = {"run.folds": "null", "run.folder": folder, "run.name": name, "data.fold": [number, run.folds]}
+            changes |= {"run.resume": (folder / name).is_dir(), "wandb.group": config.wandb.group or folder.name}
+            try:
+                trained = DfxCLI([*self._given, *(f"--{option}={value}" for option, value in changes.items())])
+            except Stopped as stopped:
+                how = f"resume with --run.name {folder.name} --run.resume true"
+                raise Stopped(stopped.signum, f"{stopped.args[0].split(';')[0]}; {how}") from None
+            if trained.logger:
+                trained.logger.experiment.finish()
+
+        text = cross_validate(folder, folds, train)
+        print(f"\nAll pairs of {data.root}, each rendered by a model that was not trained on it, means:\n\n{text}\n")
+        print(f"folds and tables  {folder}")
+
+    def _check_same_options(self, file: Path) -> None:
+        """Check that a fold was trained with the options that the others will be trained with."""
+        _check_config(file)
+        texts = (self._parser("fit").dump(self.config.fit, skip_none=False), file.read_text(encoding="utf-8"))
+        ours, theirs = ({**yaml.safe_load(text), "run": None, "wandb": None, "logging": None} for text in texts)
+        theirs["data"]["fold"] = None
+        now, before = (yaml.safe_dump(options).splitlines() for options in (ours, theirs))
+        if differing := [line.strip() for line in now if line not in before]:
+            fault = f"{file.parent} was trained with other options than {', '.join(differing[:5])}"
+            raise DataError(f"{fault}: resume the folds with the same, or give another run.name")
 
     def _start_from(self, path: str, model: Task, datamodule: PairedAudio) -> None:
         """Begin with the weights of a checkpoint, and print what was taken over."""
@@ -397,9 +463,14 @@ class DfxCLI(LightningCLI):
             self.model.check_checkpoint(checkpoint)  # with no other code than that of this run
             task = build_task(checkpoint, str(best), trust=True)
             results = evaluate(task, data.whole_pairs("test"), folder, removed=removed)
-            print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
-            print("".join(f"{sentence}\n" for sentence in describe_results(results, folder, task.chain.space)))
-            print(f"checkpoints  {best.parent}\n{list_places(folder)}")
+            if data.fold:
+                losses = ", ".join(f"{method} {of['loss']:.3f}" for method, of in results.items())
+                print(f"held-out pairs of the fold, loss: {losses}; {folder / 'report.html'}")
+            else:
+                automation = (folder / "automation").glob("*.csv")
+                print(f"\nHeld-out pairs of {data.root}, means:\n\n{as_table(results)}\n")
+                print("".join(f"{text}\n" for text in describe_results(results, automation, task.chain.space)))
+                print(f"checkpoints  {best.parent}\n{list_places(folder)}")
             tested = {f"test/{method}/{name}": float(of[name]) for method, of in results.items() for name in of}
             for logger in self.trainer.loggers:
                 logger.log_metrics(tested, step=self.trainer.global_step)
@@ -480,11 +551,11 @@ def _choose_folder(runs: Path, name: str, resume: bool) -> Path:
     return folder if resume or not folder.exists() else next(path for path in numbered if not path.exists())
 
 
-def _find_requeued(runs: Path, name: str) -> Path | None:
-    """Return the folder of the run that this SLURM job began before it was requeued."""
+def _find_requeued(runs: Path, name: str, fold: str = "") -> Path | None:
+    """Return the folder of the run, or of its fold, that this SLURM job began before it was requeued."""
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return None
-    written = runs.glob(f"{glob.escape(name)}*/{SLURM_JOB}")
+    written = runs.glob(f"{glob.escape(name)}*/{Path(fold, SLURM_JOB)}")
     return next((file.parent for file in written if file.read_text() == os.environ["SLURM_JOB_ID"]), None)
 
 

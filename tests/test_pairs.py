@@ -78,6 +78,44 @@ def test_a_manifest_may_group_pairs_and_a_pair_without_a_group_is_one_by_itself(
     assert [pair.group for pair in all_pairs(root)] == ["anna", "anna", "ben", "n3"]
 
 
+def grouped(root, count: int, split: str = "") -> None:
+    """Write a manifest of groups of two pairs."""
+    rows = [f"n{i},{split},input/note_{i:02}.wav,target/note_{i:02}.wav,g{i // 2}" for i in range(count)]
+    (root / "manifest.csv").write_text("\n".join(["name,split,input,target,group", *rows]))
+
+
+@pytest.mark.parametrize("count, split", [(2, ""), (3, "train"), (5, "")])
+def test_folds_test_every_pair_once_divide_no_group_and_depend_on_the_seed_only(make_pairs, count, split):
+    root = make_pairs(10)
+    grouped(root, 10, split)
+    folds = {
+        seed: [find_pairs(str(root), seed, fold=(number, count)) for number in range(1, count + 1)] for seed in (0, 1)
+    }
+    assert folds[0] == [find_pairs(str(root), 0, fold=(number, count)) for number in range(1, count + 1)] != folds[1]
+    for splits in folds[0]:
+        groups = {split: {pair.group for pair in splits[split]} for split in SPLITS}
+        assert sum(map(len, splits.values())) == 10 and sum(map(len, groups.values())) == 5
+        assert len(groups["validation"]) == 1
+    assert sorted(pair.name for splits in folds[0] for pair in splits["test"]) == [f"n{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "count, message", [(6, "has 5 groups of pairs, and no fold 1 of 6: take 2 to 5 folds"), (1, "no fold 1 of 1")]
+)
+def test_folds_that_there_are_no_groups_for_are_refused(make_pairs, count, message):
+    root = make_pairs(10)
+    grouped(root, 10)
+    with pytest.raises(DataError, match=message):
+        find_pairs(str(root), fold=(1, count))
+
+
+def test_folds_of_a_manifest_with_splits_and_without_groups_are_refused(make_pairs):
+    root = make_pairs(3)
+    manifest(root, *(f"n{i},{split},input/note_0{i}.wav,target/note_0{i}.wav" for i, split in enumerate(SPLITS)))
+    with pytest.raises(DataError, match="gives splits and no groups, .*: add a column group"):
+        find_pairs(str(root), fold=(1, 3))
+
+
 def test_rows_of_a_manifest_are_selected_by_patterns_and_val_is_short_for_validation(make_pairs):
     root = make_pairs(5)
     splits = ["train", "val", "test", "train", "train"]

@@ -22,7 +22,7 @@ def sentences(folder, output=1.0, input=2.0, defaults=2.0, groups="ab", values=(
     (folder / "automation").mkdir()
     rows = np.column_stack([np.arange(4), np.tile(values, (4, 1))])
     np.savetxt(folder / "automation" / "a.csv", rows, delimiter=",", header="seconds,a,b,c")
-    return " ".join(describe_results(results, folder, SPACE))
+    return " ".join(describe_results(results, [folder / "automation" / "a.csv"], SPACE))
 
 
 def test_a_good_result_needs_no_sentence(tmp_path):

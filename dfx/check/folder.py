@@ -155,7 +155,8 @@ def _describe_lengths(listed: Sequence[Listed], options: Options) -> list[str]:
         )
     tests = sum(split == "test" for _, split in listed)
     if 0 < tests < _FEW_TEST_PAIRS:
-        notes.append(f"{tests} of {len(pairs)} pairs are for testing: too few to say how well a model does on others")
+        few = f"{tests} of {len(pairs)} pairs are for testing: too few to say how well a model does on others"
+        notes.append(f"{few}; train.py --run.folds K tests all pairs in turn")
     return notes
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from dfx import distributed
 from dfx.datasets.frames import EvaluationLanes, Excerpt, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.inspection import describe_conversion, glance
-from dfx.datasets.pairs import SPLITS, Pair, check_audio, find_pairs, list_pairs
+from dfx.datasets.pairs import SPLITS, Fold, Pair, check_audio, find_pairs, list_pairs
 from dfx.datasets.splits import OLDER, match_records, read_records, record_splits
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 from dfx.errors import CHANNELS, COUNTS, SAMPLE_RATES, SEEDS, DataError, check_numbers
@@ -30,6 +30,8 @@ class PairedAudio(pl.LightningDataModule):
         treatment: preprocessing of all audio.
         augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts.
         rows: selects rows of the manifest by patterns for some of its columns, for instance ``{speaker: "anna*"}``.
+        fold: the number of a fold and the number of folds, for instance ``[2, 5]``: the pairs are divided into folds
+            instead of the splits, and this one is tested. ``run.folds`` trains all of them.
         batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
             validation, each has all.
         excerpt_seconds: length of an excerpt; none for whole files.
@@ -54,6 +56,7 @@ class PairedAudio(pl.LightningDataModule):
     treatment: Treatment = Treatment()
     augmentation: Augmentation = Augmentation()
     rows: dict[str, str] | None = None
+    fold: Fold | None = None
     batch_size: int = 16
     excerpt_seconds: float | None = 10.0
     steps_per_epoch: int | None = None
@@ -66,9 +69,9 @@ class PairedAudio(pl.LightningDataModule):
         super().__init__()
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, batch_size="1..65536", seed=SEEDS)
         check_numbers(vars(self), excerpt_seconds="(0, 86400]", num_workers="0..1024")
-        check_numbers(vars(self), steps_per_epoch=COUNTS, validation_steps=COUNTS)
+        check_numbers(vars(self), fold=COUNTS, steps_per_epoch=COUNTS, validation_steps=COUNTS)
         # Stored in checkpoints, so that resuming and evaluation use the same pairs.
-        names = ("root", "seed", "rows", "batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps")
+        names = ("root", "seed", "rows", "fold", "batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps")
         self.arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         self.splits: dict[str, list[Pair]] = {}
         self._train_loader: TrainingLoader | None = None
@@ -81,7 +84,7 @@ class PairedAudio(pl.LightningDataModule):
             raise DataError(f"{fault}: make it a multiple of {ranks}")
         if self.splits:
             return
-        splits = find_pairs(self.root, self.seed, self.rows)
+        splits = find_pairs(self.root, self.seed, self.rows, self.fold)
         self._take(splits, record_splits(splits, self.root))
 
     def restore(self, data: Mapping[str, Any], resumes: bool) -> None:
@@ -104,7 +107,7 @@ class PairedAudio(pl.LightningDataModule):
             return
         if self.arguments.get("pairs") == data["pairs"]:
             return
-        restored = match_records(records, list_pairs(self.root, self.rows), self.root)
+        restored = match_records(records, list_pairs(self.root, self.rows), self.root, is_fold=bool(data.get("fold")))
         place = f"{self.root} has changed since training"
         if self.root != data.get("root"):
             place = f"{self.root} is not {data.get('root')}, with which the checkpoint was trained"

@@ -42,9 +42,13 @@ class Pair:
 
 Listed = tuple[Pair, str]
 """A pair and its split."""
+Fold = tuple[int, int]
+"""The number of a fold, from 1, and the number of folds."""
 
 
-def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) -> dict[str, list[Pair]]:
+def find_pairs(
+    root: str, seed: int = 0, rows: Mapping[str, str] | None = None, fold: Fold | None = None
+) -> dict[str, list[Pair]]:
     """Return the pairs of a folder, by split.
 
     The folder holds either ``manifest.csv``, with the columns ``input``, ``target`` (relative paths) and ``split``
@@ -52,19 +56,25 @@ def find_pairs(root: str, seed: int = 0, rows: Mapping[str, str] | None = None) 
     same names. Pairs without a split are divided at random, by ``seed``: 80 % train, 10 % validation, 10 % test.
     ``rows`` selects those of the manifest whose columns match all of its patterns, which may contain ``*`` and ``?``.
     No two pairs have one name: it is that of the manifest, or else a path relative to the folder. The optional column
-    ``group`` of the manifest names what several pairs share; it does not affect the split.
+    ``group`` of the manifest names what several pairs share; it affects only the division into folds.
+
+    With ``fold``, all pairs are divided into folds by ``seed``, and the groups are kept together: one fold is the test
+    split, and the tenth of the groups that follows it, at least one, is the validation split.
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
-            length or sample rate, a file is in two splits, or a split is empty.
+            length or sample rate, a file is in two splits, a split is empty, there are more folds than groups, or the
+            manifest of pairs to divide into folds gives their splits but not their groups.
     """
-    return split_pairs(list_pairs(root, rows, needs_split=True), root, seed)
+    return split_pairs(list_pairs(root, rows, needs_split=fold is None), root, seed, fold)
 
 
-def split_pairs(listed: Sequence[Listed], root: str, seed: int = 0) -> dict[str, list[Pair]]:
+def split_pairs(listed: Sequence[Listed], root: str, seed: int = 0, fold: Fold | None = None) -> dict[str, list[Pair]]:
     """Return listed pairs by split, divided at random where they have none; errors as :func:`find_pairs`."""
     splits = _by_split(listed)
-    if not any(splits.values()):
+    if fold:
+        splits = _split_fold(listed, root, seed, *fold)
+    elif not any(splits.values()):
         splits = _split_at_random([pair for pair, _ in listed], seed)
     for split in SPLITS:
         if not splits[split]:
@@ -290,3 +300,20 @@ def _split_at_random(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
     held_out = max(1, round(0.1 * len(order)))
     test, validation, train = order[:held_out], order[held_out : 2 * held_out], order[2 * held_out :]
     return {"test": test, "validation": validation, "train": train}
+
+
+def _split_fold(listed: Sequence[Listed], root: str, seed: int, number: int, count: int) -> dict[str, list[Pair]]:
+    order = sorted({pair.group for pair, _ in listed})
+    if not (2 <= count <= len(order) and 1 <= number <= count):
+        raise DataError(
+            f"{root} has {len(order)} groups of pairs, and no fold {number} of {count}: take 2 to {len(order)} folds"
+        )
+    if any(split for _, split in listed) and all(pair.group == pair.name for pair, _ in listed):
+        fault = f"the manifest of {root} gives splits and no groups, and folds divide all pairs again"
+        raise DataError(f"{fault}: add a column group (the note, speaker or song), or remove the column split")
+    random.Random(seed).shuffle(order)
+    start, end = (edge * len(order) // count for edge in (number - 1, number))
+    order = [*order[start:], *order[:start]]
+    tested, held_out = end - start, end - start + max(1, round(0.1 * len(order)))
+    groups = {"train": order[held_out:], "validation": order[tested:held_out], "test": order[:tested]}
+    return {split: [pair for pair, _ in listed if pair.group in groups[split]] for split in SPLITS}

@@ -93,8 +93,13 @@ def read_records(data: Mapping[str, Any]) -> dict[str, list[Record]] | None:
     raise DataError("the checkpoint's list of pairs is damaged: use another checkpoint of the run")
 
 
-def match_records(records: Mapping[str, Sequence[Record]], listed: Sequence[Listed], root: str) -> Restored:
-    """Find the pairs of a checkpoint among those of a folder, in the order of the checkpoint."""
+def match_records(
+    records: Mapping[str, Sequence[Record]], listed: Sequence[Listed], root: str, is_fold: bool = False
+) -> Restored:
+    """Find the pairs of a checkpoint among those of a folder, in the order of the checkpoint.
+
+    Folds have other splits than the manifest: with ``is_fold``, no pair has moved.
+    """
     present = record_pairs([pair for pair, _ in listed], root)
     found = {record.paths: (record, *pair) for record, pair in zip(present, listed)}
     restored = Restored()
@@ -107,7 +112,7 @@ def match_records(records: Mapping[str, Sequence[Record]], listed: Sequence[List
             restored.splits[split].append(replace(pair, name=record.name))
             if now.checksum != record.checksum:
                 restored.changed.append(record.name)
-            if listed_split not in ("", split):
+            if listed_split not in ("", split) and not is_fold:
                 restored.moved.append(record.name)
     known = {record.paths for some in records.values() for record in some}
     restored.new = [record.name for record in present if record.paths not in known]
@@ -129,7 +134,7 @@ def restore_splits(data: Mapping[str, Any]) -> dict[str, list[Pair]]:
     if records is None:
         print(f"{OLDER}: the pairs of {root} are split again", file=sys.stderr)
         return find_pairs(root, data.get("seed", 0), rows)
-    restored = match_records(records, list_pairs(root, rows), root)
+    restored = match_records(records, list_pairs(root, rows), root, is_fold=bool(data.get("fold")))
     if restored.differences:
         print(f"{root} has changed since training; {restored.differences}", file=sys.stderr)
     return restored.splits

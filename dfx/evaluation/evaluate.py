@@ -98,10 +98,11 @@ def evaluate(
         _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation)
 
     results = Results.of(rows, interpolation)
-    metrics = [name for name in EXPLAINED if any(name in row for row in rows)]
-    about = _describe(task, interpolation, list(results), metrics) | {"files": files}
+    about = _describe(task, interpolation, list(results), list_metrics(rows)) | {"files": files}
     settings = {name: baseline.settings for name, baseline in methods.items() if baseline.settings}
-    _write_tables(folder, results, rows, metrics, {"settings": settings, "evaluation": about})
+    for name, content in {"settings": settings, "evaluation": about}.items():
+        write_text(folder / f"{name}.json", _as_json(content))
+    write_tables(folder, results, rows)
     write_report(folder)
     return results
 
@@ -181,23 +182,31 @@ def _write_automation(path: Path, automation: Automation) -> None:
     write_csv(path, [dict(zip(columns, row)) for row in rows], columns)
 
 
-def _write_tables(
-    folder: Path, results: Results, rows: Sequence[Row], metrics: Sequence[str], others: Mapping[str, object]
-) -> None:
+def list_metrics(rows: Sequence[Row]) -> list[str]:
+    """Return the metrics that at least one row has."""
+    return [name for name in EXPLAINED if any(name in row for row in rows)]
+
+
+def write_tables(folder: Path, results: Results, rows: Sequence[Row]) -> None:
+    """Write the rows of all files and their means, as CSV and JSON; see the module's docstring."""
     means, differences = (
         {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in averaged.items()}
         for averaged in (results, results.differences)
     )
-    tables = {"metrics": results, "means": means, "differences": differences, "files": rows, **others}
+    tables = {"metrics": results, "means": means, "differences": differences, "files": rows}
     for name, content in tables.items():
-        write_text(folder / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(folder / f"{name}.json", _as_json(content))
     flat: list[Row] = []
     for row in rows:
         reasons = (f"{name}: {reason}" for name, reason in row["left_out"].items())
         flat.append({**row, "left_out": "; ".join(reasons)})
-    write_csv(folder / "files.csv", flat, ["file", "group", "method", *metrics, "left_out"])
+    write_csv(folder / "files.csv", flat, ["file", "group", "method", *list_metrics(rows), "left_out"])
     for name, of_methods in {"means": means, "differences": differences}.items():
         flat = [
             {"method": method, "metric": of, **mean} for method, all in of_methods.items() for of, mean in all.items()
         ]
         write_csv(folder / f"{name}.csv", flat, ["method", "metric", "mean", "low", "high", "files", "groups"])
+
+
+def _as_json(content: object) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

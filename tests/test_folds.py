@@ -1,0 +1,129 @@
+"""Cross-validation: every pair is tested once, by a model that was not trained on it."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from dfx.cli import main
+from dfx.datasets.pairs import find_pairs
+from dfx.effects.parameter import Parameter
+from dfx.errors import DataError, UserError
+from dfx.evaluation.folds import cross_validate
+from dfx.tasks import Task
+from tests.staged_run import change, checkpoints, config, fit, same  # noqa: F401
+
+FOLDS = 3
+
+
+class Runs:
+    """Folds of a folder of pairs, whose runs write only what is read of them."""
+
+    def __init__(self, folder, root) -> None:
+        self.folder, self.trained = folder / "runs", []
+        self.folds = [find_pairs(str(root), fold=(number, FOLDS)) for number in range(1, FOLDS + 1)]
+
+    def train(self, number: int, tested=None) -> None:
+        self.trained.append(number)
+        evaluation = self.folder / f"fold_{number}" / "evaluation"
+        (evaluation / "automation").mkdir(parents=True)
+        names = [pair.name for pair in self.folds[number - 1]["test"]] if tested is None else tested
+        rows = [
+            {"file": name, "group": name, "method": method, "loss": loss + int(name[-2:]), "left_out": {}}
+            for name in names
+            for method, loss in {"input": 2.0, "output": 1.0}.items()
+        ]
+        parameters = [vars(Parameter("gain.gain_db", "dB", -10, 10, 0))]
+        (evaluation / "evaluation.json").write_text(json.dumps({"parameters": parameters}))
+        (evaluation / "automation" / "a.csv").write_text("seconds,gain.gain_db\n0,10\n")
+        (evaluation / "files.json").write_text(json.dumps(rows))
+        (evaluation / "report.html").touch()
+
+    def run(self, train=None) -> str:
+        return cross_validate(self.folder, self.folds, train or self.train)
+
+
+@pytest.fixture
+def runs(make_pairs, tmp_path) -> Runs:
+    return Runs(tmp_path, make_pairs(7))
+
+
+def test_the_table_has_the_means_over_all_pairs(runs):
+    text = runs.run()
+    assert "Means of 7 files" in text and "upper end of their ranges nearly all the time: gain.gain_db" in text
+    means = json.loads((runs.folder / "means.json").read_text())
+    assert means["output"]["loss"]["mean"] == 1 + statistics.mean(range(7))
+    files = list(csv.DictReader((runs.folder / "files.csv").open()))
+    assert sorted(row["file"] for row in files if row["method"] == "output") == [f"note_{i:02}" for i in range(7)]
+    rows = list(csv.DictReader((runs.folder / "folds.csv").open()))
+    assert [(row["fold"], row["method"]) for row in rows] == [
+        (str(n), m) for n in (1, 2, 3) for m in ("input", "output")
+    ]
+    assert sum(int(row["files"]) for row in rows) == 14
+
+
+def test_finished_folds_are_kept(runs):
+    runs.train(2)
+    text = runs.run()
+    assert runs.trained == [2, 1, 3] and runs.run() == text and runs.trained == [2, 1, 3]
+
+
+def test_a_finished_fold_that_has_tested_other_pairs_is_refused_before_others_are_trained(runs):
+    runs.train(2, tested=["note_00", "note_06"])
+    with pytest.raises(DataError, match="fold_2 has tested other pairs than fold 2 has now: restore"):
+        runs.run()
+    assert runs.trained == [2]
+
+
+def test_a_fold_that_ends_without_an_evaluation_is_named(runs):
+    with pytest.raises(UserError, match="fold_1 ended without an evaluation"):
+        runs.run(lambda number: None)
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["13"], "has 12 groups of pairs, and no fold 1 of 13: take 2 to 12 folds"),
+        (["1"], "folds is 1; it must be a whole number from 2"),
+        (["3", "--run.evaluate", "false"], "does not go with run.evaluate: false"),
+        (["3", "--data.fold", "[1, 3]"], "does not go with data.fold"),
+        (["3", "--trainer.devices", "2"], "in one process: set trainer.devices to 1"),
+    ],
+)
+def test_folds_that_make_no_sense_are_refused_in_one_line(config, arguments, text):
+    change(config, "run", evaluate=True)
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", str(config), "--run.folds", *arguments])
+    message = str(exit.value)
+    assert message.startswith("error: ") and text in message and len(message.splitlines()) == 1
+    assert not (config.parent / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_cross_validation_goes_on_in_its_fold_and_each_fold_is_the_run_with_its_data(
+    config, monkeypatch, capsys
+):
+    change(config, "model.init_args", stages={})
+    change(config, "run", evaluate=True)
+    loss_of = Task.compute_loss
+
+    def killed(self, batch):
+        if self._data.fold == (2, 2) and self.trainer.global_step == 4:
+            raise RuntimeError("killed")
+        return loss_of(self, batch)
+
+    folds = ("--run.folds", "2")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Task, "compute_loss", killed)
+        fit(config, *folds)
+    finished = checkpoints(config, "run/fold_1")
+    with pytest.raises(DataError, match="fold_. was trained with other options than batch_size: 2: resume"):
+        fit(config, *folds, "--run.resume", "true", "--data.batch_size", "2")
+    capsys.readouterr()
+    fit(config, *folds, "--run.resume", "true")
+    out = capsys.readouterr().out
+    assert "fold 1 of 2 is finished" in out and out.count("Means of") == 1 and "Means of 12 files" in out
+    assert same(finished, checkpoints(config, "run/fold_1"))
+    fit(config, "--data.fold", "[2, 2]", "--run.name", "alone")
+    assert same(checkpoints(config, "run/fold_2"), checkpoints(config, "alone"))

@@ -312,7 +312,8 @@ class DfxCLI(LightningCLI):
         if subcommand == "fit" and self.config.fit.run.folds:
             return self._train_folds()
         try:
-            super()._run_subcommand(subcommand)
+            with contextlib.ExitStack() as self._held:  # the lock of the run's folder, until its evaluation has ended
+                super()._run_subcommand(subcommand)
         except (UserError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             # Lightning checks none of the states that it restores. Private, since it does not say when it restores.
             path = self.config[subcommand].ckpt_path
@@ -328,11 +329,11 @@ class DfxCLI(LightningCLI):
         folder = self.run_folder
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(lock(folder / ".lock", f"{folder} is in use by another process: wait for its end"))
         try:
-            self._lock = lock(folder / ".lock", f"{folder} is in use by another process: wait for its end")
             self._fit_stages(model, datamodule, ckpt_path, **options)
         except BaseException:
-            if new and not (folder / CONFIG).exists():
+            if new and not model.first_step + self.trainer.global_step:
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in new[1:]:
                     with contextlib.suppress(OSError):  # another run may have begun there

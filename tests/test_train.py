@@ -238,11 +238,14 @@ def test_a_null_on_the_command_line_overrides_a_config(tmp_path):
 
 
 EFFECTS = "--model.init_args.effects"
+FAILING = '[{"effect": "python:tests.misbehaving.NotFinite", "train": {"gain": {"range": [0, 1], "default": 0.9}}}]'
+FAILS_IN_ITS_FIRST_STEP = [EFFECTS, FAILING, "--model.init_args.keep_dead_parameters", "true"]
 
 
 @pytest.mark.parametrize(
     "arguments, text",
     [
+        (FAILS_IN_ITS_FIRST_STEP, "returned audio that is not finite"),
         ([EFFECTS, '[{"effect": "pedalboard:Compresor"}]'], "did you mean 'Compressor'"),
         ([EFFECTS, '[{"effect": "pedalboard:Gain", "train": {"gain": null}}]'], "did you mean 'gain_db'"),
         ([EFFECTS, '[{"effect": "pedalboard:Gain", "trian": {}}]'], "no option 'trian' (did you mean 'train'?)"),
@@ -265,7 +268,9 @@ EFFECTS = "--model.init_args.effects"
         (["--model.init_args.gradient={deviation: 1}"], "gradient.deviation is now called gradient.residual_weight"),
     ],
 )
-def test_wrong_options_end_in_one_line_before_training(tmp_path, monkeypatch, arguments, text):
+def test_a_command_that_fails_before_its_first_step_ends_in_one_line_and_leaves_no_folder(
+    tmp_path, monkeypatch, arguments, text
+):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit:
         main(["fit", *SMOKE, "--run.folder", str(tmp_path), *arguments])
@@ -348,6 +353,7 @@ def test_a_run_that_another_process_writes_is_not_resumed(logged_run, tmp_path, 
     code = "import sys; from pathlib import Path; from dfx.writing import lock"
     code += "; file = lock(Path(sys.argv[1]), ''); print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(run / ".lock")]
+    assert "batch_size" in resumed(run, "--data.batch_size", "2")  # which releases the lock
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as holder:
         assert holder.stdout.readline() == "locked\n"

@@ -25,6 +25,10 @@ ESTIMATORS: dict[str, GradientOptions] = {
     "hadamard, one-sided, 2 draws": GradientOptions(draws=2),
     "hadamard, one-sided, regression": GradientOptions(control_variate="regression"),
     "hadamard, one-sided, regression, biased": GradientOptions(control_variate="regression", residual_weight=0.1),
+    "hadamard, one-sided, regression, 2 draws": GradientOptions(draws=2, control_variate="regression"),
+    "hadamard, one-sided, regression, 2 draws, least norm": GradientOptions(
+        draws=2, control_variate="regression", residual="least_norm"
+    ),
     "finite differences, one-sided": GradientOptions("finite_difference"),
 }
 EXACT = GradientOptions("finite_difference", sides=2, epsilon=1e-3)

@@ -87,6 +87,27 @@ class ControlVariate:
         """Return the predicted gradient of the parameters, ``(batch, frames, P)``."""
         return cells.gradient @ self._response
 
+    def solve_residual(self, slopes: np.ndarray, steps: np.ndarray, cells: Cells) -> np.ndarray:
+        """Return the gradient of least norm, ``(batch, frames, P)``, whose slopes along the steps are those given.
+
+        The norm divides the square of each parameter's entry by the power of the change of the output that the
+        regression expects from it: an error of the prediction is large where a parameter has a large effect. This is
+        the mean, given the slopes, of independent Gaussian entries whose variances are these powers.
+
+        Args:
+            slopes: ``(batch, directions, frames)``, of the residual.
+            steps: ``(batch, directions, frames, P)``, between the two points of each difference.
+            cells: statistics of the step.
+        """
+        power = cells.power @ np.square(self._response)
+        variance = power / (power.mean(axis=-1, keepdims=True) + 1e-12) + 1e-4
+        by_frame = steps.swapaxes(1, 2)
+        scaled = by_frame * variance[:, :, None]
+        covariance = scaled @ by_frame.swapaxes(-1, -2)
+        # Singular where directions coincide.
+        solved = np.linalg.pinv(covariance, rcond=1e-6, hermitian=True) @ slopes.swapaxes(1, 2)[..., None]
+        return (scaled.swapaxes(-1, -2) @ solved)[..., 0]
+
     def update(self, cells: Cells, steps: np.ndarray) -> None:
         """Add a step to the regression.
 

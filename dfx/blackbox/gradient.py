@@ -56,8 +56,12 @@ class GradientOptions:
         control_variate: of ``spsa``: ``regression`` predicts each example's gradient from earlier renderings, so that
             an estimate measures only the residual, see :mod:`dfx.blackbox.control_variate`; ``none`` does without.
         forgetting_factor: of the control variate: factor, in (0, 1), by which each step scales its statistics.
-        residual_weight: of the control variate: weight of the measured residual, in [0, 1]. 1 is unbiased where
-            directions are new; less trades variance for a bias towards the prediction.
+        residual: of the control variate: ``mean`` averages the measured residual over the draws, which is unbiased
+            where directions are new; ``least_norm`` takes the least residual that explains the measured slopes, see
+            :meth:`~dfx.blackbox.control_variate.ControlVariate.solve_residual`, which has less variance, and a bias
+            towards the prediction with fewer draws than parameters.
+        residual_weight: of the control variate: weight of the residual, in [0, 1]; less than 1 trades variance for
+            a bias towards the prediction.
         restart: when the chains of training restart: with every ``excerpt``; or ``never``, as in the paper's released
             code, whose reset has no effect, so that an excerpt begins in the state that another one left. Chains
             of validation and evaluation restart in any case, and so does the current excerpt of a resumed run.
@@ -79,6 +83,7 @@ class GradientOptions:
     epsilon_end: float | None = None
     control_variate: Literal["none", "regression"] = "none"
     forgetting_factor: float = 0.9
+    residual: Literal["mean", "least_norm"] = "mean"
     residual_weight: float = 1.0
     restart: Literal["excerpt", "never"] = "excerpt"
     divisor: Literal["step", "epsilon"] = "step"
@@ -204,7 +209,10 @@ class Estimator:
         # estimate. Directions held for an excerpt are part of its statistics, among those of all other examples.
         prediction = self._control_variate.predict(cells)
         residual_slopes = slopes - np.einsum("bdfp,bfp->bdf", points.steps, prediction)
-        residual = np.einsum("bdf,bdfp->bfp", residual_slopes, points.weights)
+        if self.options.residual == "least_norm":
+            residual = self._control_variate.solve_residual(residual_slopes, points.steps, cells)
+        else:
+            residual = np.einsum("bdf,bdfp->bfp", residual_slopes, points.weights)
         all_cells = Cells(*map(distributed.gather_array, cells))
         self._control_variate.update(all_cells, distributed.gather_array(points.steps))
         return prediction + self.options.residual_weight * residual

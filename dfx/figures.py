@@ -230,9 +230,8 @@ def _plot_courses(axis: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         color, marker = _colour(index), _MARKERS[index % len(_MARKERS)]
         axis.plot(x, mean, f"{marker}-", color=color, markersize=4, label=label)
         axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
-    axis.set(xscale="log", xlabel="renderings in training", ylabel="validation loss, ± one standard deviation")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _set_plain_ticks(axis.xaxis)
+    axis.set_ylabel("validation loss, ± one standard deviation")
+    _show_renderings(axis)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
@@ -254,6 +253,7 @@ def _plot_marginal_means(axis: Axes, parameter: str, rows: Sequence[Mapping[str,
         axis.margins(x=0.5 / len(names))
     else:
         axis.set_xscale("log" if _is_geometric(values) else "linear")
+        axis.margins(x=0.1)
         _set_plain_ticks(axis.xaxis, values.tolist())
 
 
@@ -294,10 +294,11 @@ def draw_twin(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 continue
             axis.plot(cost, mean, f"{marker}-", color=color, markersize=4, label=gradient)
             axis.fill_between(cost, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
-    axes[0].set(xscale="log", xlabel="renderings in training", ylabel="validation loss")
-    axes[1].set(xlabel="CPU time in training and validation [s]")
+    axes[0].set_ylabel("validation loss, ± one standard deviation")
+    _show_renderings(axes[0])
+    axes[1].set_xlabel("CPU time in training and validation [s]")
     for axis in axes:
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
     axes[1].legend(fontsize=8)
     return figure
 
@@ -380,6 +381,12 @@ def _show_levels(axis: Axes, levels: np.ndarray, seconds: float, height: float, 
     return axis.imshow(
         levels, colours, aspect="auto", interpolation="nearest", vmin=-_RANGE_DB, vmax=0, origin="lower", extent=extent
     )
+
+
+def _show_renderings(axis: Axes) -> None:
+    axis.set(xscale="log", xlabel="renderings in training")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _set_plain_ticks(axis.xaxis)
 
 
 def _set_plain_ticks(axis: Axis, ticks: Sequence[float] | None = None) -> None:

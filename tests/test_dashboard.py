@@ -17,7 +17,7 @@ import yaml
 
 from dfx.dashboard.__main__ import main
 from dfx.dashboard.charts import COLOURS, chart_automation, still_values
-from dfx.dashboard.summary import find_runs, write_summary
+from dfx.dashboard.summary import breakable, find_runs, write_summary
 from dfx.dashboard.workspace import CURVES, make_workspace
 from dfx.dashboard.workspace import TESTED as TESTED_METRICS
 from dfx.errors import UserError
@@ -307,6 +307,10 @@ def test_names_from_a_run_become_no_markup_of_its_summary(copied):
         file.write(json.dumps({"stage": 0, "step": 10**6, "time": 1.0, f"train/{SCRIPT}": 1.0}) + "\n")
     text = write_summary([copied, shutil.copytree(copied, copied.parent / "<b>other")]).read_text()
     assert text.count("<script") == 1 and "&lt;script&gt;" in text and "<b>" not in text
+
+
+def test_lines_of_a_name_end_after_its_underscores_and_dots_but_not_in_a_number():
+    assert breakable("gate.ratio_<0.5") == "gate.<wbr>ratio_<wbr>&lt;0.5"
 
 
 def test_only_the_script_of_the_summary_may_run(logged_run, tmp_path):

@@ -45,7 +45,7 @@ def chart_curves(names: Sequence[str], histories: Sequence[Sequence[Mapping[str,
             if not points:
                 continue
             label = f"{name}, {labels[metric]}" if several and len(labels) > 1 else name if several else labels[metric]
-            colour, dash = (run % COLOURS, index + run // COLOURS) if several else (index, 0)
+            colour, dash = (run % COLOURS, index + len(labels) * (run // COLOURS)) if several else (index, 0)
             x, y = zip(*points)
             lines.append({"label": label, "colour": colour, "dash": dash % 4, "x": x, "y": y})
     if not lines:

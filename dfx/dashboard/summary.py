@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from tqdm import tqdm
 
 from dfx.callbacks.media import ABOUT, AUTOMATION, PARAMETERS, SIDES, SPECTROGRAMS
@@ -169,6 +171,7 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
     environment.filters["number"] = _number
     environment.filters["with_unit"] = with_unit
     environment.filters["range"] = _range
+    environment.filters["breakable"] = breakable
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     environment.filters["numbers"] = lambda means, metrics: [_number(means.get(metric)) for metric in metrics]
     methods = {method: [run.tested[method] for run in runs if method in run.tested] for method in ("defaults", "input")}
@@ -222,6 +225,11 @@ def _range(low: float, high: float, unit: str) -> str:
     first, last = with_unit(low, unit), with_unit(high, unit)
     shared = last.partition(" ")[2]
     return f"{first.removesuffix(f' {shared}') if shared else first} to {last}"
+
+
+def breakable(name: str) -> Markup:
+    """Return a name whose lines may end after an underscore, or a dot that is not a decimal point."""
+    return Markup(re.sub(r"_|\.(?!\d)", r"\g<0><wbr>", str(escape(name))))
 
 
 def _number(value: float | None) -> str:

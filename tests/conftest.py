@@ -75,7 +75,7 @@ def browse(tmp_path_factory) -> Iterator[Callable]:
 
     opened = []
 
-    def open_page(path: Path, width: int = 1200, height: int = 900, is_phone: bool = False, dark: bool = False):
+    def open_page(path: Path | str, width: int = 1200, height: int = 900, is_phone: bool = False, dark: bool = False):
         options = webdriver.ChromeOptions()
         options.binary_location = chromium
         for argument in (
@@ -95,7 +95,7 @@ def browse(tmp_path_factory) -> Iterator[Callable]:
         if dark:
             scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        driver.get(path.as_uri())
+        driver.get(path if isinstance(path, str) else path.as_uri())
         driver.downloads = downloads
         return driver
 

@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SLOW = {"torch", "pytorch_lightning", "lightning_fabric", "torchaudio", "torchvision", "torchmetrics"}
-SLOW |= {"scipy.signal", "matplotlib", "jsonargparse", "wandb", "cma", "auraloss"}
+SLOW |= {"scipy.signal", "matplotlib", "jsonargparse", "wandb", "cma", "auraloss", "gradio"}
 """Modules that take a good part of a second to import, or import others that do."""
 
 

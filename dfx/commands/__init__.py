@@ -63,6 +63,11 @@ def run_report() -> None:
     _run("dfx.report.__main__")
 
 
+def run_demo() -> None:
+    """Run ``dfx-demo``, as ``python -m dfx.demo``."""
+    _run("dfx.demo.__main__")
+
+
 def _run(module: str) -> None:
     with errors_in_one_line():
         sys.exit(import_module(module).main())

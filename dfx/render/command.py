@@ -4,7 +4,7 @@ import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from dfx.audio.writing import OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import DataError, UserError, reason_of
 from dfx.render.automation import automation_files
-from dfx.render.model import Model, check_output
+from dfx.render.model import Model, RenderedFile, check_output
 from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
 from dfx.render.streaming import StreamingOptions, chain_at_rate
@@ -47,11 +47,7 @@ def render(options: Namespace) -> None:
             rendering = model.render_file(
                 input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
             )
-            file = rendering.output
-            chain = chain_at_rate(model.task, file.sample_rate, file.channels)
-            take = Take(input, output, file.samples / file.sample_rate, chain, rendering.automation)
-            for name, path in paths.items():
-                _EXTRAS[name].write(path, take)
+            write_extras(model, input, rendering, paths.items())
         except (UserError, OSError) as error:
             if len(pairs) == 1:
                 raise UserError(reason_of(error)) from error
@@ -62,6 +58,15 @@ def render(options: Namespace) -> None:
     if failed:
         reasons = "; ".join(reason if input in reason else f"{input}: {reason}" for input, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {reasons}")
+
+
+def write_extras(model: Model, input: str, rendering: RenderedFile, extras: Iterable[tuple[str, str]]) -> None:
+    """Write files beside a rendered one; each has a kind (automation, preset, project or page) and a path."""
+    file = rendering.output
+    chain = chain_at_rate(model.task, file.sample_rate, file.channels)
+    take = Take(input, file.path, file.samples / file.sample_rate, chain, rendering.automation)
+    for kind, path in extras:
+        _EXTRAS[kind].write(path, take)
 
 
 class _Extra(NamedTuple):

@@ -8,6 +8,7 @@
 ======================  ================================================================================
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def preset_files(path: str, chain: ChainSpec) -> list[str]:
     if suffix == ".vstpreset" and len(fitting) > 1:
         return [str(Path(path).with_name(f"{Path(path).stem}_{recipe.name}.vstpreset")) for recipe in fitting]
     return [path]
+
+
+def preset_suffixes(chain: ChainSpec) -> list[str]:
+    """Return the suffixes of the presets that can hold a chain, or its effects of one host."""
+    suffixes = []
+    for suffix in _HOSTS:
+        with contextlib.suppress(UserError):
+            preset_files(f"preset{suffix}", chain)
+            suffixes.append(suffix)
+    return suffixes
 
 
 def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import scipy
@@ -37,7 +38,7 @@ from dfx.render.prediction import (
     prefetch,
 )
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def render_stream(
             return ContextReader(model, open_recording(), treatment, causal, measures)
 
         recording = open_recording()
-        bar = tqdm(total=recording.seconds, desc=recording.path, bar_format=_BAR, disable=not progress)
+        name = Path(recording.path).name
+        bar = tqdm(total=recording.seconds, desc=name, unit="s of audio", bar_format=_BAR, disable=not progress)
         stack.enter_context(bar)
         spec = chain_at_rate(model, recording.sample_rate, recording.channels, recording.path)
         chains = [spec.build() for _ in range(recording.channels // spec.channels)]

@@ -1,6 +1,6 @@
 """Delay and polarity between two signals, for every example of a batch.
 
-Plugins delay their output, and some invert it. Neither is audible, so the loss ignores both (the paper, section 2.4).
+Plugins delay their output, and some invert it. Neither is audible, so the loss ignores both, as in the paper.
 """
 
 import torch

@@ -265,7 +265,7 @@ def _fold(gradient: Tensor, reach: int) -> Tensor:
 
 
 class PaperLoss(Loss):
-    """The paper's loss (its section 2.4), invariant to delay and polarity.
+    """The paper's loss, invariant to delay and polarity.
 
     ``10 |y - s yhat| + (|Y| - |Yhat|)^2 + (ln(|Y| + 1e-5) - ln(|Yhat| + 1e-5))^2``, each the mean over samples or bins,
     after both signals are cut to their common part. ``s`` is the better of the two polarities. Spectra are of Hann

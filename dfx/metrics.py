@@ -106,7 +106,7 @@ def mfcc_cosine(output: Tensor, target: Tensor) -> float:
 
     13 MFCCs are computed of each signal (1024-sample windows, hop 256; 128 mel bands in dB below the maximum, at most
     80 dB), which do not depend on its level. The distance is that between the time series of one coefficient, averaged
-    over coefficients; see Martinez Ramirez et al. 2021, section 3.2, and its released code.
+    over coefficients, as in the code of Martinez Ramirez et al. 2021.
 
     Raises:
         Undefined: if one of them, or the mean of its channels, is silent.

@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import capture_parser
 
 from dfx.cli import DfxCLI, main
-from dfx.commands import run_train
+from dfx.commands import evaluate, run_train
 from dfx.errors import UserError
 from dfx.metrics import COLUMNS
 from dfx.tasks import load_task
@@ -152,6 +152,20 @@ def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(logged_run, t
     checkpoint = logged_run / "checkpoints" / "best.ckpt"
     out, _ = run("evaluate.py", checkpoint, "--json", "--output", tmp_path)
     assert json.loads(out) == json.loads((logged_run / "evaluation" / "metrics.json").read_text())
+
+
+def test_evaluate_renders_the_beginnings_of_files_as_the_papers_code(logged_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    checkpoint = str(logged_run / "checkpoints" / "best.ckpt")
+    options = ["--output", str(tmp_path), "--interpolation", "published", "--seconds", "0.2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", checkpoint, *options])
+    evaluate.main()
+    about = json.loads((tmp_path / "evaluation.json").read_text())
+    assert about["interpolation"] == "published"
+    assert {file["seconds"] for file in about["files"]} == {0.2}
+    # A new value every 64 samples, of which every fourth is written.
+    times = [float(row["seconds"]) for row in csv.DictReader(next((tmp_path / "automation").iterdir()).open())]
+    assert np.diff(times) == pytest.approx(4 * 64 / 22050)
 
 
 def test_validate_and_test_run_from_a_checkpoint(logged_run, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from dfx.audio.loudness import lufs
 from dfx.audio.reading import AudioFile
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
 from dfx.datasets.frames import Excerpt
+from dfx.datasets.treatment import TreatedPairs
 from dfx.errors import DataError, UserError
 from dfx.tasks import Mastering, NonSpeech, TubeAmp
 from tests.known_effects import SAMPLE_RATE
@@ -234,6 +235,17 @@ def test_test_pairs_are_treated_and_not_augmented(make_pairs):
     pair, plain = module.test_dataloader().dataset[0], data(root).test_dataloader().dataset[0]
     assert torch.equal(pair["target"], plain["target"])
     torch.testing.assert_close(pair["input"], LOUDNESS(plain["input"], SAMPLE_RATE))
+
+
+def test_the_beginning_of_a_pair_is_treated_as_the_whole_pair(make_pairs):
+    module = data(make_pairs(12))
+    pairs, of = module.splits["test"], (Treatment(80, -20), SAMPLE_RATE, 1)
+    whole, beginning, longer = (TreatedPairs(pairs, *of, seconds)[0] for seconds in (None, 0.1, 9.0))
+    for side in ("input", "target"):
+        torch.testing.assert_close(beginning[side], whole[side][:, :2205], atol=1e-6, rtol=0)
+        assert torch.equal(longer[side], whole[side])
+    with pytest.raises(UserError, match="seconds is 0"):
+        TreatedPairs(pairs, *of, 0)
 
 
 def test_tasks_treat_their_audio_as_the_paper_does():

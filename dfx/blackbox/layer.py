@@ -23,7 +23,7 @@ _PROBE_SECONDS = 300.0
 
 
 class EffectLayer(nn.Module):
-    """A chain of black-box effects as a layer of a network (the paper, section 2).
+    """A chain of black-box effects as a layer of a network, the idea of the paper.
 
     The forward pass renders every example at its parameters and, if a gradient is needed, at perturbed ones: all of
     them together, since none depends on the loss. The backward pass combines their differences with the gradient of

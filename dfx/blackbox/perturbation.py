@@ -21,7 +21,7 @@ class Perturbation:
     """Draws the directions of every step, reproducibly from a seed.
 
     Args:
-        directions: ``rademacher`` draws independent signs (Spall 1992; the paper, section 2.3). ``hadamard`` draws
+        directions: ``rademacher`` draws independent signs (Spall 1992; the paper). ``hadamard`` draws
             rows of a Hadamard matrix, permuted and with random signs: each direction is as random as before, but
             those of a batch are nearly orthogonal, and their errors cancel. ``shared`` gives all examples the same
             signs, as the paper's released code does by mistake. ``coordinate`` has one direction for each

@@ -23,6 +23,9 @@ dfx/evaluation/baselines.py describes them.
 --compare adds the output of another system, a file for each test pair. The files have the names of the inputs and any
 suffix, sample rate and number of channels. Their delay against the target is taken out, up to 0.25 s, and each pair is
 cut where the first of its files ends; their level is left as it is.
+
+The paper's code renders with --interpolation published --seconds 50: the beginning of each file, in blocks of 64
+samples, with smoothed parameters, and with the latency of the effects left in.
 """
 
 import json
@@ -78,10 +81,8 @@ def main() -> None:
             f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"
         )
         print(text, file=sys.stderr)
-    training, evaluated = (
-        TreatedPairs(pairs, task.treatment, task.chain.sample_rate, task.chain.channels)
-        for pairs in (splits["train"], tested)
-    )
+    audio = task.treatment, task.chain.sample_rate, task.chain.channels
+    training, evaluated = TreatedPairs(splits["train"], *audio), TreatedPairs(tested, *audio, options.seconds)
     compared = PairsWithClips(evaluated, dict(options.compare)) if options.compare else evaluated
     folder = options.output or Path(options.checkpoint).parent.parent / "evaluation"
     budget = BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)})
@@ -123,6 +124,7 @@ def _parser() -> ArgumentParser:
     system = "the outputs of another system: its name, and a folder of clips"
     add("--compare", action="extend", nargs="+", type=_system, default=[], metavar="NAME=FOLDER", help=system)
     add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
+    add("--seconds", type=float, help="evaluate the beginnings of the pairs, of this length (default: whole pairs)")
     for option in fields(BaselineOptions):
         text = f"{BUDGET[option.name]} (default: {option.default:g})"
         add(f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default, help=text)

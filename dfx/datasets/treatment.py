@@ -117,19 +117,35 @@ def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, chann
 
 
 class TreatedPairs(Dataset):
-    """Pairs of files, read with a treatment, at one sample rate (in Hz) and number of channels."""
+    """Pairs of files, read with a treatment, at one sample rate (in Hz) and number of channels.
 
-    def __init__(self, pairs: Sequence[Pair], treatment: Treatment, sample_rate: int, channels: int) -> None:
+    Indexing returns whole pairs or, with ``seconds``, their beginnings of at most that length.
+
+    Raises:
+        UserError: if ``seconds`` is out of its range.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        treatment: Treatment,
+        sample_rate: int,
+        channels: int,
+        seconds: float | None = None,
+    ) -> None:
+        check_numbers({"seconds": seconds}, seconds="[0.01, 86400]")
         self.pairs, self.treatment = pairs, treatment
         self.sample_rate, self.channels = sample_rate, channels
+        self.samples = None if seconds is None else round(seconds * sample_rate)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a whole pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``."""
+        """Return a pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``."""
         pair = self.pairs[index]
-        input, target = self.read(index, 0, pair.input.samples_at(self.sample_rate))
+        samples = pair.input.samples_at(self.sample_rate)
+        input, target = self.read(index, 0, min(samples, self.samples or samples))
         return {"input": input, "target": target, "name": pair.name, "group": pair.group}
 
     def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:

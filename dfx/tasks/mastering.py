@@ -1,4 +1,4 @@
-"""Music mastering (the paper, section 3.3)."""
+"""Music mastering, one of the tasks of the paper."""
 
 from typing import Any
 

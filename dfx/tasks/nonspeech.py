@@ -1,4 +1,4 @@
-"""Removal of breaths, clicks and pops from speech (the paper, section 3.2)."""
+"""Removal of breaths, clicks and pops from speech, one of the tasks of the paper."""
 
 from typing import Any
 

@@ -43,7 +43,7 @@ _OF_THE_RUN = {"data": ("batch_size", "excerpt_seconds", "steps_per_epoch", "val
 
 
 class Task(pl.LightningModule):
-    """An encoder, a chain of effects and a loss (the paper, section 2).
+    """An encoder, a chain of effects and a loss: the method of the paper.
 
     A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
     window.samples)``, and ``restart``, bool ``(batch,)``. ``chain``, ``window`` and ``effect_layer`` are those of the

@@ -1,4 +1,4 @@
-"""Tube amplifier emulation (the paper, section 3.1)."""
+"""Tube amplifier emulation, one of the tasks of the paper."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+import gc
+import os
 import sys
 import threading
 
@@ -61,6 +63,25 @@ class TestControls:
         ]  # fmt: skip
         assert len(trainable["ZamGEQ31"]) == 30
         assert trainable["ZamGEQ31"][:2] == ["master_gain_db", "32hz_db"]
+
+    @pytest.mark.parametrize("name", ["ZamTube", "ZaMaximX2"])
+    def test_plugins_print_nothing_while_they_are_loaded_and_freed(self, name, capfd):
+        vst3.describe.cache_clear()
+        chain = chain_of(name).build()
+        chain.restart()
+        del chain
+        gc.collect()
+        assert capfd.readouterr().err == ""
+
+    def test_what_a_plugin_prints_before_it_fails_to_load_is_shown(self, capfd, monkeypatch):
+        def fail(*args, **options):
+            os.write(2, b"no licence\n")
+            raise ImportError("it returned no factory")
+
+        monkeypatch.setattr("pedalboard.load_plugin", fail)
+        with pytest.raises(EffectError, match="it returned no factory"):
+            vst3._load("X.vst3", None)
+        assert capfd.readouterr().err == "no licence\n"
 
     @pytest.mark.parametrize("name", [*PLUGINS, "ZaMaximX2"])
     def test_programs_meters_and_the_hosts_settings_are_not_controls(self, name):

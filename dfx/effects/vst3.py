@@ -18,14 +18,18 @@ Properties of plugins and pedalboard that matter for streaming, and how this hos
   (ZamComp, ZamDelay) depends on the block length: all blocks have one short length.
 """
 
+import contextlib
 import functools
+import gc
 import math
 import os
 import re
 import sys
+import tempfile
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,16 +153,18 @@ class PluginEffect(Effect):
         self.plugins = [_load_with(description, recipe.fixed).plugin for _ in range(count)]
         for plugin in self.plugins:
             _set_reload_type(plugin, ReloadType.ClearsAudioOnReset)
+        weakref.finalize(self, _release, vars(self))
         self._process_silence()
         self.latency_samples: int = self.plugins[0].reported_latency_samples
         self.restart()
 
     def restart(self) -> None:
         if not self.restart_is_exact and threading.current_thread() is threading.main_thread():
-            for plugin in self.plugins:
-                _set_reload_type(plugin, ReloadType.PersistsAudioOnReset)
-                plugin.reset()
-                _set_reload_type(plugin, ReloadType.ClearsAudioOnReset)
+            with _quiet():
+                for plugin in self.plugins:
+                    _set_reload_type(plugin, ReloadType.PersistsAudioOnReset)
+                    plugin.reset()
+                    _set_reload_type(plugin, ReloadType.ClearsAudioOnReset)
         of_plugins = [native_parameters(plugin) for plugin in self.plugins]
         self._parameters = [[of_plugin[index] for of_plugin in of_plugins] for index in self._parameter_indices]
         self._raws = [math.nan] * len(self._parameter_indices)
@@ -217,9 +223,20 @@ class Positions:
         return raws.tolist()
 
 
+def _release(attributes: dict[str, Any]) -> None:
+    """Free the live plugins among the attributes of an effect that is no longer used."""
+    with _quiet():
+        attributes.clear()
+
+
 @functools.cache
 def describe(name: str, sample_rate: int, channels: int) -> Description:
     """Load a plugin once and return its description; the errors are those of :func:`controls`."""
+    with _quiet():
+        return _describe(name, sample_rate, channels)
+
+
+def _describe(name: str, sample_rate: int, channels: int) -> Description:
     location, _, plugin_name = name.partition("#")
     path = _find(location)
     plugin = _load(path, plugin_name or None)
@@ -238,7 +255,7 @@ def _plugin_channels(name: str, plugin: Any, sample_rate: int, channels: int) ->
             plugin.process(np.zeros((count, 64), dtype=np.float32), sample_rate, reset=False)
             return count
         except ValueError as error:
-            reason = error
+            reason = str(error)  # the error itself would keep the plugin alive, by its traceback
     raise EffectError(f"vst3:{name} takes neither {tried[0]} nor {tried[1]} channels: {reason}")
 
 
@@ -331,12 +348,41 @@ def _find(location: str) -> str:
 
 def _load(path: str, plugin_name: str | None) -> Any:
     _check_main_thread()
+    is_enabled = gc.isenabled()
+    gc.disable()
     try:
-        return pedalboard.load_plugin(path, plugin_name=plugin_name)
+        with _quiet():
+            return pedalboard.load_plugin(path, plugin_name=plugin_name)
     except ImportError as error:
         raise EffectError(f"{path} is not a plugin that can be loaded here: {error}") from None
     except ValueError as error:
         raise EffectError(f"{path}: name one plugin of the file as {path}#Name: {error}") from None
+    finally:
+        if is_enabled:
+            gc.enable()
+        # A second wrapper, in a cycle with its parameters, would keep the plugin alive until a later collection.
+        gc.collect(0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Discard what plugins print on standard error, such as DPF's warnings of itself, unless the body raises.
+
+    Only on the main thread, since the stream belongs to all: two threads would not restore it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with tempfile.TemporaryFile() as printed, open(os.dup(2), "wb") as terminal:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            printed.seek(0)
+            terminal.write(printed.read())
+            raise
+        finally:
+            os.dup2(terminal.fileno(), 2)
 
 
 def _load_with(description: Description, values: Mapping[str, Any]) -> LoadedPlugin:

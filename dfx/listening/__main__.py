@@ -5,7 +5,7 @@ from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import dfx.listening
-from dfx.errors import ArgumentParser, DataError, errors_in_one_line
+from dfx.errors import ArgumentParser, DataError, Range, errors_in_one_line
 
 
 def main() -> None:
@@ -76,7 +76,12 @@ def _parser() -> ArgumentParser:
     items = "files of the evaluation, with the offset of the excerpt in seconds (default: all, from the beginning)"
     add("--items", nargs="+", type=_item, default=[], metavar="FILE[=SECONDS]", help=items)
     add("--methods", nargs="+", metavar="NAME", help="under test (default: all but input and defaults)")
-    add("--seconds", type=float, default=4.0, help="maximum length of an excerpt, at most 12 (default: %(default)g)")
+    add(
+        "--seconds",
+        type=Range("(0, 12]").parse,
+        default=4.0,
+        help="maximum length of an excerpt, at most 12 (default: %(default)g)",
+    )
     levels = "keep all levels, as the paper's test did (default: all have the loudness of the reference)"
     add("--own-levels", action="store_true", help=levels)
     pool = commands.add_parser("pool", help="average the ratings of all listeners")

@@ -16,8 +16,10 @@ from dfx.datasets.treatment import TreatedPairs, Treatment
 from dfx.errors import DataError
 from dfx.evaluation.clips import PairsWithClips
 from dfx.evaluation.evaluate import evaluate
+from dfx.loggers.evaluation import log_evaluation
 from tests.known_effects import SAMPLE_RATE, known
 from tests.small_training import task
+from tests.wandb_records import merged, records
 
 DELAY = 220  # samples at SAMPLE_RATE
 
@@ -74,6 +76,19 @@ def test_another_system_has_its_metrics_differences_audio_and_track(made):
     assert (made / "out" / "audio" / "b_rival.flac").is_file()
     assert json.loads((made / "out" / "evaluation.json").read_text())["methods"] == list(results)
     assert 'id="audio-1-rival"' in (made / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_another_system_is_in_weights_and_biases(made):
+    results = evaluate(task([known("Gain")]), pairs_of(made, rival="clips"), made / "out")
+    log_evaluation(made / "out", "offline")
+    logged = merged(records(made / "out"))
+    assert logged["test/rival/loss"] == pytest.approx(results["rival"]["loss"])
+    assert logged["difference/rival/loss"] == pytest.approx(results.differences["rival"]["loss"])
+    assert [one["caption"] for one in logged["audio/a.audio"]] == ["input", "defaults", "rival", "output", "target"]
+    (files,) = (made / "out" / "wandb").glob("offline-run-*/files")
+    columns = json.loads((files / logged["tables/evaluation.path"]).read_text())["columns"]
+    assert columns == ["kind", "method", "metric", "mean", "low", "high", "files", "groups"]
 
 
 def test_missing_short_and_ambiguous_clips_are_named(made):

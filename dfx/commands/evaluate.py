@@ -88,6 +88,10 @@ def main() -> None:
     budget = BaselineOptions(**{option.name: getattr(options, option.name) for option in fields(BaselineOptions)})
     removed = find_removed(tested)
     results = evaluate(task, compared, folder, baselines, training, budget, removed, options.interpolation)
+    if options.wandb:
+        from dfx.loggers.evaluation import log_evaluation
+
+        log_evaluation(folder, options.wandb, options.wandb_project)
     if options.json:
         print(json.dumps(results))
     else:
@@ -123,6 +127,8 @@ def _parser() -> ArgumentParser:
     add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
     system = "the outputs of another system: its name, and a folder of clips"
     add("--compare", action="extend", nargs="+", type=_system, default=[], metavar="NAME=FOLDER", help=system)
+    add("--wandb", choices=("offline", "online"), help="log to Weights & Biases as a run of its own (default: no)")
+    add("--wandb-project", default="dfx", help="the project of that run (default: %(default)s)")
     add("--interpolation", choices=INTERPOLATIONS, default="hold", help=moves)
     add("--seconds", type=float, help="evaluate the beginnings of the pairs, of this length (default: whole pairs)")
     for option in fields(BaselineOptions):

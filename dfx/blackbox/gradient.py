@@ -8,11 +8,13 @@ the loss with respect to it, and ``p+`` and ``p-`` the points ``p + epsilon d`` 
 
 averaged over the draws. The two-sided form is SPSA (Spall 1992, equation 2.2), as in the paper; the one-sided form is
 that of Chen, Duncan and Pasik-Duncan 1999. The divisor ``p+ - p-``, taken for ``d`` = 1, is the possible step of each
-parameter: at a bound it is half as long as inside. Dividing by it leaves the estimate unbiased, where dividing by ``2
-epsilon`` would halve it. The one-sided form has the same divisor: a parameter at a bound moves for one of the two signs
-only, and counts twice then. Finite differences are the same with one direction per parameter, summed instead of
-averaged. The behaviour of the paper's released code is available for comparison: ``directions: shared``, ``restart:
-never`` and ``divisor: epsilon``.
+parameter: at a bound it is half as long as inside. Dividing by it leaves the estimate unbiased, where dividing by
+``2 epsilon`` would halve it. The one-sided form has the same divisor: a parameter at a bound moves for one of the two
+signs only, and counts twice then. Finite differences are the same with one direction per parameter, summed instead of
+averaged.
+
+The behaviour of the paper's released code is available for comparison: ``directions: shared``, ``restart: never`` and
+``divisor: epsilon``.
 """
 
 from __future__ import annotations

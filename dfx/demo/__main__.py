@@ -17,7 +17,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line until Ctrl-C; errors as of :func:`dfx.demo.page.serve`."""
     parser = ArgumentParser("python -m dfx.demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("models", nargs="*", metavar="MODEL", help="a checkpoint, or the name of a model that ships (default: these)")
+    add(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="a checkpoint, or the name of a model that ships (default: all of these)",
+    )
     add("--port", type=Range("1..65535").parse, help="of the page (default: the first free one from 7860)")
     add("--minutes", type=Range("(0, 1440]").parse, default=10, help="longest recording (default: %(default)g)")
     add("--megabytes", type=Range("1..10000").parse, default=500, help="largest file (default: %(default)g)")

@@ -74,7 +74,8 @@ def serve(models: Sequence[str], limits: Limits, port: int | None = None, trust:
                 enable_monitoring=False,
             )
         except OSError:
-            raise UserError(f"port {port} is in use: choose another with --port") from None
+            taken = f"port {port}" if port else "every port from 7860"
+            raise UserError(f"{taken} is in use: choose another with --port") from None
         print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
         try:
             with contextlib.suppress(KeyboardInterrupt):

@@ -73,8 +73,8 @@ def _at_one_loudness(audio: Mapping[str, np.ndarray], sample_rate: int) -> tuple
     # Full scale of 16 bits is slightly below 1; 0.1 dB keeps off it.
     common_db = -float(amplitude_to_db(peak)) - 0.1 if peak > 1 else 0.0
     gains_db = {track: gain_db + common_db for track, gain_db in gains_db.items()}
-    gains = " and ".join(f"the {track} by {gain_db:+.1f} dB" for track, gain_db in gains_db.items())
-    sentence = f"Input and output play at one loudness: the page changes {gains}."
+    gains = " and ".join(f"the {track} by {-gain_db:.1f} dB" for track, gain_db in gains_db.items() if gain_db < -0.05)
+    sentence = f"Input and output play at one loudness{f': the page attenuates {gains}' if gains else ''}."
     if is_silent:
         sentence = "Input or output is silent here, so their loudness is not matched."
     changed = {track: samples * np.float32(db_to_amplitude(gains_db[track])) for track, samples in audio.items()}

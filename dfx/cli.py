@@ -368,6 +368,12 @@ class DfxCLI(LightningCLI):
         """Train a run for each fold, in this process, and print the means over all pairs."""
         config, run, data = self.config.fit, self.config.fit.run, self.config.fit.data
         folds = [find_pairs(data.root, data.seed, data.rows, (number + 1, run.folds)) for number in range(run.folds)]
+        if run.start_from:
+            pairs = [pair for splits in folds for pair in splits["test"]]
+            trained_on = read_checkpoint(find_checkpoint(run.start_from))["dfx"]["data"]
+            if known := count_trained(trained_on, pairs, data.root):
+                fault = f"was trained on {known} of the {len(pairs)} pairs, which the folds are to test"
+                raise DataError(f"run.start_from: {run.start_from} {fault}: begin with another model")
         requeued = _find_requeued(Path(run.folder), run.name, "fold_1")
         folder = requeued.parent if requeued else _choose_folder(Path(run.folder), run.name, run.resume)
         for file in folder.glob(f"fold_*/{CONFIG}"):
@@ -405,8 +411,7 @@ class DfxCLI(LightningCLI):
         sentences = take_weights(model, path)
         datamodule.setup("fit")
         tested = datamodule.splits["test"]
-        known = count_trained(read_checkpoint(path)["dfx"]["data"], tested, datamodule.root)
-        if known:
+        if known := count_trained(read_checkpoint(path)["dfx"]["data"], tested, datamodule.root):
             sentences.append(
                 f"the model was trained on {known} of the {len(tested)} test pairs, whose metrics are then too good"
             )

@@ -7,6 +7,7 @@ import torch
 
 from dfx.effects import EffectSpec
 from dfx.encoder import EncoderOptions
+from dfx.errors import DataError
 from dfx.render.pretrained import find_checkpoint
 from dfx.tasks import CheckpointError, Mastering, Task, load_task
 from dfx.tasks.finetuning import take_weights
@@ -85,6 +86,8 @@ def test_a_killed_run_resumes_to_the_bit_and_loads_the_model_once(config, monkey
     change(config, "run", start_from=str(model))
     fit(config, "--run.name", "uninterrupted")
     assert "test pairs, whose metrics are then too good" in capsys.readouterr().out
+    with pytest.raises(DataError, match="model.ckpt was trained on 1. of the 12 pairs, which the folds are to test"):
+        fit(config, "--run.folds", "3", "--run.evaluate", "true")
 
     loss_of = Task.compute_loss
 

@@ -231,7 +231,7 @@ const readable = (name) => name.replaceAll("_", " ");
 function number(value) {
   if (value === 0) return "0";
   const digits = Math.min(3, Math.max(0, 3 - Math.floor(Math.log10(Math.max(1, Math.abs(value))))));
-  return value.toFixed(Math.abs(value) < 0.01 ? 4 : digits).replace("-", "−");
+  return value.toFixed(Math.abs(value) < 0.01 ? 4 : digits).replace(/^-0\.0+$/, "0.0000").replace("-", "−");
 }
 
 // --- the page --------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ function showNumbers() {
   $("means-note").textContent = "Means ± half of their 95 % confidence intervals.";
   $("differences-note").textContent =
     "The output's values minus those of each other method, file by file: means ± half of their 95 % confidence " +
-    "intervals, which count each group of files once. Bold: the interval excludes 0. Other differences are not shown.";
+    "intervals, which count each group of files once. Bold: the interval excludes 0. Others may be chance.";
 }
 
 /** cellOf: maps a method and a metric to a cell; isBold: a cell, those of its row that have values, and the metric. */

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import signal
 import statistics
 
 import pytest
 
+from dfx.callbacks.checkpoints import Stopped
 from dfx.cli import main
 from dfx.datasets.pairs import find_pairs
 from dfx.effects.parameter import Parameter
@@ -101,21 +103,19 @@ def test_folds_that_make_no_sense_are_refused_in_one_line(config, arguments, tex
 
 
 @pytest.mark.slow
-def test_a_killed_cross_validation_goes_on_in_its_fold_and_each_fold_is_the_run_with_its_data(
-    config, monkeypatch, capsys
-):
+def test_a_stopped_command_goes_on_in_its_fold_and_a_fold_is_the_run_with_its_pairs(config, monkeypatch, capsys):
     change(config, "model.init_args", stages={})
     change(config, "run", evaluate=True)
     loss_of = Task.compute_loss
 
-    def killed(self, batch):
-        if self._data.fold == (2, 2) and self.trainer.global_step == 4:
-            raise RuntimeError("killed")
+    def stop(self, batch):
+        if self._data.fold == (2, 2) and self.training and self.trainer.global_step == 4:
+            signal.raise_signal(signal.SIGTERM)
         return loss_of(self, batch)
 
     folds = ("--run.folds", "2")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(Task, "compute_loss", killed)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="resume with --run.name run --run.resume true"):
+        patch.setattr(Task, "compute_loss", stop)
         fit(config, *folds)
     finished = checkpoints(config, "run/fold_1")
     with pytest.raises(DataError, match="fold_. was trained with other options than batch_size: 2: resume"):

@@ -55,7 +55,10 @@ def test_a_window_is_silent_outside_of_the_file(stereo):
      ("a.wav", "WAV", "GSM610", 8000), ("a.au", "AU", "G721_32", 8000), ("a.wav", "WAV", "IMA_ADPCM", 22050),
      ("a.caf", "CAF", "ALAC_16", 44100), ("a.flac", "FLAC", "PCM_16", 44100), ("a.wav", "WAV", "ALAW", 8000)],
 )  # fmt: skip
-def test_windows_are_those_of_the_whole_decode_in_every_codec(tmp_path, name, format, subtype, sample_rate):
+def test_windows_are_those_of_the_whole_decode_in_every_codec(
+    tmp_path, monkeypatch, name, format, subtype, sample_rate
+):
+    monkeypatch.setattr("dfx.audio.reading._SHORT_SAMPLES", 0)
     path = str(tmp_path / name)
     soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(30000), sample_rate, subtype, format=format)
     whole = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
@@ -72,7 +75,15 @@ def test_a_compressed_file_that_has_changed_is_decoded_again(tmp_path):
         assert AudioFile.open(str(path)).read(4000, 100, 44100, 1).mean() == pytest.approx(value, abs=0.01)
 
 
+def test_a_short_file_is_decoded_once(stereo, monkeypatch):
+    file, audio = stereo
+    file.read(0, 10, 44100, 2)
+    monkeypatch.setattr("dfx.audio.reading.stream_file", None)
+    assert torch.equal(file.read(100, 1000, 44100, 2), audio[:, 100:1100])
+
+
 def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfx.audio.reading._SHORT_SAMPLES", 0)
     soundfile.write(tmp_path / "full.ogg", np.zeros(9000), 44100)
     file = AudioFile.open(str(tmp_path / "full.ogg"))
 

@@ -29,6 +29,8 @@ _CANCELLATION_DB = 20.0
 _EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of those in which seeking is exact
 _DECODED_FILES = 16  # kept decoded in the temporary folder: 85 MB for 4 minutes of stereo
 _DECODED_AT_ONCE = 2**20
+_SHORT_FILES = 256  # kept decoded in memory
+_SHORT_SAMPLES = 2**18  # of all channels: 1 MiB, 12 s at 22050 Hz
 
 _SUFFIXES = {f".{format.lower()}" for format in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
 _SUFFIXES |= {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".wave", *pedalboard.io.get_supported_read_formats()}
@@ -125,10 +127,19 @@ class AudioFile(AudioSource):
             return cls(path, stream.sample_rate, stream.channels, stream.samples)
 
     def _read_inside(self, first: int, last: int) -> np.ndarray:
+        if self.samples * self.channels <= _SHORT_SAMPLES and os.path.isfile(self.path):
+            return _decode_short(self.path, os.stat(self.path).st_mtime_ns)[:, first:last]
         with closing(stream_file(self.path)) as stream:
             if stream.format and stream.subtype.startswith(_EXACT_SUBTYPES):
                 return stream.read(last - first, first)
         return _decode_once(self.path, os.stat(self.path).st_mtime_ns)[first:last].T
+
+
+@functools.lru_cache(maxsize=_SHORT_FILES)
+def _decode_short(path: str, modified_ns: int) -> np.ndarray:
+    """Decode a short file, which training reads in every epoch: float32 ``(channels, samples)``."""
+    with closing(stream_file(path)) as stream:
+        return stream.read(stream.samples)
 
 
 @functools.lru_cache(maxsize=_DECODED_FILES)

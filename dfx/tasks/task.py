@@ -186,6 +186,7 @@ class Task(pl.LightningModule):
             EffectError: with the names of those that have none.
         """
         distributed.synchronize_batch_norm(self.encoder)
+        self._losses_of_input: dict[int, Tensor] = {}  # of the batches of validation, which are always the same
         if stage != "fit" or self.keep_dead_parameters:
             return
         # Of the whole chain in any stage: it should not fail after days of training the first effects.
@@ -233,8 +234,11 @@ class Task(pl.LightningModule):
         # Ranks differ by rounding at most, but must agree on the best weights and the end of a stage.
         self.log("validation/loss", self.compute_loss(batch), prog_bar=True, batch_size=size, sync_dist=True)
         if self.stage.renders:
-            input, target = (self.window.delayed_step(batch[side]) for side in ("input", "target"))
-            self.log("validation/loss_of_input", self.loss(input, target), batch_size=size, sync_dist=True)
+            if batch_idx not in self._losses_of_input:
+                input, target = (self.window.delayed_step(batch[side]) for side in ("input", "target"))
+                self._losses_of_input[batch_idx] = self.loss(input, target)
+            loss_of_input = self._losses_of_input[batch_idx]
+            self.log("validation/loss_of_input", loss_of_input, batch_size=size, sync_dist=True)
 
     def on_validation_end(self) -> None:
         # Lightning would step after the epoch's checkpoint, which would then lack the step.

@@ -203,7 +203,7 @@ def test_points_that_fail_are_named_at_the_end_with_their_logs_and_the_others_fi
 def test_after_its_runner_is_killed_a_sweep_resumes_and_no_point_runs_twice_at_once(sweep, tmp_path, killed):
     path, folder = sweep(["wait"]), tmp_path / "runs"
     arguments = [path, "--folder", str(folder), "--wandb-mode", "disabled", "--jobs", "2"]
-    command = [sys.executable, "-m", "dfx.sweep", *arguments]
+    command = [sys.executable, "-c", "from dfx.commands import run_sweep; run_sweep()", *arguments]
     runner = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     states = [folder / f"made_seed{seed}" / "state.json" for seed in (0, 1)]
     _until(lambda: all(state.exists() and state.stat().st_size for state in states))

@@ -29,7 +29,14 @@ from dfx.sweep.summary import summarize
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 1 if a point has failed, else 0."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = ("the same command resumes from here",)
+        raise
+
+
+def _run(arguments: list[str]) -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     given = _parser().parse_args(arguments[:cut])
     sweep = read_sweep(given.file)
@@ -96,8 +103,4 @@ def _parser() -> ArgumentParser:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt as interrupt:
-            interrupt.args = ("the same command resumes from here",)
-            raise
+        sys.exit(main())

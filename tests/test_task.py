@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -5,7 +7,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dfx.effects import EffectError, EffectSpec
-from dfx.tasks import CheckpointError, Task, TubeAmp, load_task
+from dfx.tasks import CheckpointError, Task, TubeAmp, load_task, read_checkpoint
+from dfx.tasks.loading import build_task
 from tests.known_effects import known
 from tests.small_training import EFFECTS, STEPS_IN_EPOCH, data, task, trainer, weights
 
@@ -151,6 +154,16 @@ def test_a_run_resumes_with_other_ranges_of_the_same_parameters(make_pairs, tmp_
     fit = trainer(tmp_path)
     fit.fit(narrower, datamodule=data(root, narrower), ckpt_path=str(tmp_path / "model.ckpt"))
     assert fit.global_step == 2 * STEPS_IN_EPOCH
+
+
+def test_options_that_a_checkpoint_lacks_had_their_defaults():
+    checkpoint = read_checkpoint(str(Path(__file__).parent.parent / "data" / "models" / "tube_amp" / "model.ckpt"))
+    checkpoint["dfx"]["arguments"]["encoder"].pop("conventions", None)
+    model = build_task(checkpoint, "model.ckpt")
+    assert model.check_checkpoint(checkpoint)["stage"] == 0
+    model.arguments["encoder"]["conventions"] = "keras"
+    with pytest.raises(CheckpointError, match="trained with other encoder"):
+        model.check_checkpoint(checkpoint)
 
 
 def test_files_that_are_not_checkpoints_are_refused(tmp_path):

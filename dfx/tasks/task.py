@@ -1,6 +1,7 @@
 """The base of all tasks: an encoder that predicts the parameters of a chain of effects, trained in stages."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -346,7 +347,7 @@ class Task(pl.LightningModule):
         if saved["task"] != task:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, not of {task}")
         check_foreign(saved["arguments"], self.arguments)
-        theirs, ours = fixed_arguments(saved["arguments"]), fixed_arguments(self.arguments)
+        theirs, ours = _with_defaults(fixed_arguments(saved["arguments"])), fixed_arguments(self.arguments)
         differing = sorted(name for name in ours if theirs.get(name) != ours[name])
         if differing:
             raise CheckpointError(f"the checkpoint was trained with other {' and '.join(differing)}")
@@ -369,3 +370,14 @@ class Task(pl.LightningModule):
     def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:
         """Raise an error: Lightning would import the class that a checkpoint names."""
         raise CheckpointError("load a checkpoint with dfx.tasks.load_task, which runs no code from it")
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a checkpoint with the options that it lacks because they were added later."""
+    parameters = inspect.signature(Task.__init__).parameters
+    completed = dict(saved)
+    for name in saved.keys() & parameters.keys():
+        default = to_plain(parameters[name].default)
+        if isinstance(default, dict) and isinstance(saved[name], dict):
+            completed[name] = {**default, **saved[name]}
+    return completed

@@ -18,7 +18,11 @@ function html(tag, className, ...children) {
   return element;
 }
 
-const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
+function short(value) {
+  const rounded = Number(value.toPrecision(4));
+  const text = rounded && Math.abs(rounded) < 0.001 ? rounded.toExponential() : String(rounded);
+  return text.replaceAll("-", "−");
+}
 
 const colourOf = ({ colour }) => (colour === null ? "var(--soft)" : `var(--line-${colour})`);
 
@@ -88,7 +92,7 @@ class Chart {
         svg("text", { x: MARGIN.left - 6, y: at + 4, "text-anchor": "end" }, short(tick)),
       );
     }
-    for (const tick of ticksOf(first, last || 1, width / 90, false)) {
+    for (const tick of first === last ? [first] : ticksOf(first, last, width / 90, false)) {
       picture.append(svg("text", { x: this.toX(tick), y: bottom + 15, "text-anchor": "middle" }, short(tick)));
     }
     picture.append(

@@ -159,6 +159,7 @@ def print_tube_stage(zamtube: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Measure the pairs of the tube-amplifier task; exit with status 1 if a pair is faulty.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -234,7 +234,10 @@ def as_markdown(card: dict, model: Model, results: Results) -> str:
 def main() -> None:
     description, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--measure", action="store_true", help="evaluate the packed models again, without training")

@@ -17,7 +17,7 @@ import pytest
 
 import dfx
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
-from dfx.errors import UserError
+from dfx.errors import ArgumentParser, UserError
 from dfx.tasks import Task, TubeAmp
 from tests.conftest import ROOT
 
@@ -160,3 +160,11 @@ def test_a_wrong_command_ends_in_one_line_and_writes_nothing(entry, arguments, c
     lines = [*capsys.readouterr().err.splitlines(), *([code] if isinstance(code, str) else [])]
     assert code not in (0, None) and len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) > 20
     assert set(ROOT.iterdir()) == before
+
+
+def test_an_abbreviated_option_is_refused(capsys):
+    parser = ArgumentParser()
+    parser.add_argument("--seconds")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--sec", "1"])
+    assert capsys.readouterr().err == "error: unrecognized arguments: --sec 1; --help lists the options\n"

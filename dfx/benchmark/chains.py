@@ -41,6 +41,8 @@ def chains() -> list[BenchmarkChain]:
         BenchmarkChain("mastering", ChainSpec(_MASTERING, SAMPLE_RATE)),
     ]
     for config in [path for folder in ("paper", "vst3") for path in sorted((_CONFIGS / folder).glob("*.yaml"))]:
+        if "effects:" not in config.read_text(encoding="utf-8"):  # an overlay
+            continue
         name = f"{config.parent.name}/{config.stem}"
         try:
             found.append(BenchmarkChain(name, load_chain(str(config), SAMPLE_RATE)))

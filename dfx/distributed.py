@@ -92,7 +92,7 @@ def synchronize_batch_norm(model: nn.Module) -> None:
         return
     for module in model.modules():
         # Replacing the class keeps parameters, buffers and their names.
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d):
             module.__class__ = _BatchNorm2d
 
 

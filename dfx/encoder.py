@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchaudio
 import torchvision
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -138,10 +139,8 @@ class Encoder(nn.Module):
         # As in the paper, one mean and one variance for all bands.
         self.input_norm = nn.BatchNorm2d(1)
         self.backbone, features = _make_backbone(options, context_samples, frame_samples)
-        if options.backbone != "mobilenet_v2":
-            # The layout with the fastest kernels of convolution and pooling. On a CPU, torch's batch normalization is
-            # less exact in it, which the many of MobileNetV2 amplify. torch's stubs lack this form of `to`.
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # The layout with the fastest kernels of convolution and pooling. torch's stubs lack this form of `to`.
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = nn.Linear(features, len(defaults))
         if options.conventions == "keras":
             _follow_keras(self.input_norm, momentum=0.99)
@@ -183,6 +182,53 @@ def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples:
         return Inception(), 256
     conv = Conv(options.width, context_samples, frame_samples)
     return conv, conv.out_features
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """torch's batch normalization, with batch statistics that are more exact on a CPU, and faster.
+
+    In the channels-last layout, torch adds up all values of a channel one after another.
+    """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_plain = x.device.type == "cpu" and x.dtype == self.weight.dtype
+        if not (self.training and is_plain and x.is_contiguous(memory_format=torch.channels_last)):
+            return super().forward(x)
+        with torch.no_grad():
+            values = x.permute(0, 2, 3, 1).flatten(0, 2)
+            mean = values.mean(0)
+            variance = (values - mean).square_().mean(0)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (len(values) / (len(values) - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        return _Normalization.apply(x, self.weight, self.bias, mean, variance, self.eps)
+
+
+class _Normalization(torch.autograd.Function):
+    """Normalizes by the mean and variance of the batch, which depend on ``x``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        ctx.eps = eps
+        return functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *statistics = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, *statistics, True, ctx.eps, [True, True, True]
+        )
+        return *gradients, None, None, None
 
 
 class Inception(nn.Module):
@@ -264,7 +310,7 @@ def _inception_module(channels: int) -> nn.Module:
 
 def _mobilenet_v2(width: float, keras: bool) -> tuple[nn.Module, int]:
     """Return torchvision's MobileNetV2 for one input channel, up to its pooled features."""
-    network = torchvision.models.mobilenet_v2(width_mult=width)
+    network = torchvision.models.mobilenet_v2(width_mult=width, norm_layer=BatchNorm)
     stem = network.features[0]
     stem[0] = nn.Conv2d(1, stem[0].out_channels, kernel_size=3, stride=2, padding=1, bias=False)
     for module in network.modules():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dfx.encoder import Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool, _SamePadding
+from dfx.encoder import BatchNorm, Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool, _SamePadding
 from dfx.errors import UserError
 
 DEFAULTS = [0.1, 0.5, 0.9, 1.0]
@@ -52,7 +52,16 @@ def test_log_mel_is_torchaudios():
     torch.testing.assert_close(log_mel(context), expected)
 
 
-@pytest.mark.parametrize("backbone", ["inception", "conv"])
+def test_batch_statistics_are_as_exact_as_float32_allows():
+    maps = 1 + torch.randn(4, 8, 128, 128, generator=torch.Generator().manual_seed(0))
+    norm, reference = BatchNorm(8), nn.BatchNorm2d(8).double()
+    norm(maps.to(memory_format=torch.channels_last))
+    reference(maps.double())
+    for name, statistics in reference.state_dict().items():
+        torch.testing.assert_close(norm.state_dict()[name].to(statistics), statistics, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_channels_last_changes_nothing_but_the_memory_layout(backbone):
     contexts = torch.randn(2, 1, 20480, dtype=torch.float64)
     last = encoder(backbone, start_at_defaults=False).double()

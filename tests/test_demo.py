@@ -72,6 +72,8 @@ def test_functions_run_on_the_main_thread_and_an_interrupt_cancels_those_that_wa
             main_thread.call(lambda: 1 / 0)
         with pytest.raises(CancelledError):
             main_thread.call(interrupt)
+        with pytest.raises(CancelledError):
+            main_thread.call(interrupt)
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(call_all)

@@ -16,6 +16,7 @@ class MainThread:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+        self._has_stopped = False
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function on the main thread, in the context (``contextvars``) of this thread; wait for its result.
@@ -27,6 +28,8 @@ class MainThread:
         future: Future[T] = Future()
         context = contextvars.copy_context()
         self._jobs.put((future, lambda: context.run(function)))
+        if self._has_stopped:
+            future.cancel()
         return future.result()
 
     def run(self) -> NoReturn:
@@ -44,6 +47,7 @@ class MainThread:
                 except Exception as error:
                     future.set_exception(error)
         finally:
+            self._has_stopped = True  # before the queue is emptied, so that no function is left in it
             future.cancel()
             while not self._jobs.empty():
                 self._jobs.get()[0].cancel()

@@ -28,7 +28,7 @@ _KINDS = {
     ".json": "Preset of every control",
     ".vstpreset": "VST3 preset",
     ".rpp": "REAPER project",
-    ".zip": "All of these, with the input",
+    ".zip": "All of these, with the input and the page",
 }
 
 LOOPBACK = "127.0.0.1"
@@ -113,7 +113,7 @@ def build_page(models: Mapping[str, Model], limits: Limits, folder: str, main_th
 
 
 def _theme() -> Any:
-    """Return the colours and fonts of the listening page; Gradio's own theme has fonts of other servers."""
+    """Return a theme with the colours and the system fonts of the listening page."""
     import gradio
 
     fonts = "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"

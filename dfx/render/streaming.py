@@ -161,7 +161,8 @@ def render_stream(
             recording = Recording(filtered_stream(recording, treatment, *whole))
         for output in _render_chunks(recording, chains, curve, options):
             write(output)
-            bar.update(output.shape[1] / recording.sample_rate)
+            # Rounding may lead beyond the total, of which tqdm warns.
+            bar.update(min(output.shape[1] / recording.sample_rate, bar.total - bar.n))
         if cancellation := reader.recording.cancellation:
             warnings.warn(cancellation, stacklevel=2)
         return curve.automation()

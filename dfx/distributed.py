@@ -107,7 +107,8 @@ class _BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        variance, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
+        maps = input.to(self.weight)  # in float32 under autocast, as all that ranks exchange
+        variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
         means, variances = gather_rows(torch.stack([mean, variance])[None]).unbind(dim=1)
         mean = means.mean(dim=0)
         variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
@@ -117,7 +118,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (samples / max(1, samples - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return input * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return (maps * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(input)
 
 
 def _rank() -> int:

@@ -108,6 +108,8 @@ class Dropout(nn.Module):
 class Encoder(nn.Module):
     """Predicts the parameters of a chain for every frame from its context (the paper's deep encoder).
 
+    Under autocast, the backbone runs in the lower precision, and its input and the parameters keep theirs.
+
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
         sample_rate: of the context, in Hz.
@@ -169,9 +171,13 @@ class Encoder(nn.Module):
         audio = context.mean(dim=1)
         if not isinstance(self.backbone, Conv):
             audio = audio.unfold(1, self.context_samples, hop).flatten(0, 1)
-        features = self.backbone(self.input_norm(self.log_mel(audio)))
+        # Autocast is for the backbone. In bfloat16, parameters would have steps of 0.004, near the estimator's epsilon.
+        with torch.autocast(audio.device.type, enabled=False):
+            log_mel = self.log_mel(audio)
+        features = self.backbone(self.input_norm(log_mel)).to(self.head.weight)
         features = features.view(len(context), -1, features.shape[-1])
-        return torch.sigmoid(self.head(self.dropout(features)))
+        with torch.autocast(audio.device.type, enabled=False):
+            return torch.sigmoid(self.head(self.dropout(features)))
 
 
 def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:

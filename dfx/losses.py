@@ -127,6 +127,7 @@ class _SpectralDistance(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, output: Tensor, target: Tensor, fft_sizes: list[int]) -> Tensor:
         reach = max(fft_sizes) // 2
         signals = torch.stack([output.detach(), target]).flatten(1, 2)
@@ -143,7 +144,7 @@ class _SpectralDistance(torch.autograd.Function):
         rows = max(1, _GROUP_SAMPLES // output.shape[-1])
         groups = [slice(first, first + rows) for first in range(0, signals.shape[1], rows)]
         with _starting:
-            threads = _threads(os.getpid())
+            threads = _threads(os.getpid(), torch.get_num_threads())
         sums = np.sum(list(threads.map(compare, groups)), axis=0)
         squares, energies, log_ratios, bins = sums.T
         if gradients is not None:
@@ -172,12 +173,11 @@ _starting = threading.Lock()
 
 
 @functools.cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Return the threads of a process: a fork does not inherit them.
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    """Return the threads of a process, which a fork does not inherit, as many as torch has.
 
     Each runs its operations alone. They are so small that dividing one costs more CPU time than the operation itself.
     """
-    count = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
 
     def start() -> None:

@@ -322,6 +322,21 @@ def test_every_weight_gets_a_gradient(backbone):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_log_mel_and_parameters_are_float32_under_autocast(backbone):
+    network, contexts, inputs = encoder(backbone, start_at_defaults=False), 0.1 * torch.randn(2, 1, 20480), []
+    network.input_norm.register_forward_hook(lambda module, arguments, _: inputs.append(arguments[0]))
+    exact = network(contexts)
+    with torch.autocast("cpu", torch.bfloat16):
+        parameters = network(contexts)
+    parameters.sum().backward()
+    assert torch.equal(*inputs) and parameters.dtype == torch.float32
+    assert (parameters != parameters.bfloat16()).any()
+    torch.testing.assert_close(parameters, exact, atol=0.05, rtol=0)
+    assert not torch.equal(parameters, exact)
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+
+
 def test_contexts_of_other_lengths_are_refused():
     with pytest.raises(UserError, match="too short"):
         encoder(context_samples=1000)

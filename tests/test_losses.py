@@ -137,7 +137,9 @@ def test_mrstft_of_bfloat16_is_computed_in_float32():
     output, target = 0.5 * music().bfloat16(), music()
     with torch.autocast("cpu", torch.bfloat16):
         value, gradient = differentiated(loss, output, target)
-    assert value == differentiated(loss, output.float(), target)[0] and gradient.dtype == torch.bfloat16
+        in_float32 = differentiated(loss, output.float(), target)
+    assert value == in_float32[0] and gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(in_float32, differentiated(loss, output.float(), target), rtol=0, atol=0)
 
 
 def test_a_target_that_requires_a_gradient_gets_one():

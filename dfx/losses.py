@@ -230,23 +230,30 @@ def _compare(signals: Tensor, fft_size: int, reach: int, gradients: Tensor | Non
             torch.mul(magnitude, difference, out=slopes[0])
             torch.sign(log_ratio, out=slopes[1])
             slopes /= divisor
-            audio = gradients[..., first + start * hop :]
-            _add_transposed(spectra[0] * slopes, window, hop, audio)
+            audio = _transposed(spectra[0] * slopes, window, hop)
+            start = first + start * hop
+            gradients[..., start : start + audio.shape[-1]] += audio[..., : gradients.shape[-1] - start]
         flat = difference.flatten()
         sums += float(flat.dot(flat)), float(power[1].sum()), 0.5 * float(log_ratio.abs_().sum()), flat.numel()
     return sums.tolist()
 
 
-def _add_transposed(spectra: Tensor, window: Tensor, hop: int, audio: Tensor) -> None:
-    """Add the transpose of windows and real FFTs of ``(..., rows, frames, bins)`` to ``(..., rows, samples)``."""
+def _transposed(spectra: Tensor, window: Tensor, hop: int) -> Tensor:
+    """Apply the transpose of windows and real FFTs: ``(..., rows, frames, bins)`` to ``(..., rows, samples)``."""
+    length, steps = len(window), -(-len(window) // hop)
     # irfft counts each bin but the outer ones twice.
     spectra[..., :: spectra.shape[-1] - 1] *= 2
-    length, count = len(window), spectra.shape[-2]
-    frames = torch.fft.irfft(spectra, norm="forward")[..., :length].mul_(0.5 * window)
-    # The n-th hops of all frames follow each other.
-    for first in range(0, length, hop):
-        part = frames[..., first : first + hop]
-        audio[..., first : first + count * hop].unflatten(-1, (count, hop))[..., : part.shape[-1]] += part
+    frames = torch.fft.irfft(spectra, norm="forward")
+    count, width = frames.shape[-2], steps * hop
+    padded = frames.new_zeros(*frames.shape[:-2], count + 2 * (steps - 1), width)
+    torch.mul(frames[..., :length], 0.5 * window, out=padded[..., steps - 1 : steps - 1 + count, :length])
+    # Frame t - j has its samples from j hops in the place of frame t's first ones. Rows are j = steps - 1 to 0.
+    overlapping = padded.as_strided(
+        (*frames.shape[:-2], count + steps - 1, steps, hop),
+        (*padded.stride()[:-1], width - hop, 1),
+        (steps - 1) * hop,
+    )
+    return overlapping.sum(-2).flatten(-2)
 
 
 def _fold(gradient: Tensor, reach: int) -> Tensor:

@@ -169,6 +169,8 @@ class DfxCLI(LightningCLI):
 
     def __init__(self, args: Any = None) -> None:
         defaults = {"default_root_dir": "runs", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+        # By default, a config trains alike on machines with any number of GPUs.
+        defaults["devices"] = 1
         # The order of a batch is that of its lanes: Lightning must not replace the sampler.
         defaults["use_distributed_sampler"] = False
         super().__init__(
@@ -213,6 +215,9 @@ class DfxCLI(LightningCLI):
         given = {f"trainer.{name}": value for name, value in {**trainer, **endless}.items()}
         for range, names in _TRAINER.items():
             check_numbers(given, **{f"trainer.{name}": range for name in names.split()})
+        if (precision := str(config.trainer.precision)) in ("16-true", "bf16-true"):
+            mixed = precision.replace("true", "mixed")
+            raise UserError(f"trainer.precision is {precision}, which would round the audio too: set it to {mixed}")
         if len(endless) == 2:
             needing = {"optimizer.schedule: cosine": task.optimizer.schedule == "cosine"}
             needing["gradient.epsilon_end"] = task.gradient.epsilon_end is not None
@@ -467,7 +472,7 @@ class DfxCLI(LightningCLI):
             removed = find_removed(data.splits["test"])
             checkpoint = read_checkpoint(str(best))
             self.model.check_checkpoint(checkpoint)  # with no other code than that of this run
-            task = build_task(checkpoint, str(best), trust=True)
+            task = build_task(checkpoint, str(best), trust=True).to(self.trainer.strategy.root_device)
             results = evaluate(task, data.whole_pairs("test"), folder, removed=removed)
             if data.fold:
                 losses = ", ".join(f"{method} {of['loss']:.3f}" for method, of in results.items())

@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dfx.cli import DfxCLI
+from dfx.loggers.history import read_history
 from tests.staged_run import change, checkpoints, config, same  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -99,6 +102,19 @@ def test_a_run_in_two_processes_writes_one_folder_and_resumes_to_the_same_bits(c
     assert same(checkpoints(config), checkpoints(config, "alone"))
 
 
-def test_a_batch_size_that_processes_cannot_divide_is_refused(config):
-    output = output_of(start(*torchrun("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "3")), 1)
-    assert "error: batch_size is 3, which 2 processes cannot share out evenly" in output
+def test_two_processes_in_bfloat16_train_write_media_and_test_with_a_batch_that_is_rounded_down(config):
+    change(config, "model.init_args.encoder", backbone="mobilenet_v2")
+    change(config, "model.init_args.stages", pretraining_epochs=1, progressive=False)
+    change(config, "run", evaluate=True)
+    change(config, "trainer", max_epochs=1, precision="bf16-mixed")
+    output = output_of(start("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "5"))
+    assert output.count("data.batch_size is rounded down to 4") == 1 and output.count("output / input") == 1
+    run = config.parent / "runs" / "run"
+    losses = [row["validation/loss"] for row in read_history(run) if "validation/loss" in row]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert list((run / "media").rglob("*_output.flac")) and (run / "parameters.csv").is_file()
+    saved = checkpoints(config)["best.ckpt"]["state_dict"]
+    assert {weights.dtype for weights in saved.values() if weights.is_floating_point()} == {torch.float32}
+    tested = DfxCLI(["test", "--config", str(config), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")])
+    metrics = {name: value for name, value in tested.trainer.callback_metrics.items() if "/output/" in name}
+    assert metrics and all(value.isfinite() for value in metrics.values())

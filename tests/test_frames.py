@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from dfx import distributed
 from dfx.datasets import PairedAudio, Window
 from dfx.datasets.frames import EvaluationLanes, Excerpts, TrainingLanes
+from dfx.errors import DataError
 
 LENGTHS = [5000, 1000, 12345, 300, 8000, 2600]
 STEP = 500
@@ -97,6 +99,31 @@ def test_an_epoch_of_drawn_excerpts_has_the_given_batches_and_depends_on_seed_an
 def test_ranks_share_the_lanes_of_drawn_excerpts():
     whole, *parts = (TrainingLanes(excerpts(), 4, rows, 30) for rows in (slice(None), slice(0, 2), slice(2, 4)))
     assert [a + b for a, b in zip(*parts)] == list(whole)
+
+
+def test_a_batch_that_ranks_cannot_share_evenly_is_rounded_down_and_said_once(make_pairs, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "_rank", lambda: 0)
+    module = validation(make_pairs(), batch_size=100)
+    module.setup("fit")
+    assert capsys.readouterr().err.count("data.batch_size is rounded down to 99") == 1
+    batches = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "_rank", lambda rank=rank: rank)
+        module.setup("fit")
+        batches.append(len(next(iter(module.train_dataloader().batch_sampler))))
+    assert batches == [33, 33, 33] and not capsys.readouterr().err
+    assert module.arguments["batch_size"] == 100
+    with pytest.raises(DataError, match="2, less than one lane for each of 3 processes"):
+        validation(make_pairs(folder="others"), batch_size=2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_in_page_locked_memory_where_a_gpu_trains(make_pairs, device):
+    module = validation(make_pairs())
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        assert loader.pin_memory == (device == "cuda")
 
 
 def validation(root, **options) -> PairedAudio:

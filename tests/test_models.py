@@ -18,6 +18,8 @@ from dfx.losses import loss_of_recordings
 from dfx.render import pretrained
 from dfx.render.__main__ import main
 from dfx.render.pretrained import find_checkpoint, list_models, read_card
+from dfx.tasks.loading import find_device
+from tests.refusals import refusal  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["mastering", "nonspeech", "tube_amp"]
@@ -50,6 +52,27 @@ def test_a_checkpoint_that_ships_has_tensors_and_plain_data_and_no_state_of_trai
     assert set(content) == {"state_dict", "dfx", "epoch", "global_step", "pytorch-lightning_version"}
     assert not content["dfx"]["streaming"]
     assert len(content["state_dict"]) == len(dfx.load(name).task.state_dict())
+
+
+@pytest.mark.parametrize(
+    "gpus, devices",
+    [
+        (0, {"auto": "cpu", "cpu": "cpu"}),
+        (2, {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "cuda:1": "cuda:1"}),
+    ],
+)
+def test_the_encoder_runs_on_a_gpu_if_there_is_one_and_on_no_device_that_is_missing(
+    gpus, devices, monkeypatch, refusal, tmp_path
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert {name: str(find_device(name)) for name in devices} == devices
+    for missing in ("cuda:2", "cuda:-1", "gpu"):
+        with pytest.raises(UserError, match=f"device {missing}: PyTorch finds no such device here; choose auto, cpu"):
+            dfx.load("tube_amp", device=missing)
+    soundfile.write(tmp_path / "a.wav", [0.0] * 4096, 22050)
+    with pytest.raises(UserError, match="device cuda:2: "):
+        main(["tube_amp", str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--device", "cuda:2"])
+    assert "device cuda:2: " in refusal("evaluate.py", ["a.ckpt", "--device", "cuda:2"], tmp_path)
 
 
 def test_all_models_are_listed_and_fit_in_12_mb(capsys):

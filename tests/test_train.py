@@ -271,6 +271,7 @@ FAILS_IN_ITS_FIRST_STEP = [EFFECTS, FAILING, "--model.init_args.keep_dead_parame
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch is 0; it must be"),
         (["--trainer.accumulate_grad_batches", "-1"], "trainer.accumulate_grad_batches is -1; it must be"),
         (["--trainer.devices", "-3"], "`devices` selected with"),
+        (["--trainer.precision", "bf16-true"], "would round the audio too: set it to bf16-mixed"),
         (["--trainer.max_time", "long"], "not a valid duration"),
         (["--seed_everything", "-1"], "seed_everything is -1; it must be"),
         (["--model.init_args.gradient={draws: 1, draws: 2}"], "'draws' is given twice"),

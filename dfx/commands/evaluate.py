@@ -64,10 +64,11 @@ def main() -> None:
     from dfx.evaluation.evaluate import evaluate, find_removed
     from dfx.evaluation.results import as_table, list_places
     from dfx.tasks import read_checkpoint
-    from dfx.tasks.loading import build_task
+    from dfx.tasks.loading import build_task, find_device
 
+    device = find_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
-    task = build_task(checkpoint, options.checkpoint, options.trust)
+    task = build_task(checkpoint, options.checkpoint, options.trust).to(device)
     trained_on = checkpoint["dfx"]["data"]
     baselines = BASELINES if "all" in options.baselines else options.baselines
     learned = set(baselines) & set(LEARNED)
@@ -124,6 +125,7 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="run effects of the checkpoint that are Python classes, or plugins by path",
     )
+    add("--device", default="auto", help="of the encoder: cpu, cuda, cuda:N, or auto, a GPU if there is one (default)")
     add("--baselines", nargs="+", choices=[*BASELINES, "all"], default=default, metavar="NAME", help=names)
     system = "the outputs of another system: its name, and a folder of clips"
     add("--compare", action="extend", nargs="+", type=_system, default=[], metavar="NAME=FOLDER", help=system)

@@ -32,8 +32,8 @@ class PairedAudio(pl.LightningDataModule):
         rows: selects rows of the manifest by patterns for some of its columns, for instance ``{speaker: "anna*"}``.
         fold: the number of a fold and the number of folds, for instance ``[2, 5]``: the pairs are divided into folds
             instead of the splits, and this one is tested. ``run.folds`` trains all of them.
-        batch_size: number of lanes, of all processes together. In training, each process has a part of them; in
-            validation, each has all.
+        batch_size: number of lanes, of all processes together, rounded down to a multiple of their number. In training,
+            each process has a part of them; in validation, each has all.
         excerpt_seconds: length of an excerpt; none for whole files.
         steps_per_epoch: training steps in an epoch, of excerpts that are drawn with replacement (the paper's code:
             1000); by default, an epoch contains every excerpt once.
@@ -79,9 +79,12 @@ class PairedAudio(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Find and check the pairs, once."""
-        if self.batch_size % (ranks := distributed.world_size()):
-            fault = f"batch_size is {self.batch_size}, which {ranks} processes cannot share out evenly"
-            raise DataError(f"{fault}: make it a multiple of {ranks}")
+        ranks = distributed.world_size()
+        if self.batch_size < ranks:
+            raise DataError(f"data.batch_size is {self.batch_size}, less than one lane for each of {ranks} processes")
+        if rest := self.batch_size % ranks:
+            self.batch_size -= rest
+            self._note(f"data.batch_size is rounded down to {self.batch_size}, a multiple of {ranks} processes")
         if self.splits:
             return
         splits = find_pairs(self.root, self.seed, self.rows, self.fold)
@@ -157,7 +160,7 @@ class PairedAudio(pl.LightningDataModule):
         lanes = TrainingLanes(excerpts, self.batch_size, rows, self.steps_per_epoch)
         # Only the first epoch after resuming skips batches.
         lanes.first_batch, self._first_batch = self._first_batch, 0
-        self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, num_workers=self.num_workers)
+        self._train_loader = TrainingLoader(self._steps("train"), batch_sampler=lanes, **self._loading)
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
@@ -181,7 +184,7 @@ class PairedAudio(pl.LightningDataModule):
             drawn = self._excerpts("validation", shuffle=True, most_steps=self.validation_steps)
             excerpts = drawn.first(self.validation_steps * self.batch_size)
         lanes = EvaluationLanes(excerpts, self.batch_size)
-        return DataLoader(self._steps("validation"), batch_sampler=lanes, num_workers=self.num_workers)
+        return DataLoader(self._steps("validation"), batch_sampler=lanes, **self._loading)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of the whole pairs of the test split."""
@@ -190,6 +193,12 @@ class PairedAudio(pl.LightningDataModule):
     def whole_pairs(self, split: str) -> TreatedPairs:
         """Return the treated pairs of ``train``, ``validation`` or ``test``."""
         return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """Options of the loaders: a GPU copies from page-locked memory while it computes."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _steps(self, split: str) -> Steps:
         return Steps(self.whole_pairs(split), self.window, self.augmentation, 2 * self.batch_size)

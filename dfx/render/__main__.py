@@ -71,6 +71,7 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="run effects of the checkpoint that are Python classes, or plugins by path",
     )
+    add("--device", default="auto", help="of the encoder: cpu, cuda, cuda:N, or auto, a GPU if there is one (default)")
     add("--overwrite", action="store_true", help="replace existing files")
     add("--quiet", action="store_true", help="show no progress")
     return parser

@@ -28,7 +28,7 @@ def render(options: Namespace) -> None:
         UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
     pairs = input_output_pairs(options.input, options.output)
-    model = dfx.load(options.checkpoint, options.trust)
+    model = dfx.load(options.checkpoint, options.trust, options.device)
     failed: dict[str, str] = {}
     extras: dict[tuple[str, str], dict[str, str]] = {}
     for pair in pairs:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, get_type_hints
 
+import torch
+
 from dfx.effects import is_foreign
 from dfx.errors import UserError, refuse_renamed
 from dfx.tasks.checkpoint import CheckpointError, read_checkpoint, read_effects
@@ -14,6 +16,21 @@ from dfx.tasks.tube_amp import TubeAmp
 TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
 
 _HINTS = get_type_hints(Task.__init__)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device ``cpu``, ``cuda`` or ``cuda:N``; for ``auto`` the first GPU, or the CPU if there is none.
+
+    Raises:
+        UserError: if PyTorch finds no such device.
+    """
+    count = torch.cuda.device_count()
+    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
+    if name == "auto":
+        name = there[min(1, count)]
+    if name not in there:
+        raise UserError(f"device {name}: PyTorch finds no such device here; choose auto, {', '.join(there)}")
+    return torch.device(name)
 
 
 def load_task(path: str, trust: bool = False) -> Task:

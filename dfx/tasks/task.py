@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfx import distributed
 from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions
+from dfx.blackbox.workers import cores_per_rank
 from dfx.datasets import PairedAudio
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
@@ -181,12 +182,14 @@ class Task(pl.LightningModule):
         return loss
 
     def setup(self, stage: str) -> None:
-        """Check before training that every parameter has an effect on the output.
+        """Divide the cores among ranks, and check before training that every parameter has an effect on the output.
 
         Raises:
             EffectError: with the names of those that have none.
         """
         distributed.synchronize_batch_norm(self.encoder)
+        if distributed.world_size() > 1:
+            torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank()))
         self._losses_of_input: dict[int, Tensor] = {}  # of the batches of validation, which are always the same
         if stage != "fit" or self.keep_dead_parameters:
             return

@@ -189,6 +189,37 @@ def draw_excerpt_automation(
     return figure
 
 
+def draw_paper(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> Figure:
+    """Draw means of every method with their 95 % intervals, a row of panels for each task, a column for each metric.
+
+    Args:
+        rows: of :func:`dfx.paper.table.read_rows`; methods without any of the metrics are left out.
+        metrics: columns of the rows, and their names.
+    """
+    measured = [row for row in rows if any(row[metric] is not None for metric in metrics)]
+    tasks = list(dict.fromkeys(row["task"] for row in measured))
+    counts = [sum(row["task"] == task for row in measured) for task in tasks]
+    figure = Figure(figsize=(10, 1.2 + 0.32 * sum(counts) + 0.5 * len(tasks)), dpi=120, layout="constrained")
+    panels = figure.subplots(len(tasks), len(metrics), squeeze=False, sharey="row", height_ratios=counts)
+    for axes, task in zip(panels, tasks):
+        of_task = [row for row in measured if row["task"] == task]
+        for axis, metric in zip(axes, metrics):
+            for place, row in enumerate(of_task):
+                mean = row[metric]
+                if mean is not None:
+                    half = 0.0 if mean.low is None else mean - mean.low
+                    trained = row["seeds"] is not None
+                    axis.errorbar(mean, place, xerr=half, fmt="o", capsize=3, color=COLOURS[1 if trained else 0])
+            axis.set_xlim(left=0)
+            axis.grid(alpha=0.3, axis="x")
+        axes[0].set_yticks(range(len(of_task)), [row["method"] for row in of_task])
+        axes[0].invert_yaxis()
+        axes[0].set_ylabel(task.replace("_", " "))
+    for axis, name in zip(panels[-1], metrics.values()):
+        axis.set_xlabel(name, fontsize=8)
+    return figure
+
+
 def draw_sweep(runs: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draw validation loss over renderings, and below it the lowest validation and the test loss over each parameter.
 

@@ -76,7 +76,8 @@ class StepTimer(pl.Callback):
         self._end("encoder")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._steps_per_validation = int(trainer.num_training_batches) * (trainer.check_val_every_n_epoch or 1)
+        self.steps_per_epoch = int(trainer.num_training_batches)
+        self._steps_per_validation = self.steps_per_epoch * (trainer.check_val_every_n_epoch or 1)
         self._switch("epoch", "data")
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -142,7 +143,7 @@ def step(configs: Sequence[str], steps: int, options: Sequence[str]) -> Iterator
         options: of ``train.py``, for every run.
 
     Yields:
-        Rows of :meth:`StepTimer.shares` with their ``config``.
+        Rows of :meth:`StepTimer.shares` with their ``config`` and the number of ``steps_per_epoch``.
 
     Raises:
         DataError: if a config cannot be read.
@@ -166,7 +167,7 @@ def step(configs: Sequence[str], steps: int, options: Sequence[str]) -> Iterator
             # Before the folder goes, and before the next config.
             wandb.finish()
         for row in timer.shares():
-            yield {"config": config, **row}
+            yield {"config": config, **row, "steps_per_epoch": timer.steps_per_epoch}
 
 
 def _data_options(config: str, folder: Path) -> list[str]:

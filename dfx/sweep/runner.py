@@ -100,7 +100,7 @@ class Runner:
             before = file.tell()
             command = self.command(point)
             command += [f"--model.init_args.rendering.workers={self.threads}", "--trainer.enable_progress_bar=false"]
-            environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
+            environment = {**os.environ, **dict.fromkeys(THREADS, str(self.threads))}
             streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
             process = subprocess.Popen(command, env=environment, pass_fds=inherited, **streams)
             started(process)
@@ -126,7 +126,7 @@ class Runner:
         return self.folder / "logs" / f"{name}.log"
 
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @contextmanager

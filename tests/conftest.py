@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from dfx.effects import ChainSpec
 from tests.known_effects import SAMPLE_RATE, known
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    """Limit torch to one thread in each of several workers, and in the processes that they start."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

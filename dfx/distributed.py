@@ -7,6 +7,7 @@ In a run of one process, nothing here has an effect.
 """
 
 import os
+import socket
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def ranks_of_machine() -> int:
-    """Return the number of ranks on this machine: as torchrun reports it, otherwise that of all ranks."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+_sharing = 1
+
+
+def ranks_on_cores() -> int:
+    """Return the number of ranks that share the cores of this one, as :func:`count_ranks_on_cores` has found it."""
+    return _sharing
+
+
+def count_ranks_on_cores() -> None:
+    """Count the ranks of this machine that may use the same cores as this one; all ranks call it together.
+
+    A launcher may have bound each rank to cores of its own.
+    """
+    global _sharing
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    place = socket.gethostname(), cores
+    _sharing = gather_list([place]).count(place)
 
 
 def is_rank_zero() -> bool:

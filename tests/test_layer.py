@@ -341,17 +341,17 @@ def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
 
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize(
-    "given, ranks, local, count",
-    [(None, 1, None, 8), (None, 4, None, 2), (None, 4, "2", 4), (None, 9, None, 1), (3, 4, None, 3)],
+    "given, here, elsewhere, count", [(None, 1, 0, 8), (None, 4, 0, 2), (None, 2, 2, 4), (None, 9, 0, 1), (3, 4, 0, 3)]
 )
-def test_ranks_of_a_machine_share_its_cores_unless_workers_are_given(given, ranks, local, count, isolate, monkeypatch):
+def test_ranks_of_a_machine_share_its_cores_unless_workers_are_given(
+    given, here, elsewhere, count, isolate, monkeypatch
+):
     monkeypatch.setattr(workers_module, "available_cores", lambda: 8)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     layer = EffectLayer(chain(known("Gain")), rendering=RenderingOptions(workers=given, isolate=isolate))
     # The ranks start after the layer was built.
-    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
-    if local:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr(distributed, "_sharing", 1)
+    monkeypatch.setattr(distributed, "gather_list", lambda own: here * own + elsewhere * [("another machine", [0])])
+    distributed.count_ranks_on_cores()
     pools = layer._training_lanes.workers, layer._evaluation_lanes.workers, layer._estimator._workers
     assert [pool.count for pool in pools] == 3 * [count]
 

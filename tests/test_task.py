@@ -6,6 +6,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from dfx import distributed
+from dfx.blackbox import workers
 from dfx.effects import EffectError, EffectSpec
 from dfx.tasks import CheckpointError, Task, TubeAmp, load_task, read_checkpoint
 from dfx.tasks.loading import build_task
@@ -72,6 +74,20 @@ def test_validation_does_not_change_the_trained_weights(make_pairs):
         trainer(epochs=1, limit_val_batches=validations, val_check_interval=2).fit(model, datamodule=data(root, model))
         results.append(weights(model))
     assert torch.equal(*results)
+
+
+def test_ranks_on_the_same_cores_divide_the_threads_of_torch(monkeypatch):
+    monkeypatch.setattr(workers, "available_cores", lambda: 8)
+    monkeypatch.setattr(distributed, "_sharing", 1)
+    threads, model = torch.get_num_threads(), task()
+    try:
+        for ranks, expected in ((1, 6), (4, 2), (9, 1)):
+            torch.set_num_threads(6)
+            monkeypatch.setattr(distributed, "gather_list", lambda own, ranks=ranks: ranks * own)
+            model.setup("test")
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_target_is_delayed_by_the_latency_of_the_chain():

@@ -19,11 +19,11 @@ def available_cores() -> int:
 
 
 def cores_per_rank() -> int:
-    """Return the number of cores for each rank of this machine, at least 1."""
+    """Return the number of cores for each of the ranks that share those of this process, at least 1."""
     # Imported here: importing torch takes seconds, and worker processes do not need it.
     from dfx import distributed
 
-    return max(1, available_cores() // distributed.ranks_of_machine())
+    return max(1, available_cores() // distributed.ranks_on_cores())
 
 
 class Workers:

@@ -188,7 +188,8 @@ class Task(pl.LightningModule):
             EffectError: with the names of those that have none.
         """
         distributed.synchronize_batch_norm(self.encoder)
-        if distributed.world_size() > 1:
+        distributed.count_ranks_on_cores()
+        if distributed.ranks_on_cores() > 1:
             torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank()))
         self._losses_of_input: dict[int, Tensor] = {}  # of the batches of validation, which are always the same
         if stage != "fit" or self.keep_dead_parameters:

@@ -98,6 +98,14 @@ def test_files_are_named_relative_to_the_project_and_the_gain_is_the_items(writt
     assert 'FILE "out.wav"' in text and "VOLPAN 1 0 1.99526" in text
 
 
+def test_a_gain_after_the_chain_is_the_volume_of_the_track_with_the_plugins(tmp_path):
+    given = take(tmp_path, PLUGINS)
+    given.automation.output_gain_db = 6.0
+    write_project(str(tmp_path / "a.rpp"), given)
+    volumes = [track.volume for track in reaper_parser.parse(tmp_path / "a.rpp").project.tracks]
+    assert volumes == pytest.approx([1.99526, 1.0], rel=1e-5)
+
+
 def test_a_chain_that_reaper_lacks_leaves_both_recordings_and_csv(tmp_path):
     given = take(tmp_path, [EffectSpec("pedalboard:Gain"), known("Gain")])
     path = str(tmp_path / "a.rpp")

@@ -23,7 +23,7 @@ from dfx.audio.writing import BIT_DEPTHS
 from dfx.datasets import Treatment
 from dfx.effects import EffectSpec
 from dfx.errors import UserError, errors_in_one_line
-from dfx.render import streaming
+from dfx.render import levelling, streaming
 from dfx.render.__main__ import main
 from dfx.render.model import Model
 from dfx.render.streaming import StreamingOptions, render_stream
@@ -429,7 +429,40 @@ def test_loudness_in_parts_is_that_of_the_whole(seconds, channels):
 
 def test_silence_stays_silent():
     model = resting(treatment=Treatment(input_lufs=-25))
-    assert not model.render(np.zeros((2, 50_000), np.float32), 44100).audio.any()
+    for loudness in (None, -14):
+        assert not model.render(np.zeros((2, 50_000), np.float32), 44100, loudness=loudness).audio.any()
+
+
+@pytest.mark.parametrize("bytes_in_memory", [1, 2**26])
+def test_an_output_gets_the_loudness_that_is_asked_for_by_one_gain(bytes_in_memory, monkeypatch):
+    monkeypatch.setattr(levelling, "_BYTES_IN_MEMORY", bytes_in_memory)
+    audio, model = music(3.5, 44100, 2), moving()
+    plain, loud = model.render(audio, 44100), model.render(audio, 44100, loudness=-12.5)
+    assert pyloudnorm.Meter(44100).integrated_loudness(loud.audio.T) == pytest.approx(-12.5, abs=0.01)
+    gain = 10 ** (loud.automation.output_gain_db / 20)
+    np.testing.assert_allclose(loud.audio, gain * plain.audio, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gain_that_lifts_pauses_above_the_absolute_gate_still_gives_the_loudness():
+    noise = np.random.default_rng(0).standard_normal((1, 10 * 44100)).astype(np.float32)
+    noise *= np.where(np.arange(noise.shape[1]) < 44100, 1e-3, 1.4e-4)
+    output = resting().render(noise, 44100, loudness=-20).audio
+    assert pyloudnorm.Meter(44100).integrated_loudness(output.T) == pytest.approx(-20, abs=0.05)
+
+
+def test_a_loudness_and_the_inputs_own_level_exclude_each_other():
+    with pytest.raises(UserError, match="exclude each other"):
+        resting().render(music(0.1), 44100, own_level=True, loudness=-14)
+    with pytest.raises(UserError, match="loudness is 3"):
+        resting().render(music(0.1), 44100, loudness=3)
+
+
+def test_the_command_tells_the_gain_and_the_clipping_of_a_loudness(checkpoint, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", music(1.0).T, 44100)
+    options = ["--quiet", "--loudness", "-3", "--preset", ".py"]
+    main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), *options])
+    told = capsys.readouterr().err
+    assert "dB after the chain for -3 LUFS, not part of --preset" in told and "samples are clipped" in told
 
 
 # --- the command line ----------------------------------------------------------------------------------

@@ -60,12 +60,21 @@ class Loudness:
                 self._sums.append(0.0)
             powers = powers[missing:]
 
-    def integrated(self) -> float:
-        """Return the loudness in LUFS, at least -70; shorter audio is padded to one block of 0.4 s."""
+    def gain_db_to(self, loudness_lufs: float) -> float:
+        """Return the gain in dB that brings all audio to a loudness; 0 if it is silent."""
+        gain_db = 0.0
+        if self.integrated() > SILENCE_LUFS:
+            # A gain moves blocks across the absolute gate, which changes the mean.
+            for _ in range(10):
+                gain_db += loudness_lufs - self.integrated(gain_db)
+        return gain_db
+
+    def integrated(self, gain_db: float = 0.0) -> float:
+        """Return the loudness in LUFS after a gain, at least -70; shorter audio is padded to one block of 0.4 s."""
         steps = self._samples / self._sample_rate / _BLOCK_SECONDS * _STEPS_PER_BLOCK
         # As in pyloudnorm, a last block counts if more than half of its last step is there.
         count = max(0, int(np.round(steps - _STEPS_PER_BLOCK))) + 1
-        sums = np.array(self._sums[: count + _STEPS_PER_BLOCK - 1])
+        sums = np.array(self._sums[: count + _STEPS_PER_BLOCK - 1]) * 10 ** (gain_db / 10)
         sums = np.pad(sums, (0, count + _STEPS_PER_BLOCK - 1 - len(sums)))
         blocks = np.convolve(sums, np.ones(_STEPS_PER_BLOCK), "valid") / (_BLOCK_SECONDS * self._sample_rate)
         blocks = blocks[_power_to_lufs(blocks) >= SILENCE_LUFS]

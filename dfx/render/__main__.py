@@ -16,6 +16,10 @@ treatment of the task (a high-pass, a loudness) is applied here too. An existing
 given, and an error leaves no partial output. Standard input is copied to a temporary file, because it is read more than
 once.
 
+--loudness brings the output to an integrated loudness in LUFS, by one gain after the chain. Samples beyond full scale
+are clipped and counted, as without it. The gain is printed; of the files below, a project has it, as the volume of the
+track with the plugins, while automation and presets hold the chain alone.
+
 --automation writes all parameters over time, in their units, as .csv or .json. --preset writes their medians as one
 setting of the chain: .py or .json with pedalboard's effects, .vstpreset, or a folder .lv2. --project writes a REAPER
 project, .rpp, with the plugins that REAPER can run and their envelopes. --page writes a web page, .html, to listen to
@@ -26,7 +30,7 @@ a suffix for a file with the name of the output.
 from argparse import Action, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
-from dfx.errors import ArgumentParser, errors_in_one_line
+from dfx.errors import ArgumentParser, Range, errors_in_one_line
 from dfx.render import pretrained
 from dfx.render.automation import INTERPOLATIONS
 
@@ -61,6 +65,8 @@ def _parser() -> ArgumentParser:
     add("--interpolation", choices=INTERPOLATIONS, default="linear", help=moves)
     add("--causal", action="store_true", help="render without look-ahead of the parameters")
     add("--own-level", action="store_true", help="undo the gain that brings the input to the task's loudness")
+    loudness = "the output's integrated loudness (ITU-R BS.1770), by one gain after the chain"
+    add("--loudness", metavar="LUFS", type=Range("(-70, 0]").parse, help=loudness)
     add("--bit-depth", choices=("16", "24", "32", "float"), help="of the output (default: as the input)")
     add("--automation", metavar="FILE", help=automation)
     add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")

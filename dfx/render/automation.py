@@ -34,6 +34,7 @@ class Automation:
         parameters: in [0, 1], ``(points, P)``.
         input_gains_db: the gain of the task's treatment, ``(points,)``; by default 0.
         interpolation: between frames.
+        output_gain_db: the gain after the chain.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Automation:
         parameters: np.ndarray,
         input_gains_db: np.ndarray | None = None,
         interpolation: Interpolation = "linear",
+        output_gain_db: float = 0.0,
     ) -> None:
         self.space, self.times, self.parameters = space, times, parameters
         self.input_gains_db = np.zeros(len(times)) if input_gains_db is None else input_gains_db
-        self.interpolation = interpolation
+        self.interpolation, self.output_gain_db = interpolation, output_gain_db
 
     @property
     def names(self) -> list[str]:

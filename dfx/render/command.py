@@ -27,6 +27,7 @@ def render(options: Namespace) -> None:
     Raises:
         UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
+    streaming = StreamingOptions(options.interpolation, options.causal, options.own_level, options.loudness)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint, options.trust, options.device)
     failed: dict[str, str] = {}
@@ -43,7 +44,6 @@ def render(options: Namespace) -> None:
             raise UserError(f"{path} would be written more than once: render the inputs with this name one by one")
     for (input, output), paths in extras.items():
         try:
-            streaming = StreamingOptions(options.interpolation, options.causal, options.own_level)
             rendering = model.render_file(
                 input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
             )
@@ -53,6 +53,8 @@ def render(options: Namespace) -> None:
                 raise UserError(reason_of(error)) from error
             failed[input] = reason_of(error)
             continue
+        if options.loudness is not None:
+            print(_describe_gain(rendering, options.loudness, paths), file=sys.stderr)
         for warning in filter(None, (rendering.clipping, rendering.metadata)):
             print(f"warning: {warning}", file=sys.stderr)
     if failed:
@@ -67,6 +69,14 @@ def write_extras(model: Model, input: str, rendering: RenderedFile, extras: Iter
     take = Take(input, file.path, file.samples / file.sample_rate, chain, rendering.automation)
     for kind, path in extras:
         _EXTRAS[kind].write(path, take)
+
+
+def _describe_gain(rendering: RenderedFile, loudness_lufs: float, extras: Iterable[str]) -> str:
+    """Return a sentence about the gain after the chain, and which files beside the output, by kind, lack it."""
+    gain = f"{rendering.output.path}: {rendering.automation.output_gain_db:+.1f} dB after the chain for"
+    lacking = [f"--{kind}" for kind in extras if kind in ("automation", "preset")]
+    missing = f", not part of {' and '.join(lacking)}" if lacking else ""
+    return f"{gain} {loudness_lufs:g} LUFS{missing}"
 
 
 class _Extra(NamedTuple):

@@ -35,6 +35,7 @@ class Model:
         own_level: bool = False,
         progress: bool = False,
         interpolation: Interpolation = "linear",
+        loudness: float | None = None,
     ) -> Rendering:
         """Render a recording in memory.
 
@@ -45,9 +46,11 @@ class Model:
             own_level: undo the gain that brings the input to the task's loudness.
             progress: show a bar on stderr.
             interpolation: how parameters move between frames; see :mod:`dfx.render.interpolation`.
+            loudness: the integrated loudness of the output, in LUFS, by one gain after the chain.
 
         Raises:
-            UserError: if the audio is empty, not finite or of another shape, or if the chain cannot run at its rate.
+            UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, or
+                if options exclude each other.
         """
         audio = np.asarray(audio)
         if not np.issubdtype(audio.dtype, np.floating):
@@ -57,7 +60,7 @@ class Model:
         channels = np.atleast_2d(audio)
         if len(channels) > channels.shape[1]:
             raise UserError(f"the audio has the shape {audio.shape}, (channels, samples): transpose it")
-        options = StreamingOptions(interpolation, causal, own_level)
+        options = StreamingOptions(interpolation, causal, own_level, loudness)
         rendering = render_array(self.task, channels, sample_rate, options, progress)
         return Rendering(rendering.audio.reshape(audio.shape), sample_rate, rendering.automation)
 

@@ -1,10 +1,10 @@
 """A REAPER project: the recording, the plugins of the chain, and their automation as envelopes.
 
 If all effects are VST3 and LV2 plugins, the project has the input on a track with the plugins, whose trained parameters
-have envelopes, and the output on a muted track for comparison. The gain of the task's treatment is the item's volume;
-its high-pass is missing. REAPER does not have pedalboard's built-in effects, nor effects in Python: the project of a
-chain with one of them has a muted track with the input and a track with the output, and the automation is written as
-CSV next to the project.
+have envelopes, and the output on a muted track for comparison. The gain of the task's treatment is the item's volume,
+and a gain after the chain is that of the track with the plugins; the treatment's high-pass is missing. REAPER does not
+have pedalboard's built-in effects, nor effects in Python: the project of a chain with one of them has a muted track
+with the input and a track with the output, and the automation is written as CSV next to the project.
 
 REAPER does not document its format. The code follows projects that REAPER wrote; independent parsers read its output,
 which was not opened in REAPER itself. Envelopes hold the plugin's position in [0, 1]. Fixed values are part of a VST3
@@ -93,7 +93,8 @@ def _project(path: str, take: Take, runs: bool) -> list[str]:
     gain = 10 ** (float(np.median(take.automation.input_gains_db)) / 20) if runs else 1.0
     effects = list(_effects(take)) if runs else []
     name = "input through the chain" if runs else "input"
-    input = _track(path, take, name, take.input, effects, gain, not runs)
+    volume = 10 ** (take.automation.output_gain_db / 20) if runs else 1.0
+    input = _track(path, take, name, take.input, effects, gain, not runs, volume)
     output = _track(path, take, "output of dfx", take.output, [], 1.0, runs)
     settings = f"SAMPLERATE {take.chain.sample_rate} 1 0", "TEMPO 120 4 4"
     return _block('REAPER_PROJECT 0.1 "7.0" 0', *notes, *settings, *input, *output)
@@ -108,14 +109,17 @@ def _notes(path: str, take: Take, runs: bool) -> list[str]:
     return [f"REAPER cannot run all of this chain: it lacks {missing}.", automation]
 
 
-def _track(path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool) -> list[str]:
+def _track(
+    path: str, take: Take, name: str, file: str, effects: list[str], gain: float, muted: bool, volume: float = 1.0
+) -> list[str]:
     kind = _SOURCES.get(Path(file).suffix.lower(), "WAVE")
     source = _block(f"SOURCE {kind}", f"FILE {_quoted(_relative(file, path))}")
     place = "POSITION 0", f"LENGTH {take.seconds:.9g}", "LOOP 0"
     sound = f"NAME {_quoted(Path(file).name)}", f"VOLPAN 1 0 {gain:.9g} -1", "SOFFS 0"
     item = _block("ITEM", *place, *sound, f"GUID {_guid(name + ' item')}", *source)
     chain = _block("FXCHAIN", "SHOW 0", "LASTSEL 0", "DOCKED 0", *effects) if effects else []
-    settings = f'NAME "{name}"', f"MUTESOLO {int(muted)} 0 0", "NCHAN 2", "FX 1", f"TRACKID {_guid(name)}"
+    mixer = f"VOLPAN {volume:.9g} 0 -1 -1 1", f"MUTESOLO {int(muted)} 0 0"
+    settings = f'NAME "{name}"', *mixer, "NCHAN 2", "FX 1", f"TRACKID {_guid(name)}"
     return _block(f"TRACK {_guid(name)}", *settings, *chain, *item)
 
 

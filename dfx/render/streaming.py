@@ -4,7 +4,7 @@ The encoder takes the recording at the model's rate and channels, treated as the
 render the recording at its own rate. Both get the treatment: a gate must not react to rumble that it was trained
 without, and a compressor's threshold belongs to the level that it was trained at. The output keeps that level, as the
 targets of training had it: a master is as loud as masters are, whatever the mix. ``own_level`` undoes the treatment's
-gain instead.
+gain instead, and ``loudness`` brings the output to a stated loudness by one gain after the chain.
 
 :mod:`dfx.render.interpolation` decides how parameters move between frames. Without look-ahead (``causal``), a frame's
 context ends where the frame begins, the high-pass runs forwards twice, which has the same magnitude but a phase, and
@@ -28,6 +28,7 @@ from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec, Trained
 from dfx.errors import COUNTS, DataError, UserError, check_numbers, nearest
 from dfx.render.automation import INTERPOLATIONS, Automation, Interpolation
 from dfx.render.interpolation import CURVES, Curve
+from dfx.render.levelling import HeldAudio
 from dfx.render.prediction import (
     ContextReader,
     Predictor,
@@ -49,26 +50,32 @@ class StreamingOptions:
         interpolation: how parameters move between frames.
         causal: without look-ahead.
         own_level: undo the treatment's gain in the output.
+        loudness: the integrated loudness (ITU-R BS.1770) of the output, in LUFS, by one gain after the chain; silence
+            stays as it is. None applies no gain.
         treated: the recording is treated already.
         chunk_samples: samples rendered at once, which bounds the memory and does not change the output.
 
     Raises:
-        UserError: for a number out of its range, an unknown interpolation, or ``published`` without look-ahead.
+        UserError: for a number out of its range, an unknown interpolation, ``published`` without look-ahead, or
+            ``own_level`` with a ``loudness``.
     """
 
     interpolation: Interpolation = "linear"
     causal: bool = False
     own_level: bool = False
+    loudness: float | None = None
     treated: bool = False
     chunk_samples: int = 2**17
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), chunk_samples=COUNTS)
+        check_numbers(vars(self), chunk_samples=COUNTS, loudness="(-70, 0]")
         if self.interpolation not in INTERPOLATIONS:
             known = nearest(self.interpolation, INTERPOLATIONS)
             raise UserError(f"there is no interpolation '{self.interpolation}'{known}")
         if self.causal and self.interpolation == "published":
             raise UserError("interpolation 'published' looks ahead: render with 'hold' or 'linear', or not causally")
+        if self.own_level and self.loudness is not None:
+            raise UserError("the input's own level and a loudness exclude each other: choose one for the output")
 
 
 @dataclass
@@ -110,7 +117,7 @@ def render_stream(
 
     Args:
         model: a task in evaluation mode.
-        open_stream: opens the recording at its beginning; called two to four times, for streams that are read
+        open_stream: opens the recording at its beginning; called two to five times, for streams that are read
             simultaneously.
         write: receives the output in parts, float32 ``(channels, samples)``, in all as long as the recording.
         options: how to render.
@@ -123,6 +130,24 @@ def render_stream(
         UserError: if the recording cannot be decoded or holds samples that are not finite, if the chain cannot run at
             its rate, or if an effect fails.
     """
+    if options.loudness is None:
+        return _render_through(model, open_stream, write, options, progress)
+    with contextlib.closing(open_stream()) as stream:
+        sample_rate = stream.sample_rate
+    with HeldAudio(sample_rate) as held:
+        automation = _render_through(model, open_stream, held.write, options, progress)
+        automation.output_gain_db = held.release(write, options.loudness)
+    return automation
+
+
+def _render_through(
+    model: Predictor,
+    open_stream: Callable[[], Stream],
+    write: Callable[[np.ndarray], None],
+    options: StreamingOptions,
+    progress: bool,
+) -> Automation:
+    """Render a recording at the level that the chain gives it."""
     treatment = Treatment() if options.treated else model.treatment
     causal, is_levelled = options.causal, treatment.input_lufs is not None
     with contextlib.ExitStack() as stack:

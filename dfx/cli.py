@@ -20,6 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer, seed_everything
@@ -202,6 +203,9 @@ class DfxCLI(LightningCLI):
         except RecursionError:
             raise UserError("an option is nested too deeply, or contains itself") from None
         self._check_options()
+        trainer = self.config[self.config.subcommand].trainer
+        if trainer.accelerator == "auto" and torch.backends.mps.is_available():
+            trainer.accelerator = "cpu"  # Apple's GPUs lack float64
 
     def _check_options(self) -> None:
         """Check what can be checked without building anything."""

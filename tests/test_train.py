@@ -294,6 +294,27 @@ def test_a_command_that_fails_before_its_first_step_ends_in_one_line_and_leaves_
     assert not list(tmp_path.iterdir())
 
 
+class Parsed(DfxCLI):
+    """Reads its options and ends."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def test_training_moves_to_a_gpu_of_apple_only_if_told(monkeypatch, tmp_path):
+    for there, given, expected in [
+        (True, [], "cpu"),
+        (False, [], "auto"),
+        (True, ["--trainer.accelerator=mps"], "mps"),
+    ]:
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        parsed = Parsed(["fit", "--config", str(ROOT / SMOKE[1]), "--run.folder", str(tmp_path), *given])
+        assert parsed.config.fit.trainer.accelerator == expected
+
+
 @pytest.fixture(scope="module")
 def parser():
     return capture_parser(lambda: DfxCLI([]))

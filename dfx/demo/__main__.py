@@ -14,7 +14,7 @@ from dfx.errors import ArgumentParser, Range, errors_in_one_line
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line until Ctrl-C; errors as of :func:`dfx.demo.page.serve`."""
+    """Run the command line until Ctrl-C; errors as of :func:`dfx.demo.server.serve`."""
     parser = ArgumentParser("python -m dfx.demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(

@@ -5,10 +5,11 @@ import torch
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
 from dfx.evaluation.baselines import make_baselines
+from dfx.evaluation.excerpts import draw_excerpts
 from dfx.evaluation.options import BASELINES, BaselineOptions
-from dfx.evaluation.search import Search, draw_excerpts
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
+from dfx.render.search import Search
 from tests.known_effects import SAMPLE_RATE, known
 
 LOSS = make_loss(LossOptions(fft_sizes=[512, 256]))
@@ -33,14 +34,14 @@ def test_a_search_finds_the_setting_that_made_the_target():
     wanted = np.array([0.9, 0.2, 0.6, 0.4])
     input = pair(1.0)["input"]
     target = torch.from_numpy(spec.build().render_whole(input.numpy(), spec.space.denormalize(wanted)))
-    found = Search(spec, PAPER, BaselineOptions(evaluations=150))(input[None], target[None])
+    found = Search(spec, PAPER, evaluations=150)(input[None], target[None])
     assert found.loss < 0.01 * PAPER(input[None], target[None])
 
 
 @pytest.mark.parametrize("gain", [0.1, 0.5, 2.0])
 def test_the_best_gain_is_found_also_at_the_end_of_its_range(gain):
     input = pair(1.0)["input"]
-    search = Search(chain(GAIN), LOSS, BaselineOptions(evaluations=100))
+    search = Search(chain(GAIN), LOSS, evaluations=100)
     found = search(input[None], gain * input[None])
     assert search.values_by_name(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
 
@@ -49,8 +50,7 @@ def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone()
     input = pair(1.0)["input"][None]
     np.random.seed(5)
     results = [
-        Search(chain(("Quadratic", {})), LOSS, BaselineOptions(evaluations=30, seed=seed))(input, 0.7 * input)
-        for seed in (0, 0, 1)
+        Search(chain(("Quadratic", {})), LOSS, evaluations=30, seed=seed)(input, 0.7 * input) for seed in (0, 0, 1)
     ]
     after = np.random.random()
     np.random.seed(5)
@@ -61,10 +61,10 @@ def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone()
 
 def test_settings_that_fail_count_as_the_worst():
     input = pair(1.0)["input"][None]
-    search = Search(chain(("NotFinite", {})), LOSS, QUICK)
+    search = Search(chain(("NotFinite", {})), LOSS, evaluations=60)
     assert search.values_by_name(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
     with pytest.raises(UserError, match="no setting"):
-        Search(chain(("NotFinite", {"train": {"gain": (1.6, 2.0)}})), LOSS, QUICK)(input, input)
+        Search(chain(("NotFinite", {"train": {"gain": (1.6, 2.0)}})), LOSS, evaluations=60)(input, input)
 
 
 def test_the_latency_of_the_chain_is_taken_out():

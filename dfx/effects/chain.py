@@ -360,11 +360,20 @@ class Chain(Effect):
             audio = output
         return audio
 
-    def render_whole(self, audio: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Render a whole recording at constant values after a restart, with the latency removed."""
+    def render_whole(self, audio: np.ndarray, values: np.ndarray, frame_samples: int = 0) -> np.ndarray:
+        """Render a whole recording after a restart, with the latency removed.
+
+        Args:
+            audio: ``(channels, samples)``.
+            values: constant, ``(P,)``; or of frames, ``(frames, P)``, the last of which lasts to the end.
+            frame_samples: length of the frames, which are at most as many as the recording has.
+        """
         self.restart()
         tail = np.zeros((audio.shape[0], self.latency_samples), dtype=np.float32)
-        return self.render(np.concatenate([audio, tail], axis=1), values)[:, self.latency_samples :]
+        values = np.atleast_2d(values)
+        frames = np.split(np.concatenate([audio, tail], axis=1), frame_samples * np.arange(1, len(values)), axis=1)
+        outputs = [self.render(np.ascontiguousarray(frame), row) for frame, row in zip(frames, values)]
+        return np.concatenate(outputs, axis=1)[:, self.latency_samples :]
 
     def restart(self) -> None:
         for effect, place, _ in self.parts:

@@ -7,7 +7,7 @@
 - ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
 - ``network``: a convolutional network instead of the chain, trained on the training pairs
 
-The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.evaluation.search`). ``per_file`` uses
+The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.render.search`). ``per_file`` uses
 the target, which a model cannot: it is a bound on constant settings rather than a competitor.
 """
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
+from dfx.evaluation.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
-from dfx.evaluation.search import AudioPair, AudioPairs, Search, draw_excerpts
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
+from dfx.render.search import Search
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def make_baselines(
             raise UserError(f"there is no baseline '{name}'{nearest(name, BASELINES)}")
         if name in LEARNED and not len(training):
             raise UserError(f"the baseline '{name}' needs training pairs")
-    search = Search(chain, loss, options)
+    search = Search(chain, loss, options.evaluations, options.seed)
     make: dict[str, Callable[[], Baseline]] = {
         "input": lambda: Baseline(lambda pair, automation: pair["input"]),
         "defaults": lambda: _constant(search, chain.space.defaults),

@@ -29,10 +29,10 @@ from dfx.datasets.manifest import find_file
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
+from dfx.evaluation.excerpts import AudioPair, AudioPairs
 from dfx.evaluation.meanings import EXPLAINED
 from dfx.evaluation.options import BaselineOptions
 from dfx.evaluation.results import ERRORS, Results
-from dfx.evaluation.search import AudioPair, AudioPairs
 from dfx.losses import Loss, loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dfx.evaluation.excerpts import AudioPairs, draw_excerpts
 from dfx.evaluation.options import BaselineOptions
-from dfx.evaluation.search import AudioPairs, draw_excerpts
 from dfx.losses import Loss
 
 

@@ -4,7 +4,7 @@ import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from dfx.audio.writing import OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import DataError, UserError, reason_of
 from dfx.render.automation import automation_files
-from dfx.render.model import Model, RenderedFile, check_output
+from dfx.render.model import Model, RenderedFile, check_output, check_refinement
 from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
 from dfx.render.streaming import StreamingOptions, chain_at_rate
@@ -28,6 +28,7 @@ def render(options: Namespace) -> None:
         UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
     streaming = StreamingOptions(options.interpolation, options.causal, options.own_level, options.loudness)
+    check_refinement(streaming, options.refine, options.target is not None)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint, options.trust, options.device)
     failed: dict[str, str] = {}
@@ -44,19 +45,16 @@ def render(options: Namespace) -> None:
             raise UserError(f"{path} would be written more than once: render the inputs with this name one by one")
     for (input, output), paths in extras.items():
         try:
-            rendering = model.render_file(
-                input, output, streaming, options.bit_depth, options.overwrite, not options.quiet
-            )
+            common = streaming, options.bit_depth, options.overwrite, not options.quiet, options.refine
+            rendering = model.render_file(input, output, *common, _target_of(input, options))
             write_extras(model, input, rendering, paths.items())
         except (UserError, OSError) as error:
             if len(pairs) == 1:
                 raise UserError(reason_of(error)) from error
             failed[input] = reason_of(error)
             continue
-        if options.loudness is not None:
-            print(_describe_gain(rendering, options.loudness, paths), file=sys.stderr)
-        for warning in filter(None, (rendering.clipping, rendering.metadata)):
-            print(f"warning: {warning}", file=sys.stderr)
+        for note in _notes(rendering, options.loudness, paths):
+            print(note, file=sys.stderr)
     if failed:
         reasons = "; ".join(reason if input in reason else f"{input}: {reason}" for input, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be rendered: {reasons}")
@@ -71,12 +69,23 @@ def write_extras(model: Model, input: str, rendering: RenderedFile, extras: Iter
         _EXTRAS[kind].write(path, take)
 
 
-def _describe_gain(rendering: RenderedFile, loudness_lufs: float, extras: Iterable[str]) -> str:
-    """Return a sentence about the gain after the chain, and which files beside the output, by kind, lack it."""
-    gain = f"{rendering.output.path}: {rendering.automation.output_gain_db:+.1f} dB after the chain for"
-    lacking = [f"--{kind}" for kind in extras if kind in ("automation", "preset")]
-    missing = f", not part of {' and '.join(lacking)}" if lacking else ""
-    return f"{gain} {loudness_lufs:g} LUFS{missing}"
+def _target_of(input: str, options: Namespace) -> str | None:
+    """Return the target of an input; of a folder, that of the same path below the folder of targets."""
+    if options.target is None or input == options.input:
+        return options.target
+    return str(Path(options.target) / Path(input).relative_to(options.input))
+
+
+def _notes(rendering: RenderedFile, loudness_lufs: float | None, extras: Iterable[str]) -> Iterator[str]:
+    """Yield a line about the refinement, the gain after the chain, which some extras lack, and every warning."""
+    if rendering.refinement:
+        yield f"{rendering.output.path}: {rendering.refinement}"
+    if loudness_lufs is not None:
+        gain = f"{rendering.automation.output_gain_db:+.1f} dB after the chain for {loudness_lufs:g} LUFS"
+        lacking = [f"--{kind}" for kind in extras if kind in ("automation", "preset")]
+        missing = f", not part of {' and '.join(lacking)}" if lacking else ""
+        yield f"{rendering.output.path}: {gain}{missing}"
+    yield from (f"warning: {text}" for text in (rendering.clipping, rendering.metadata) if text)
 
 
 class _Extra(NamedTuple):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfx.audio.metadata import lost_metadata
-from dfx.audio.reading import PIPE, readable_path, stream_file
+from dfx.audio.reading import PIPE, Stream, readable_path, stream_array, stream_file
 from dfx.audio.writing import AudioWriter, OutputFile
-from dfx.errors import UserError
+from dfx.errors import UserError, check_numbers
 from dfx.render.automation import Automation, Interpolation
 from dfx.render.prediction import Predictor
 from dfx.render.streaming import Rendering, StreamingOptions, render_array, render_stream
+
+if TYPE_CHECKING:
+    from dfx.render.refinement import Refinement, TrainedPredictor
 
 
 class Model:
@@ -24,8 +30,9 @@ class Model:
         task: the model; it is set to evaluation mode.
     """
 
-    def __init__(self, task: Predictor) -> None:
-        self.task = task.eval()
+    def __init__(self, task: TrainedPredictor) -> None:
+        task.eval()
+        self.task = task
 
     def render(
         self,
@@ -36,6 +43,8 @@ class Model:
         progress: bool = False,
         interpolation: Interpolation = "linear",
         loudness: float | None = None,
+        refine: int | None = None,
+        target: np.ndarray | None = None,
     ) -> Rendering:
         """Render a recording in memory.
 
@@ -47,22 +56,24 @@ class Model:
             progress: show a bar on stderr.
             interpolation: how parameters move between frames; see :mod:`dfx.render.interpolation`.
             loudness: the integrated loudness of the output, in LUFS, by one gain after the chain.
+            refine: shift the parameters towards the target by a search with so many renderings; see
+                :mod:`dfx.render.refinement`.
+            target: of the shape of the audio.
 
         Raises:
             UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, or
                 if options exclude each other.
         """
-        audio = np.asarray(audio)
-        if not np.issubdtype(audio.dtype, np.floating):
-            raise UserError(f"the audio is of {audio.dtype}: give it in floating point, with full scale at 1")
-        if audio.ndim not in (1, 2) or audio.size == 0:
-            raise UserError(f"the audio has the shape {audio.shape}: it must be (samples,) or (channels, samples)")
-        channels = np.atleast_2d(audio)
-        if len(channels) > channels.shape[1]:
-            raise UserError(f"the audio has the shape {audio.shape}, (channels, samples): transpose it")
+        channels = _channels_of(audio, "audio")
         options = StreamingOptions(interpolation, causal, own_level, loudness)
-        rendering = render_array(self.task, channels, sample_rate, options, progress)
-        return Rendering(rendering.audio.reshape(audio.shape), sample_rate, rendering.automation)
+        check_refinement(options, refine, target is not None)
+        open_input = functools.partial(stream_array, channels, sample_rate)
+        open_target = None
+        if target is not None:
+            open_target = functools.partial(stream_array, _channels_of(target, "target"), sample_rate, "the target")
+        model, refinement = self._refined(open_input, open_target, refine, progress)
+        rendering = render_array(model, channels, sample_rate, options, progress)
+        return Rendering(rendering.audio.reshape(np.shape(audio)), sample_rate, rendering.automation, refinement)
 
     def render_file(
         self,
@@ -72,6 +83,8 @@ class Model:
         bit_depth: str | None = None,
         overwrite: bool = False,
         progress: bool = False,
+        refine: int | None = None,
+        target: str | None = None,
     ) -> RenderedFile:
         """Render a file of any length.
 
@@ -82,22 +95,46 @@ class Model:
             bit_depth: of the output, any of :data:`~dfx.audio.writing.BIT_DEPTHS`; by default the input's.
             overwrite: replace an existing output.
             progress: show a bar on stderr.
+            refine: as of :meth:`render`.
+            target: the path of a recording of the input's length, sample rate and channels.
 
         Raises:
-            UserError: if the input cannot be read, the output cannot be written or exists, or the chain fails.
+            UserError: if the input cannot be read, the output cannot be written or exists, the chain fails, or options
+                exclude each other.
         """
-        check_output(input, output, overwrite)
+        for path in filter(None, (input, target)):
+            check_output(path, output, overwrite)
+        check_refinement(options, refine, target is not None)
         name = "standard input" if input == PIPE else input
         with readable_path(input) as path:
             with closing(stream_file(path, name)) as stream:
                 file = OutputFile.like(stream, output, bit_depth)
+            open_input = functools.partial(stream_file, path, name)
+            open_target = None if target is None else functools.partial(stream_file, target)
+            model, refinement = self._refined(open_input, open_target, refine, progress)
             if output != PIPE:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:
-                automation = render_stream(self.task, lambda: stream_file(path, name), writer.write, options, progress)
+                automation = render_stream(model, open_input, writer.write, options, progress)
             lost = lost_metadata(path, file.format)
         warning = f"{output} lacks metadata of {name}: {', '.join(lost)}" if lost else None
-        return RenderedFile(file, automation, writer.clipping, warning)
+        return RenderedFile(file, automation, writer.clipping, warning, refinement)
+
+    def _refined(
+        self,
+        open_input: Callable[[], Stream],
+        open_target: Callable[[], Stream] | None,
+        renderings: int | None,
+        progress: bool,
+    ) -> tuple[Predictor, Refinement | None]:
+        """Return the model as it renders, and how it was refined, if it was."""
+        if open_target is None or renderings is None:
+            return self.task, None
+        # Imported here, because cma takes long and most renderings are not refined.
+        from dfx.render.refinement import ShiftedPredictor, refine
+
+        refinement = refine(self.task, open_input, open_target, renderings, progress)
+        return ShiftedPredictor(self.task, refinement.offsets), refinement
 
 
 @dataclass(frozen=True)
@@ -109,12 +146,42 @@ class RenderedFile:
         automation: the parameters over time.
         clipping: a sentence if the output exceeded full scale, or None.
         metadata: a sentence if the output lacks metadata of the input, or None.
+        refinement: what a search for the target has brought, or None.
     """
 
     output: OutputFile
     automation: Automation
     clipping: str | None
     metadata: str | None = None
+    refinement: Refinement | None = None
+
+
+def check_refinement(options: StreamingOptions, refine: int | None, has_target: bool) -> None:
+    """Check options of refinement before any work.
+
+    Raises:
+        UserError: if ``refine`` is out of its range, or comes without a target, causally or at the input's own level;
+            or if a target comes alone.
+    """
+    check_numbers({"refine": refine}, refine="2..1000000")
+    if (refine is not None) != has_target:
+        given, missing = ("a target", "a number of renderings (refine)")[:: 1 if has_target else -1]
+        raise UserError(f"{given} needs {missing}: give both, or neither")
+    if refine is not None and (options.causal or options.own_level):
+        raise UserError("refinement compares whole recordings at the target's level: not causally, nor at own level")
+
+
+def _channels_of(audio: np.ndarray, name: str) -> np.ndarray:
+    """Return audio as ``(channels, samples)``; its name is for errors."""
+    audio = np.asarray(audio)
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise UserError(f"the {name} is of {audio.dtype}: give it in floating point, with full scale at 1")
+    if audio.ndim not in (1, 2) or audio.size == 0:
+        raise UserError(f"the {name} has the shape {audio.shape}: it must be (samples,) or (channels, samples)")
+    channels = np.atleast_2d(audio)
+    if len(channels) > channels.shape[1]:
+        raise UserError(f"the {name} has the shape {audio.shape}, (channels, samples): transpose it")
+    return channels
 
 
 def check_output(input: str, output: str, overwrite: bool) -> None:
@@ -126,6 +193,6 @@ def check_output(input: str, output: str, overwrite: bool) -> None:
     if output == PIPE or not Path(output).exists():
         return
     if input != PIPE and Path(output).samefile(input):
-        raise UserError(f"{output} is the input: write to another file")
+        raise UserError(f"{output} is the input or its target: write to another file")
     if not overwrite:
         raise UserError(f"{output} exists: give --overwrite to replace it")

@@ -135,9 +135,9 @@ def measure_gain(reader: ContextReader, treatment: Treatment) -> float:
 
 
 def predict_frames(
-    reader: ContextReader, treatment: Treatment, frames: int, meter: ContextReader | None, gain_db: float
+    reader: ContextReader, treatment: Treatment, frames: range, meter: ContextReader | None, gain_db: float
 ) -> Iterator[Frames]:
-    """Predict all frames in order.
+    """Predict consecutive frames; with a meter, from the first on.
 
     The treatment's gain is ``gain_db``, or with a ``meter`` that of the loudness of the samples before each frame.
 
@@ -147,8 +147,8 @@ def predict_frames(
     loudness = Loudness(reader.sample_rate)
     frame, context = reader.frame_samples, reader.context_samples
     at_once = max(1, min(_FRAMES_AT_ONCE, (_SAMPLES_AT_ONCE - context) // frame + 1))
-    for first in range(0, frames, at_once):
-        count = min(at_once, frames - first)
+    for first in frames[::at_once]:
+        count = min(at_once, frames.stop - first)
         contexts = reader.contexts(first, count)
         gains_db = np.full(count, gain_db)
         if meter is not None:

@@ -11,12 +11,15 @@ context ends where the frame begins, the high-pass runs forwards twice, which ha
 loudness is that of the samples so far. The latency of the effects is compensated, except by ``published``.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
@@ -38,6 +41,9 @@ from dfx.render.prediction import (
     predict_frames,
     prefetch,
 )
+
+if TYPE_CHECKING:
+    from dfx.render.refinement import Refinement
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
 
@@ -86,11 +92,13 @@ class Rendering:
         audio: float32, of the input's shape; aligned with it, except by the interpolation ``published``.
         sample_rate: in Hz.
         automation: the parameters over time.
+        refinement: what a search for a target has brought, or None.
     """
 
     audio: np.ndarray
     sample_rate: int
     automation: Automation
+    refinement: Refinement | None = None
 
 
 def render_array(
@@ -177,7 +185,7 @@ def _render_through(
         # As in training, a held frame may begin after the recording's end and before that of the delayed output.
         samples = recording.samples + (latency if options.interpolation == "hold" else 0)
         frames = -(-samples * reader.sample_rate // (recording.sample_rate * reader.frame_samples))
-        batches = prefetch(predict_frames(reader, treatment, frames, meter, gain_db))
+        batches = prefetch(predict_frames(reader, treatment, range(frames), meter, gain_db))
         stack.enter_context(contextlib.closing(batches))
         samples = recording.samples + latency
         curve = CURVES[options.interpolation](batches, frames, model, recording.sample_rate, samples, causal)

@@ -1,0 +1,140 @@
+"""Refinement of a model's parameters for one recording whose target is known.
+
+One offset in [-1, 1] for each parameter is added to all that the model predicts, which are then clipped to [0, 1]: a
+constant prediction stays constant. CMA-ES searches for the offsets, from 0 on, with the training loss between output
+and target: at the model's rate and channels, with the treatment, and with parameters that are held over each frame.
+Recordings of more than 16 s are compared in eight excerpts of 2 s, evenly spread.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfx.audio.levels import db_to_amplitude
+from dfx.audio.reading import Recording, Stream
+from dfx.errors import DataError, check_numbers
+from dfx.losses import Loss
+from dfx.render.prediction import ContextReader, Predictor, measure_gain, predict_frames
+from dfx.render.search import Search
+
+_EXCERPTS, _EXCERPT_SECONDS = 8, 2.0
+_PATIENCE = 10
+"""Generations of about ten renderings without an improvement by 0.1 %, after which the search ends."""
+
+
+class TrainedPredictor(Predictor, Protocol):
+    """A predictor with the loss that it was trained on."""
+
+    @property
+    def loss(self) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The result of a search, and its cost.
+
+    Args:
+        offsets: of the parameters, in [-1, 1], ``(P,)``.
+        loss_before, loss_after: the training loss, without and with the offsets.
+        renderings: how often the compared audio was rendered.
+        compared_seconds: length of this audio.
+        seconds: that the search took.
+    """
+
+    offsets: np.ndarray
+    loss_before: float
+    loss_after: float
+    renderings: int
+    compared_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        cost = f"{self.renderings} renderings of {self.compared_seconds:.1f} s, which took {self.seconds:.0f} s"
+        return f"training loss {self.loss_before:.4g} before and {self.loss_after:.4g} after {cost}"
+
+
+class ShiftedPredictor:
+    """A predictor whose parameters are shifted by constant offsets, ``(P,)``, and clipped to [0, 1]."""
+
+    def __init__(self, model: Predictor, offsets: np.ndarray) -> None:
+        self.chain, self.window, self.treatment, self.device = model.chain, model.window, model.treatment, model.device
+        self._encode, self._offsets = model.encode, torch.from_numpy(offsets).float().to(model.device)
+
+    def eval(self) -> "ShiftedPredictor":
+        return self
+
+    def encode(self, context: Tensor) -> Tensor:
+        return (self._encode(context) + self._offsets).clamp(0, 1)
+
+
+def refine(
+    model: TrainedPredictor,
+    open_input: Callable[[], Stream],
+    open_target: Callable[[], Stream],
+    renderings: int,
+    progress: bool = False,
+) -> Refinement:
+    """Search for the offsets that bring the output nearest to a target. Call it on the main thread.
+
+    Args:
+        model: a task in evaluation mode.
+        open_input, open_target: open the recordings at their beginning; called several times.
+        renderings: the most, rounded up to a whole generation; fewer if nothing improves.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: for a number of renderings out of its range, if the target has another length, sample rate or number
+            of channels than the input, if one cannot be decoded, or if every setting fails.
+    """
+    check_numbers({"refine": renderings}, refine="2..1000000")
+    with closing(open_input()) as input_stream, closing(open_target()) as target_stream:
+        _check_same_form(input_stream, target_stream)
+    began = time.perf_counter()
+    with ExitStack() as stack:
+
+        def open_reader(open_stream: Callable[[], Stream], measures: bool = False) -> ContextReader:
+            recording = stack.enter_context(Recording(open_stream()))
+            return ContextReader(model, recording, model.treatment, causal=False, measures=measures)
+
+        is_levelled = model.treatment.input_lufs is not None
+        gain_db = measure_gain(open_reader(open_input, measures=True), model.treatment) if is_levelled else 0.0
+        contexts, input, target = open_reader(open_input), open_reader(open_input), open_reader(open_target)
+        inputs, targets, parameters = [], [], []
+        for frames, samples in _excerpts(input.samples, input.frame_samples, input.sample_rate):
+            batches = predict_frames(contexts, model.treatment, frames, None, gain_db)
+            parameters.append(np.concatenate([batch.parameters for batch in batches]))
+            start = frames.start * input.frame_samples
+            inputs.append(input.read(start, samples) * db_to_amplitude(gain_db))
+            targets.append(target.read(start, samples))
+    automation = np.stack(parameters)
+    mean = automation.mean(axis=(0, 1))
+    search = Search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, patience=_PATIENCE, progress=progress)
+    found = search(torch.stack(inputs), torch.stack(targets), mean, automation - mean, input.frame_samples)
+    compared = len(inputs) * samples / input.sample_rate
+    costs = found.evaluations, compared, time.perf_counter() - began
+    return Refinement(found.parameters - mean, found.first_loss, found.loss, *costs)
+
+
+def _check_same_form(input: Stream, target: Stream) -> None:
+    forms = [
+        f"{stream.samples} samples at {stream.sample_rate} Hz in {stream.channels} channels"
+        for stream in (input, target)
+    ]
+    if forms[0] != forms[1]:
+        raise DataError(f"{target.name} has {forms[1]}: a target must have the form of {input.name}, {forms[0]}")
+
+
+def _excerpts(samples: int, frame_samples: int, sample_rate: int) -> list[tuple[range, int]]:
+    """Return the frames and the samples of each excerpt; all excerpts have one length."""
+    count = max(1, round(_EXCERPT_SECONDS * sample_rate / frame_samples))
+    if samples <= _EXCERPTS * count * frame_samples:
+        return [(range(-(-samples // frame_samples)), samples)]
+    starts = np.linspace(0, samples // frame_samples - count, _EXCERPTS).astype(int).tolist()
+    return [(range(start, start + count), count * frame_samples) for start in starts]

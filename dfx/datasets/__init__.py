@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dfx.datasets.degradation import Degradation
 from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
 
 if TYPE_CHECKING:
     from dfx.datasets.paired_audio import PairedAudio
 
-__all__ = ["Augmentation", "PairedAudio", "Treatment", "Window"]
+__all__ = ["Augmentation", "Degradation", "PairedAudio", "Treatment", "Window"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dfx.datasets.degradation import Degrader
 from dfx.datasets.treatment import Augmentation, TreatedPairs
 
 
@@ -88,11 +89,19 @@ class Step(NamedTuple):
 class Steps(Dataset):
     """Audio of the steps of pairs, indexed by :class:`Step`; the augmentation changes every excerpt.
 
+    A ``degrader`` makes the inputs of some excerpts from their targets, with the context around them.
     ``cached_excerpts`` decoded excerpts are kept in memory; a batch uses one for each lane.
     """
 
-    def __init__(self, pairs: TreatedPairs, window: Window, augmentation: Augmentation, cached_excerpts: int) -> None:
-        self.pairs, self.window, self.augmentation = pairs, window, augmentation
+    def __init__(
+        self,
+        pairs: TreatedPairs,
+        window: Window,
+        augmentation: Augmentation,
+        cached_excerpts: int,
+        degrader: Degrader | None = None,
+    ) -> None:
+        self.pairs, self.window, self.augmentation, self.degrader = pairs, window, augmentation, degrader
         self._excerpt = functools.lru_cache(maxsize=cached_excerpts)(self._read_excerpt)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
@@ -104,7 +113,9 @@ class Steps(Dataset):
     def _read_excerpt(self, excerpt: Excerpt) -> tuple[Tensor, Tensor]:
         start = excerpt.start - self.window.before
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
-        input, target = self.pairs.read(excerpt.pair, start, samples)
+        pair = self.pairs.pairs[excerpt.pair]
+        change = self.degrader.draw(pair, excerpt.seed) if self.degrader else None
+        input, target = self.pairs.read(excerpt.pair, start, samples, change)
         rendered = slice(self.window.before, self.window.before + excerpt.steps * self.window.step_samples)
         return self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)
 

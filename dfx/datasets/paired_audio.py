@@ -2,17 +2,27 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from dfx import distributed
+from dfx.datasets.degradation import Degradation, Degrader
 from dfx.datasets.frames import EvaluationLanes, Excerpt, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
 from dfx.datasets.inspection import describe_conversion, glance
-from dfx.datasets.pairs import SPLITS, Fold, Pair, check_audio, find_pairs, list_pairs
-from dfx.datasets.splits import OLDER, match_records, read_records, record_splits
+from dfx.datasets.pairs import (
+    SPLITS,
+    Fold,
+    Pair,
+    check_audio,
+    find_pairs,
+    find_recordings,
+    list_pairs,
+    refuse_shared_files,
+)
+from dfx.datasets.splits import OLDER, match_records, read_records, record_pairs, record_splits
 from dfx.datasets.treatment import Augmentation, TreatedPairs, Treatment
 from dfx.errors import CHANNELS, COUNTS, SAMPLE_RATES, SEEDS, DataError, check_numbers
 
@@ -29,6 +39,7 @@ class PairedAudio(pl.LightningDataModule):
         window: the samples of one step; it may change between two fits.
         treatment: preprocessing of all audio.
         augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts.
+        degradation: makes inputs of training excerpts by degrading their targets at random; by default, all are real.
         rows: selects rows of the manifest by patterns for some of its columns, for instance ``{speaker: "anna*"}``.
         fold: the number of a fold and the number of folds, for instance ``[2, 5]``: the pairs are divided into folds
             instead of the splits, and this one is tested. ``run.folds`` trains all of them.
@@ -55,6 +66,7 @@ class PairedAudio(pl.LightningDataModule):
     window: Window
     treatment: Treatment = Treatment()
     augmentation: Augmentation = Augmentation()
+    degradation: Degradation | None = None
     rows: dict[str, str] | None = None
     fold: Fold | None = None
     batch_size: int = 16
@@ -73,7 +85,12 @@ class PairedAudio(pl.LightningDataModule):
         # Stored in checkpoints, so that resuming and evaluation use the same pairs.
         names = ("root", "seed", "rows", "fold", "batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps")
         self.arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
+        self.arguments["degradation"] = asdict(self.degradation) if self.degradation else None
         self.splits: dict[str, list[Pair]] = {}
+        self._degrader: Degrader | None = None
+        self._recordings: list[Pair] = []
+        if self.degradation:
+            self._degrader = Degrader(self.degradation, self.sample_rate, self.channels, self.num_workers)
         self._train_loader: TrainingLoader | None = None
         self._first_batch = 0
 
@@ -104,6 +121,10 @@ class PairedAudio(pl.LightningDataModule):
             given, trained = getattr(self, name), data.get(name, getattr(self, name))
             if given != trained:
                 raise DataError(f"data.{name} is {given}, and was {trained} before the run was stopped: restore it")
+        if resumes:
+            self._find_recordings()
+            if self.arguments.get("recordings") != data.get("recordings"):
+                raise DataError("the recordings of data.degradation.root are not those of the run: restore them")
         records = read_records(data)
         if records is None:
             self._note(f"{OLDER}: those of {self.root} are used")
@@ -125,9 +146,13 @@ class PairedAudio(pl.LightningDataModule):
 
     def _take(self, splits: dict[str, list[Pair]], records: dict[str, list[list[str]]]) -> None:
         """Check the pairs of each split and use them from now on."""
+        self._find_recordings()
+        if self._recordings:
+            refuse_shared_files({**splits, "train": [*splits["train"], *self._recordings]})
         if self.check_audio:
             everything = [pair for split in SPLITS for pair in splits[split]]
-            warnings = check_audio(everything, self.sample_rate, self.channels, self.treatment.read_filtered)
+            checked = [*everything, *self._recordings]
+            warnings = check_audio(checked, self.sample_rate, self.channels, self.treatment.read_filtered)
             if warnings:
                 more = f" ({len(warnings) - 1} more files are like it)" if len(warnings) > 1 else ""
                 self._note(f"warning: {warnings[0]}{more}")
@@ -139,6 +164,13 @@ class PairedAudio(pl.LightningDataModule):
             if shorter and distributed.is_rank_zero():
                 context = f"the encoder's context ({self.window.context_samples / self.sample_rate:.2f} s)"
                 print(f"{shorter} of {len(pairs)} {split} pairs are shorter than {context} and are padded with silence")
+
+    def _find_recordings(self) -> None:
+        """Find the further recordings to train on, once, and store their names and checksums for checkpoints."""
+        if self.degradation and self.degradation.root and not self._recordings:
+            self._recordings = find_recordings(self.degradation.root)
+            records = record_pairs(self._recordings, self.degradation.root)
+            self.arguments["recordings"] = [list(record) for record in records]
 
     def _glance(self, pairs: list[Pair]) -> None:
         """Print what training converts, and what looks wrong in a few pairs."""
@@ -201,10 +233,15 @@ class PairedAudio(pl.LightningDataModule):
         return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _steps(self, split: str) -> Steps:
-        return Steps(self.whole_pairs(split), self.window, self.augmentation, 2 * self.batch_size)
+        pairs = TreatedPairs(self._pairs(split), self.treatment, self.sample_rate, self.channels)
+        degrader = self._degrader if split == "train" else None
+        return Steps(pairs, self.window, self.augmentation, 2 * self.batch_size, degrader)
+
+    def _pairs(self, split: str) -> list[Pair]:
+        return self.splits[split] + (self._recordings if split == "train" else [])
 
     def _excerpts(self, split: str, shuffle: bool, most_steps: int | None = None) -> Excerpts:
-        lengths = [pair.input.samples_at(self.sample_rate) for pair in self.splits[split]]
+        lengths = [pair.input.samples_at(self.sample_rate) for pair in self._pairs(split)]
         samples = int(self.excerpt_seconds * self.sample_rate) if self.excerpt_seconds else None
         if most_steps:
             longest = most_steps * self.window.step_samples

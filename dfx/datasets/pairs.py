@@ -79,7 +79,7 @@ def split_pairs(listed: Sequence[Listed], root: str, seed: int = 0, fold: Fold |
     for split in SPLITS:
         if not splits[split]:
             raise DataError(f"{root} has {len(listed)} pairs, and none for {split}: every split needs at least one")
-    _refuse_shared_files(splits)
+    refuse_shared_files(splits)
     return splits
 
 
@@ -91,7 +91,7 @@ def find_test_pairs(root: str) -> list[Pair]:
     """
     listed = list_pairs(root)
     splits = _by_split(listed)
-    _refuse_shared_files(splits)
+    refuse_shared_files(splits)
     chosen = splits["test"] or [pair for pair, _ in listed]
     if not chosen:
         raise DataError(f"{root} has no pairs")
@@ -124,11 +124,24 @@ def list_pairs(
     return [(pair, "") for pair in _from_folders(folder, on_fault)]
 
 
+def find_recordings(root: str) -> list[Pair]:
+    """Return the audio files in and below a folder, each as a pair of which it is input and target.
+
+    Raises:
+        DataError: if there is no such folder, it holds no audio, or a file is not audio.
+    """
+    files = audio_files(Path(root))
+    if not files:
+        raise DataError(f"{root}: there is no such folder, or no audio in it")
+    recordings = [(printable(path.relative_to(root).as_posix()), AudioFile.open(str(path))) for path in files]
+    return [Pair(name, file, file, name) for name, file in recordings]
+
+
 def _by_split(listed: Sequence[Listed]) -> dict[str, list[Pair]]:
     return {split: [pair for pair, given in listed if given == split] for split in SPLITS}
 
 
-def _refuse_shared_files(splits: Mapping[str, Sequence[Pair]]) -> None:
+def refuse_shared_files(splits: Mapping[str, Sequence[Pair]]) -> None:
     """Raise a :class:`DataError` if one file, perhaps under several paths, is in two splits."""
     found: dict[tuple[int, int], tuple[str, str]] = {}
     for split in SPLITS:
@@ -161,7 +174,7 @@ def check_audio(
         DataError: for the first file that cannot be decoded, has samples that are not finite, or is silent; the
             message counts the others.
     """
-    files = [file for pair in pairs for file in (pair.input, pair.target)]
+    files = list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
 
     def check(file: AudioFile) -> Check:
         return check_file(file, sample_rate or file.sample_rate, channels or file.channels, read)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,9 +20,12 @@ from dfx.datasets.pairs import Pair
 from dfx.errors import UserError, check_numbers
 
 Side = Literal["input", "target"]
+Change = Callable[[Tensor], Tensor]
+"""Maps audio, ``(channels, samples)``, to the same shape."""
 
 LARGEST_GAIN_DB = 30.0
 """Limit of the gain that raises an input to its loudness: more would raise noise."""
+_LEAD_IN_SECONDS = 0.5  # of audio before a window, after which filters and levels of a change have settled
 _RINGING_PERIODS = 12  # of the cutoff, after which a filter of 4th order rings below the resolution of float32
 
 
@@ -61,14 +64,39 @@ class Treatment:
         """Read a window of the treated file, as :meth:`AudioFile.read` does; adjacent windows join without a seam."""
         audio = self.read_filtered(file, start, samples, sample_rate, channels)
         if side == "input" and self.input_lufs is not None:
-            audio = audio * _gain_of_file(self, file, sample_rate, channels)
+            audio = audio * db_to_amplitude(self.gain_db(_loudness_of_file(self, file, sample_rate, channels)))
         return audio
 
-    def read_filtered(self, source: AudioSource, start: int, samples: int, sample_rate: int, channels: int) -> Tensor:
-        """Read as :meth:`read` does, but without the gain."""
+    def read_changed(
+        self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int, change: Change
+    ) -> Tensor:
+        """Read a window of an input that a change makes from a recording, and treat it.
+
+        The loudness of the whole input is taken to be that of the recording, plus the change within the window.
+        """
+        lead = round(_LEAD_IN_SECONDS * sample_rate)
+        window = start - lead, samples + lead, sample_rate, channels
+        changed = self.read_filtered(file, *window, change)[:, lead:]
+        if self.input_lufs is None:
+            return changed
+        added_lu = lufs(changed, sample_rate) - lufs(self.read_filtered(file, *window)[:, lead:], sample_rate)
+        loudness = _loudness_of_file(self, file, sample_rate, channels) + added_lu
+        return changed * db_to_amplitude(self.gain_db(loudness))
+
+    def read_filtered(
+        self,
+        source: AudioSource,
+        start: int,
+        samples: int,
+        sample_rate: int,
+        channels: int,
+        change: Change | None = None,
+    ) -> Tensor:
+        """Read as :meth:`read` does, but without the gain; a change is applied ahead of the high-pass."""
         margin = self._margin(sample_rate)
-        audio = self._highpass(source.read(start - margin, samples + 2 * margin, sample_rate, channels), sample_rate)
-        if margin:
+        audio = source.read(start - margin, samples + 2 * margin, sample_rate, channels)
+        audio = self._highpass(change(audio) if change else audio, sample_rate)
+        if margin or change:
             # Ringing outside of the file is cut off, as it is from a whole recording.
             n = torch.arange(start, start + samples)
             audio = audio * ((n >= 0) & (n < source.samples_at(sample_rate)))
@@ -110,10 +138,9 @@ class Treatment:
 
 
 @functools.cache
-def _gain_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
+def _loudness_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
     measured = file.channels if channels == 1 else channels
-    audio = treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, measured)
-    return treatment._gain(audio, sample_rate)
+    return lufs(treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, measured), sample_rate)
 
 
 class TreatedPairs(Dataset):
@@ -148,11 +175,14 @@ class TreatedPairs(Dataset):
         input, target = self.read(index, 0, min(samples, self.samples or samples))
         return {"input": input, "target": target, "name": pair.name, "group": pair.group}
 
-    def read(self, pair: int, start: int, samples: int) -> tuple[Tensor, Tensor]:
-        """Return a window of input and target, each ``(channels, samples)``."""
+    def read(self, pair: int, start: int, samples: int, change: Change | None = None) -> tuple[Tensor, Tensor]:
+        """Return a window of input and target, each ``(channels, samples)``; a change makes the input of the target."""
         window = start, samples, self.sample_rate, self.channels
         files = self.pairs[pair]
-        return self.treatment.read(files.input, *window, "input"), self.treatment.read(files.target, *window, "target")
+        target = self.treatment.read(files.target, *window, "target")
+        if change:
+            return self.treatment.read_changed(files.target, *window, change), target
+        return self.treatment.read(files.input, *window, "input"), target
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,12 @@ _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
 """Arguments that a checkpoint does not hold: ``scale`` is part of the effects, the others belong to a run."""
 
 
-_OF_THE_RUN = {"data": ("batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps", "seed", "rows", "fold")}
+_OF_THE_RUN = {
+    "data": (
+        *("batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps", "seed", "rows", "fold"),
+        "degradation",
+    )
+}
 
 
 class Task(pl.LightningModule):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 
 from dfx.effects import ChainSpec
 from tests.known_effects import SAMPLE_RATE, known
@@ -26,17 +27,24 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def logged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def logged_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Return the folder of a finished run of the smoke config, logged offline in a group, with its ``output.txt`` and
-    ``errors.txt``."""
-    runs = tmp_path_factory.mktemp("logged")
+    ``errors.txt``. All workers read the same one."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base if worker_id == "master" else base.parent) / "logged"
+    with FileLock(f"{runs}.lock"):
+        if not runs.exists():
+            write_logged_run(runs)
+    return runs / "smoke"
+
+
+def write_logged_run(runs: Path) -> None:
     command = [sys.executable, "train.py", "fit", "--config", "configs/smoke.yaml", "--run.folder", str(runs),
                "--wandb.mode", "offline", "--wandb.group", "an_ablation", "--wandb.tags", "[one_arm]"]  # fmt: skip
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
     assert ended.returncode == 0, ended.stderr
     (runs / "smoke" / "output.txt").write_text(ended.stdout)
     (runs / "smoke" / "errors.txt").write_text(ended.stderr)
-    return runs / "smoke"
 
 
 @pytest.fixture

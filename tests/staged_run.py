@@ -20,6 +20,7 @@ def config(make_pairs, tmp_path) -> Path:
     content = {
         "run": {"name": "run", "folder": str(tmp_path / "runs"), "evaluate": False, "checkpoint_minutes": 1e-6},
         "wandb": {"mode": "disabled"},
+        "logging": {"excerpts": 0},
         "model": {
             "class_path": "TubeAmp",
             "init_args": {

@@ -179,7 +179,7 @@ def test_every_point_of_a_committed_sweep_is_a_valid_command_of_train(sweep, mon
 
 def one_step_of_smoke(folder: Path, *options: str) -> list[str]:
     """Return arguments of train.py for one step of configs/smoke.yaml."""
-    command = "fit --config configs/smoke.yaml --run.evaluate false --trainer.max_steps 1"
+    command = "fit --config configs/smoke.yaml --run.evaluate false --trainer.max_steps 1 --logging.excerpts 0"
     return [*command.split(), "--run.folder", str(folder), *options]
 
 

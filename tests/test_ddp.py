@@ -107,6 +107,7 @@ def test_two_processes_in_bfloat16_train_write_media_and_test_with_a_batch_that_
     change(config, "model.init_args.stages", pretraining_epochs=1, progressive=False)
     change(config, "run", evaluate=True)
     change(config, "trainer", max_epochs=1, precision="bf16-mixed")
+    change(config, "logging", excerpts=1)
     output = output_of(start("train.py", "fit", "--config", config, *TWO, "--data.batch_size", "5"))
     assert output.count("data.batch_size is rounded down to 4") == 1 and output.count("output / input") == 1
     assert "logging has failed" not in output

@@ -36,15 +36,18 @@ def test_fit_crashed_at_any_step_and_resumed_ends_with_the_weights_of_an_uninter
     uninterrupted = task(redraw=redraw, dropout=0.5)
     trainer().fit(uninterrupted, datamodule=data(root, uninterrupted, **drawn))
 
-    for crash in (1, 3, STEPS_IN_EPOCH - 1, STEPS_IN_EPOCH, STEPS_IN_EPOCH + 2):
-        folder = tmp_path / f"crash{crash}"
-        saved = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-        crashed = task(redraw=redraw, dropout=0.5)
-        with pytest.raises(RuntimeError, match="power cut"):
-            trainer(folder, callbacks=[saved, Crash(crash)]).fit(crashed, datamodule=data(root, crashed, **drawn))
+    for crashes in [(1, 3, STEPS_IN_EPOCH - 1, STEPS_IN_EPOCH), (STEPS_IN_EPOCH + 2,)]:
+        last = None
+        for crash in crashes:
+            saved = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+            crashed = task(redraw=redraw, dropout=0.5)
+            with pytest.raises(RuntimeError, match="power cut"):
+                fit = trainer(tmp_path, callbacks=[saved, Crash(crash)])
+                fit.fit(crashed, datamodule=data(root, crashed, **drawn), ckpt_path=last)
+            last = str(tmp_path / "last.ckpt")
         resumed = task(redraw=redraw, dropout=0.5)
-        trainer(folder).fit(resumed, datamodule=data(root, resumed, **drawn), ckpt_path=str(folder / "last.ckpt"))
-        assert torch.equal(weights(resumed), weights(uninterrupted)), f"crashed after step {crash}"
+        trainer(tmp_path).fit(resumed, datamodule=data(root, resumed, **drawn), ckpt_path=last)
+        assert torch.equal(weights(resumed), weights(uninterrupted)), f"crashed after the steps {crashes}"
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_pairs):
@@ -61,7 +64,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_pairs):
 def test_training_lowers_the_loss_below_doing_nothing(make_pairs):
     root = make_pairs(20)
     model = task()
-    fit = trainer(epochs=20)
+    fit = trainer(epochs=20, check_val_every_n_epoch=20)
     fit.fit(model, datamodule=data(root, model))
     metrics = fit.callback_metrics
     assert metrics["validation/loss"] < 0.75 * metrics["validation/loss_of_input"]

@@ -84,6 +84,7 @@ def test_a_terminal_shows_one_bar_that_weights_and_biases_does_not_record(tmp_pa
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     options = {"env": {**os.environ, "COLUMNS": "120"}, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
     more = ["--run.folder", str(tmp_path), "--run.evaluate", "false", "--wandb.mode", "offline"]
+    more += ["--logging.excerpts", "0", "--trainer.limit_val_batches", "1"]
     arguments = [sys.executable, "train.py", "fit", *SMOKE, *more, "--model.init_args.stages.pretraining_epochs", "1"]
     with subprocess.Popen(arguments, cwd=ROOT, stderr=terminal, text=True, **options) as process:
         os.close(terminal)
@@ -148,10 +149,12 @@ def test_the_resolved_config_reproduces_the_run(logged_run, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(logged_run, tmp_path):
-    checkpoint = logged_run / "checkpoints" / "best.ckpt"
-    out, _ = run("evaluate.py", checkpoint, "--json", "--output", tmp_path)
-    assert json.loads(out) == json.loads((logged_run / "evaluation" / "metrics.json").read_text())
+def test_evaluate_prints_the_metrics_of_the_run_as_one_json_object(logged_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    checkpoint = str(logged_run / "checkpoints" / "best.ckpt")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", checkpoint, "--json", "--output", str(tmp_path)])
+    evaluate.main()
+    assert json.loads(capsys.readouterr().out) == json.loads((logged_run / "evaluation" / "metrics.json").read_text())
 
 
 def test_evaluate_renders_the_beginnings_of_files_as_the_papers_code(logged_run, tmp_path, monkeypatch):

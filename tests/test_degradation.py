@@ -4,6 +4,7 @@ import soundfile
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from dfx import distributed
 from dfx.audio.loudness import lufs
 from dfx.datasets import Degradation, PairedAudio, Treatment, Window
 from dfx.datasets.degradation import Degrader
@@ -47,16 +48,24 @@ def sides(module: PairedAudio, epoch: int = 0) -> dict[str, torch.Tensor]:
     return {side: torch.cat([batch[side] for batch in batches]) for side in ("input", "target")}
 
 
-def test_degraded_excerpts_depend_on_seed_and_epoch_only_and_not_on_the_number_of_workers(make_pairs):
+def test_degraded_excerpts_depend_on_seed_and_epoch_only_and_not_on_workers_and_ranks(make_pairs, monkeypatch):
     root = make_pairs(12)
-    first = sides(data(root))["input"]
+    module = data(root)
+    first = sides(module)["input"]
+    module.seed = 1
+    assert not torch.equal(first, sides(module)["input"])
     assert torch.equal(first, sides(data(root))["input"])
     assert torch.equal(first, sides(data(root, num_workers=2))["input"])
     assert not torch.equal(first, sides(data(root), epoch=1)["input"])
-    # In the same order of excerpts, each is degraded by other values.
-    steps = data(root).train_dataloader().dataset
-    excerpts = [next(iter(data(root).train_dataloader().batch_sampler))[0].excerpt._replace(seed=i) for i in (1, 2)]
-    one, other = (steps._read_excerpt(excerpt) for excerpt in excerpts)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank_rows", lambda rows, rank=rank: slice(rank, rank + 1))
+        assert torch.equal(first[rank::2], sides(data(root))["input"])
+
+
+def test_excerpts_of_the_same_place_are_degraded_by_other_values_in_each_epoch(make_pairs):
+    loader = data(make_pairs(12)).train_dataloader()
+    (step, *_), steps = next(iter(loader.batch_sampler)), loader.dataset
+    one, other = (steps._read_excerpt(step.excerpt._replace(seed=seed)) for seed in (1, 2))
     assert torch.equal(one[1], other[1]) and not torch.allclose(one[0], other[0], atol=1e-3)
 
 
@@ -117,6 +126,9 @@ def test_further_recordings_need_no_input_and_are_always_degraded(make_pairs, tm
     assert len(dataset.pairs) == len(module.splits["train"]) + 1
     assert len(list(module.val_dataloader())) == len(list(plain.val_dataloader()))
     recording = dataset.pairs.pairs[-1]
+    module.restore(module.arguments, resumes=True)
+    with pytest.raises(UserError, match="recordings of data.degradation.root are not those of the run"):
+        module.restore({**module.arguments, "recordings": []}, resumes=True)
     assert dataset.degrader.draw(recording, seed=0) and not dataset.degrader.draw(dataset.pairs.pairs[0], seed=0)
     (further / "test.wav").hardlink_to(module.splits["test"][0].target.path)
     with pytest.raises(UserError, match="in the split test, and in train as"):

@@ -42,10 +42,16 @@ _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
 
 
 _OF_THE_RUN = {
-    "data": (
-        *("batch_size", "excerpt_seconds", "steps_per_epoch", "validation_steps", "seed", "rows", "fold"),
+    "data": [
+        "batch_size",
+        "excerpt_seconds",
+        "steps_per_epoch",
+        "validation_steps",
+        "seed",
+        "rows",
+        "fold",
         "degradation",
-    )
+    ]
 }
 
 

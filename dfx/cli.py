@@ -342,7 +342,9 @@ class DfxCLI(LightningCLI):
         try:
             self._fit_stages(model, datamodule, ckpt_path, **options)
         except BaseException:
-            if new and not model.first_step + self.trainer.global_step:
+            # The steps of a checkpoint that is still being restored are not those of this command.
+            restores = self.trainer._checkpoint_connector._loaded_checkpoint
+            if new and (restores or not model.first_step + self.trainer.global_step):
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in new[1:]:
                     with contextlib.suppress(OSError):  # another run may have begun there

@@ -28,6 +28,9 @@ _EXCERPTS, _EXCERPT_SECONDS = 8, 2.0
 _PATIENCE = 10
 """Generations of about ten renderings without an improvement by 0.1 %, after which the search ends."""
 
+_SPREAD = 0.02
+"""A prediction is a near start: from a wider first generation, many searches end where they began."""
+
 
 class TrainedPredictor(Predictor, Protocol):
     """A predictor with the loss that it was trained on."""
@@ -115,7 +118,8 @@ def refine(
             targets.append(target.read(start, samples))
     automation = np.stack(parameters)
     mean = automation.mean(axis=(0, 1))
-    search = Search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, patience=_PATIENCE, progress=progress)
+    loss = copy.deepcopy(model.loss).cpu()
+    search = Search(model.chain, loss, renderings, patience=_PATIENCE, spread=_SPREAD, progress=progress)
     found = search(torch.stack(inputs), torch.stack(targets), mean, automation - mean, input.frame_samples)
     compared = len(inputs) * samples / input.sample_rate
     costs = found.evaluations, compared, time.perf_counter() - began

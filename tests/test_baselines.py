@@ -9,6 +9,7 @@ from dfx.evaluation.excerpts import draw_excerpts
 from dfx.evaluation.options import BASELINES, BaselineOptions
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
+from dfx.render.automation import Automation
 from dfx.render.search import Search
 from tests.known_effects import SAMPLE_RATE, known
 
@@ -27,6 +28,12 @@ def chain(*effects) -> ChainSpec:
 
 
 GAIN = ("Gain", {})
+
+
+def automation(*gains: float, frame_samples: int = 2000) -> Automation:
+    space = chain(GAIN).space
+    times = np.arange(len(gains)) * frame_samples / SAMPLE_RATE
+    return Automation(space, times, space.normalize(np.array(gains)[:, None]))
 
 
 def test_a_search_finds_the_setting_that_made_the_target():
@@ -81,8 +88,7 @@ def baselines() -> dict:
 
 def test_every_baseline_gives_what_its_name_says(baselines):
     evaluated = pair(1.7, "file")
-    automation = np.array([[1.5], [1.7]])
-    output = {name: baseline(evaluated, automation) for name, baseline in baselines.items()}
+    output = {name: baseline(evaluated, automation(1.5, 1.7)) for name, baseline in baselines.items()}
     assert tuple(output) == BASELINES
     gains = {name: float((audio / evaluated["input"]).mean()) for name, audio in output.items() if name != "network"}
     assert gains["input"] == gains["defaults"] == 1.0
@@ -93,7 +99,7 @@ def test_every_baseline_gives_what_its_name_says(baselines):
 
 
 def test_settings_are_values_in_units_by_name(baselines):
-    baselines["per_file"](pair(0.3, "quiet"), np.array([[1.0]]))
+    baselines["per_file"](pair(0.3, "quiet"), automation(1.0))
     assert baselines["defaults"].settings == {"gain.gain": 1.0}
     assert baselines["fixed"].settings.keys() == {"gain.gain"}
     assert baselines["per_file"].settings["quiet"]["gain.gain"] == pytest.approx(0.3, abs=0.02)
@@ -103,13 +109,21 @@ def test_settings_are_values_in_units_by_name(baselines):
 def test_the_warm_search_begins_at_the_mean_of_the_automation():
     one = BaselineOptions(evaluations=1)
     warm = make_baselines(["per_file_warm"], chain(GAIN), LOSS, options=one)["per_file_warm"]
-    warm(pair(1.5, "a"), np.array([[1.4], [1.6]]))
+    warm(pair(1.5, "a"), automation(1.4, 1.6))
     assert warm.settings["a"]["gain.gain"] == pytest.approx(1.5, abs=1e-6)
+
+
+def test_the_refined_baseline_shifts_the_whole_automation():
+    given = pair(1.0, "a")
+    given["target"] = given["input"] * torch.tensor([0.6, 1.6]).repeat_interleave(2000)
+    refined = make_baselines(["refined"], chain(GAIN), LOSS, options=QUICK)["refined"]
+    output = refined(given, automation(0.9, 1.9))
+    torch.testing.assert_close(output, given["target"], rtol=0.03, atol=0)
 
 
 def test_files_shorter_than_the_loss_needs_can_be_searched():
     baseline = make_baselines(["per_file"], chain(GAIN), LOSS, options=QUICK)["per_file"]
-    assert baseline(pair(0.5, "short", samples=40), np.array([[1.0]])).shape == (1, 40)
+    assert baseline(pair(0.5, "short", samples=40), automation(1.0)).shape == (1, 40)
 
 
 def test_the_network_begins_with_the_input_and_learns_the_target():

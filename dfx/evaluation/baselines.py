@@ -5,10 +5,12 @@
 - ``fixed``: the chain at the best single setting for the training pairs
 - ``per_file``: the chain at the best setting for each file, searched for with its target
 - ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
+- ``refined``: the chain at the model's automation, held over each frame and shifted by the best offsets for each file
 - ``network``: a convolutional network instead of the chain, trained on the training pairs
 
 The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.render.search`). ``per_file`` uses
-the target, which a model cannot: it is a bound on constant settings rather than a competitor.
+the target, which a model cannot: it is a bound on constant settings rather than a competitor. ``refined`` is what
+``python -m dfx.render --refine`` does with a target (see :mod:`dfx.render.refinement`), here with the whole file.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ from dfx.evaluation.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
+from dfx.render.automation import Automation
+from dfx.render.refinement import make_search
 from dfx.render.search import Search
 
 
@@ -37,15 +41,15 @@ class Baseline:
         settings: values of the chain in their units: ``{parameter: value}``, ``{file: {...}}``, or none.
     """
 
-    render: Callable[[AudioPair, np.ndarray], Tensor]
+    render: Callable[[AudioPair, Automation], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, pair: AudioPair, automation: np.ndarray) -> Tensor:
+    def __call__(self, pair: AudioPair, automation: Automation) -> Tensor:
         """Return the output for a pair, aligned with its input.
 
         Args:
             pair: input, target and name.
-            automation: the values of the model's parameters in their units, ``(points, P)``.
+            automation: of the model.
         """
         return self.render(pair, automation)
 
@@ -81,6 +85,7 @@ def make_baselines(
         "fixed": lambda: _constant(search, _search_fixed(search, training, options)),
         "per_file": lambda: _per_file(search),
         "per_file_warm": lambda: _per_file(search, is_warm=True),
+        "refined": lambda: _refined(make_search(chain, loss, options.evaluations, options.seed)),
         "network": lambda: _network(train_network(training, chain.channels, loss, options)),
     }
     return {name: make[name]() for name in BASELINES if name in names}
@@ -89,7 +94,7 @@ def make_baselines(
 def _constant(search: Search, parameters: np.ndarray) -> Baseline:
     """The chain at one setting for all files."""
 
-    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
+    def render(pair: AudioPair, automation: Automation) -> Tensor:
         return search.render(pair["input"], parameters)
 
     return Baseline(render, search.values_by_name(parameters))
@@ -99,8 +104,8 @@ def _per_file(search: Search, is_warm: bool = False) -> Baseline:
     """The chain at a separate setting for each file."""
     settings: dict[str, Any] = {}
 
-    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
-        start = search.chain.space.normalize(automation).mean(axis=0) if is_warm else None
+    def render(pair: AudioPair, automation: Automation) -> Tensor:
+        start = automation.parameters.mean(axis=0) if is_warm else None
         found = search(pair["input"][None], pair["target"][None], start)
         settings[str(pair["name"])] = search.values_by_name(found.parameters)
         return search.render(pair["input"], found.parameters)
@@ -108,9 +113,23 @@ def _per_file(search: Search, is_warm: bool = False) -> Baseline:
     return Baseline(render, settings)
 
 
+def _refined(search: Search) -> Baseline:
+    """The chain at the model's automation with separate offsets for each file."""
+
+    def render(pair: AudioPair, automation: Automation) -> Tensor:
+        mean = automation.parameters.mean(axis=0)
+        deviations = automation.parameters - mean
+        step = np.diff(automation.times[:2]).sum()  # 0 of a single point, which is constant
+        frame_samples = round(step * search.chain.sample_rate)
+        found = search(pair["input"][None], pair["target"][None], mean, deviations[None], frame_samples)
+        return search.render(pair["input"], np.clip(found.parameters + deviations, 0, 1), frame_samples)
+
+    return Baseline(render)
+
+
 def _network(network: nn.Module) -> Baseline:
     @torch.no_grad()
-    def render(pair: AudioPair, automation: np.ndarray) -> Tensor:
+    def render(pair: AudioPair, automation: Automation) -> Tensor:
         return network(pair["input"][None])[0]
 
     return Baseline(render)

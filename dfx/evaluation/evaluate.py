@@ -86,7 +86,7 @@ def evaluate(
     for index in tqdm(range(len(pairs)), desc="Evaluating", unit="file", disable=None):
         pair = pairs[index]
         rendering = task.render(pair["input"], interpolation)
-        outputs = {name: baseline(pair, rendering.automation.values) for name, baseline in methods.items()}
+        outputs = {name: baseline(pair, rendering.automation) for name, baseline in methods.items()}
         outputs |= pair.get("outputs", {})
         outputs["output"] = torch.from_numpy(rendering.audio)
         rows += _compare(pair, outputs, (removed or {}).get(pair["name"]), loss, task.chain.sample_rate)

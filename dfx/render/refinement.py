@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
 from dfx.audio.reading import Recording, Stream
+from dfx.effects import ChainSpec
 from dfx.errors import DataError, check_numbers
 from dfx.losses import Loss
 from dfx.render.prediction import ContextReader, Predictor, measure_gain, predict_frames
@@ -118,12 +119,16 @@ def refine(
             targets.append(target.read(start, samples))
     automation = np.stack(parameters)
     mean = automation.mean(axis=(0, 1))
-    loss = copy.deepcopy(model.loss).cpu()
-    search = Search(model.chain, loss, renderings, patience=_PATIENCE, spread=_SPREAD, progress=progress)
+    search = make_search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, progress=progress)
     found = search(torch.stack(inputs), torch.stack(targets), mean, automation - mean, input.frame_samples)
     compared = len(inputs) * samples / input.sample_rate
     costs = found.evaluations, compared, time.perf_counter() - began
     return Refinement(found.parameters - mean, found.first_loss, found.loss, *costs)
+
+
+def make_search(chain: ChainSpec, loss: Loss, renderings: int, seed: int = 0, progress: bool | None = None) -> Search:
+    """Return a search that begins close to its start and ends when nothing improves; see :class:`Search`."""
+    return Search(chain, loss, renderings, seed, _PATIENCE, _SPREAD, progress)
 
 
 def _check_same_form(input: Stream, target: Stream) -> None:

@@ -12,8 +12,11 @@ from jsonargparse import capture_parser
 
 from dfx.commands import HELP
 
-ARGUMENTS = {"fit": ["--help"], **{task: ["--model.help", task] for task in ("TubeAmp", "NonSpeech", "Mastering")}}
-"""Arguments of ``train.py fit`` by the name of the file with their help."""
+ARGUMENTS = {
+    **{command: [command, "--help"] for command in ("fit", "validate", "test")},
+    **{task: ["fit", "--model.help", task] for task in ("TubeAmp", "NonSpeech", "Mastering")},
+}
+"""Arguments of ``train.py`` by the name of the file with their help."""
 
 
 def write_help(name: str) -> str:
@@ -23,7 +26,7 @@ def write_help(name: str) -> str:
     parser, printed = capture_parser(lambda: DfxCLI([])), io.StringIO()
     environment = mock.patch.dict(os.environ, COLUMNS="100")
     with environment, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        parser.parse_args(["fit", *ARGUMENTS[name]])
+        parser.parse_args(ARGUMENTS[name])
     text = re.sub(r"^.*?\n(?=usage: .*--OPTION|Help for )", "", printed.getvalue(), flags=re.DOTALL)
     return re.sub(r",\s+known\s+subclasses:[^)]*", "", text)
 

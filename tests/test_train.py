@@ -210,7 +210,7 @@ def printed_help(monkeypatch, capsys, *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", help_texts.ARGUMENTS)
 def test_the_help_on_file_is_that_of_the_parser(name, monkeypatch, capsys):
-    text = printed_help(monkeypatch, capsys, "fit", *help_texts.ARGUMENTS[name])
+    text = printed_help(monkeypatch, capsys, *help_texts.ARGUMENTS[name])
     assert help_texts.words(text) == help_texts.words(help_texts.write_help(name)), "run python -m tests.help_texts"
 
 

@@ -26,8 +26,8 @@ def _find_help(arguments: Sequence[str]) -> str | None:
     match arguments:
         case ["-h" | "--help"]:
             return "train"
-        case ["fit", "-h" | "--help"]:
-            return "fit"
+        case ["fit" | "validate" | "test" as command, "-h" | "--help"]:
+            return command
         case ["fit", "--model.help", task] if task.isidentifier():
             return task
     return None

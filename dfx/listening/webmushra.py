@@ -50,9 +50,7 @@ class ExportOptions:
     own_levels: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), seconds="(0, 12]")
-        for offset in (self.items or {}).values():
-            check_numbers({"offset": offset}, offset="[0, 86400]")
+        check_numbers(vars(self), seconds="(0, 12]", items="[0, 86400]")
         if not re.fullmatch(r"[A-Za-z0-9_-]*", self.name):
             raise UserError(f"'{self.name}' cannot name a test: use letters, digits, _ and -")
 

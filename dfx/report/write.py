@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ ANCHOR = "anchor_3.5_khz"
 """The low-passed target, which attentive listeners rate low."""
 
 _HERE = Path(__file__).parent
+_TITLES = {"TubeAmp": "Tube amplifier", "NonSpeech": "Breaths and clicks", "Mastering": "Mastering"}
 _COLUMNS = 480
 _BANDS = 80
 _RANGE_DB = 80.0
@@ -99,7 +99,7 @@ def _write_pages(folder: Path, seconds: float, megabytes: float) -> list[Path]:
         "pages": [path.name for path in paths],
         **drawing(about["sample_rate"]),
     }
-    title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", about["task"]).capitalize()
+    title = _TITLES.get(about["task"], about["task"])
     firsts = itertools.accumulate(map(len, pages), initial=0)
     for number, (path, page, first) in enumerate(zip(paths, pages, firsts)):
         data = {"page": number, "first": first, "files": [data for data, _ in page], "shared": shared}

@@ -10,7 +10,7 @@ from dfx.errors import UserError
 from dfx.paper import __main__ as command
 from dfx.paper.models import EVALUATION, OURS, PUBLISHED, SCALES, TASKS, Model, list_models
 from dfx.paper.plan import Estimate, count_epochs, describe, estimate
-from dfx.paper.table import as_markdown, read_rows
+from dfx.paper.table import as_markdown, read_rows, write_table
 from tests.conftest import ROOT
 
 
@@ -75,6 +75,16 @@ def test_the_table_holds_means_over_seeds_and_paired_differences_to_ours(tmp_pat
     assert by_method["CAFx"]["mrstft"] is None and by_method["CAFx"]["published"] == 0.0826
     line = next(line for line in as_markdown(rows).splitlines() if "| Inception " in line)
     assert all(cell in line for cell in ("0.2596", "4.000", "3.000 to 5.000", "-2.000 ±0.000", "2.0"))
+
+
+def test_the_table_is_a_summary_in_weights_and_biases(tmp_path):
+    ours = list_models("small", ["nonspeech"])[1].point(0)
+    write_run(tmp_path, ours.name, {"input": [5.0, 5.0], "output": [1.0, 2.0]})
+    (tmp_path / ours.name / "resolved_config.yaml").write_text("wandb: {mode: offline, project: dfx}")
+    rows = read_rows(tmp_path, {list_models("small", ["nonspeech"])[1]: [ours]})
+    assert "0.0186" in write_table(tmp_path, rows, tmp_path / ours.name)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert (tmp_path / "table.csv").is_file() and (tmp_path / "table.png").is_file()
 
 
 @pytest.mark.parametrize("rival", ["LANDR=clips", "mastering:LANDR", "vocals:LANDR=clips"])

@@ -59,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures += _evaluate(folder, trained, rivals, budget_options)
     for model, points in trained.items():
         trained[model] = [point for point in points if (folder / point.name / EVALUATION / "files.json").is_file()]
-    if not any(trained.values()):
+    evaluated = [point for points in trained.values() for point in points]
+    if not evaluated:
         raise UserError("no run is finished" + "".join(f"; {failure}" for failure in failures))
-    print(f"\n{write_table(folder, read_rows(folder, trained))}\n\ntable, figure and runs: {folder}")
+    table = write_table(folder, read_rows(folder, trained), folder / evaluated[0].name)
+    print(f"\n{table}\n\ntable, figure and runs: {folder}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from dfx.evaluation.results import Mean, format_mean
 from dfx.paper.models import EVALUATION, OURS, PUBLISHED, Model
 from dfx.sweep.grid import Point, SweepError
+from dfx.sweep.summary import log_summary, read_wandb
 from dfx.writing import write_csv
 
 METRICS = {
@@ -133,12 +134,15 @@ NOTE = (
 )
 
 
-def write_table(folder: Path, rows: Sequence[Row]) -> str:
+def write_table(folder: Path, rows: Sequence[Row], run: Path) -> str:
     """Write ``table.md``, ``table.csv`` and ``table.png``, and return the text of the first.
+
+    In Weights & Biases, table and figure become a run of the job type ``summary`` in the group of the runs.
 
     Args:
         folder: to write to.
         rows: of :func:`read_rows`.
+        run: one of the runs, whose mode and project the summary takes over.
     """
     # Imports torch, as above.
     from dfx.figures import draw_paper
@@ -146,8 +150,10 @@ def write_table(folder: Path, rows: Sequence[Row]) -> str:
     commands = [f"- {row['task']}, {row['method']}: `{row['command']}`" for row in rows if row["command"]]
     text = "\n\n".join([as_markdown(rows), NOTE, "Commands, of the first seed:\n\n" + "\n".join(commands)])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    write_csv(folder / "table.csv", [_flat(row) for row in rows])
+    flat = [_flat(row) for row in rows]
+    write_csv(folder / "table.csv", flat)
     draw_paper(rows, METRICS).savefig(folder / "table.png")
+    log_summary(folder, folder.name, read_wandb(run), {"table": flat}, "table.png")
     return text
 
 

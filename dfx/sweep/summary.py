@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,8 @@ def _read_run(run: Path, point: Point) -> Row:
     # Pretraining renders nothing.
     rendered = [row for row in history if row["progress/renderings"] > 0]
     course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
-    options = yaml.safe_load((run / "resolved_config.yaml").read_text(encoding="utf-8"))["wandb"]
-    wandb = {"mode": options["mode"], "project": options["project"]}
     labels = {"arm": point.arm, "run": point.name, "seed": point.seed, "values": point.values}
-    return {**labels, **dict(zip(COLUMNS, results)), "course": course, "wandb": wandb}
+    return {**labels, **dict(zip(COLUMNS, results)), "course": course, "wandb": read_wandb(run)}
 
 
 def summarize_arms(runs: Sequence[Row]) -> list[Row]:
@@ -184,14 +182,37 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point]) -> str:
     ]
     write_csv(folder / "runs.csv", rows)
     draw_sweep(runs, marginal, sweep.replace("_", " ")).savefig(folder / "summary.png")
-    if runs[0]["wandb"]["mode"] != "disabled":
-        import wandb
-
-        options: Any = {**runs[0]["wandb"], "group": sweep, "job_type": "summary", "name": f"{sweep}_summary"}
-        with wandb.init(dir=folder, settings=wandb.Settings(silent=True), **options) as run:
-            logged = {
-                Path(file).stem: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-                for file, rows in tables.items()
-            }
-            run.log({**logged, "figure": wandb.Image(str(folder / "summary.png"))})
+    log_summary(
+        folder, sweep, runs[0]["wandb"], {Path(file).stem: rows for file, rows in tables.items()}, "summary.png"
+    )
     return text
+
+
+def read_wandb(run: Path) -> dict[str, Any]:
+    """Return mode and project of a run in Weights & Biases."""
+    options = yaml.safe_load((run / "resolved_config.yaml").read_text(encoding="utf-8"))["wandb"]
+    return {"mode": options["mode"], "project": options["project"]}
+
+
+def log_summary(
+    folder: Path, group: str, wandb_options: Mapping[str, Any], tables: Mapping[str, Sequence[Row]], figure: str
+) -> None:
+    """Log tables and a figure to Weights & Biases, as a run of the job type ``summary``, unless that is disabled.
+
+    Args:
+        folder: with the figure; holds the record of an offline run.
+        group: of the runs that are summarized.
+        wandb_options: of :func:`read_wandb`.
+        tables: rows by name.
+        figure: name of the file.
+    """
+    if wandb_options["mode"] == "disabled":
+        return
+    import wandb
+
+    options: Any = {**wandb_options, "group": group, "job_type": "summary", "name": f"{group}_summary"}
+    with wandb.init(dir=folder, settings=wandb.Settings(silent=True), **options) as run:
+        logged = {
+            name: wandb.Table(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()
+        }
+        run.log({**logged, "figure": wandb.Image(str(folder / figure))})

@@ -217,7 +217,7 @@ def test_a_killed_run_resumes_in_its_stage_and_ends_with_the_same_weights(config
     fit(config, "--run.name", "uninterrupted")
     loss_of = Task.compute_loss
     for stage, step, training in [
-        ("pretraining", 0, True), ("pretraining", 3, True), ("pretraining", 6, False), ("stage_1", 0, True),
+        ("pretraining", 1, True), ("pretraining", 3, True), ("pretraining", 6, False), ("stage_1", 0, True),
         ("stage_1", 3, False), ("stage_1", 4, True), ("stage_2", 5, True),
     ]:  # fmt: skip
 

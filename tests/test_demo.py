@@ -99,8 +99,10 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "dfx.demo", "tube_amp", "--minutes", "0.05", "--megabytes", "1"]
     environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_SERVER_NAME": "0.0.0.0"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell ignores it in commands that it runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         process.folder = folder
         try:
             yield process.stdout.readline().split()[0], process

@@ -130,7 +130,7 @@ NOTE = (
     "Means over the test files, each averaged over the seeds first, ± half of their 95 % intervals over groups of "
     "files (note, speaker or song; Student's t). `over seeds`: the lowest and the highest mean of a seed, and `dfx "
     "minus this` the paired difference, both of the multi-resolution STFT error. `CPU minutes`: of training and "
-    "validation. The paper's figures are of its data and longer training."
+    "validation. The paper's figures are of its data and longer training; they could not be compared with its text."
 )
 
 

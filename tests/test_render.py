@@ -461,8 +461,8 @@ def test_the_command_tells_the_gain_and_the_clipping_of_a_loudness(checkpoint, t
     soundfile.write(tmp_path / "a.wav", music(1.0).T, 44100)
     options = ["--quiet", "--loudness", "-3", "--preset", ".py"]
     main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), *options])
-    told = capsys.readouterr().err
-    assert "dB after the chain for -3 LUFS, not part of --preset" in told and "samples are clipped" in told
+    stderr = capsys.readouterr().err
+    assert "dB after the chain for -3 LUFS, not part of --preset" in stderr and "samples are clipped" in stderr
 
 
 # --- the command line ----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ Change = Callable[[Tensor], Tensor]
 
 LARGEST_GAIN_DB = 30.0
 """Limit of the gain that raises an input to its loudness: more would raise noise."""
-_LEAD_IN_SECONDS = 0.5  # of audio before a window, after which filters and levels of a change have settled
+_LEAD_IN_SECONDS = 0.5  # rendered ahead of a window, so that its filters and level detectors reach their steady state
 _RINGING_PERIODS = 12  # of the cutoff, after which a filter of 4th order rings below the resolution of float32
 
 

@@ -61,7 +61,7 @@ class Mean(float):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero is outside of the interval."""
+        """Return whether zero is outside of the interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def as_dict(self) -> dict[str, float | None]:

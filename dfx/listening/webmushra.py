@@ -56,7 +56,7 @@ class ExportOptions:
 
 
 class _Evaluation(NamedTuple):
-    """What a test needs of an evaluation: file names without suffix by the names of its files, and its methods."""
+    """The part of an evaluation that a test uses; ``stems`` has the names of its audio files without suffix."""
 
     folder: Path
     task: str

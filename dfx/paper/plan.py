@@ -1,4 +1,4 @@
-"""What a comparison needs before it starts: data, plugins and time."""
+"""The plan of a comparison: data and plugins that are absent, and the duration of the rest."""
 
 from __future__ import annotations
 

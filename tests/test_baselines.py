@@ -95,6 +95,7 @@ def test_every_baseline_gives_what_its_name_says(baselines):
     assert 0.35 < gains["fixed"] < 0.65
     assert gains["per_file"] == pytest.approx(1.7, abs=0.02)
     assert gains["per_file_warm"] == pytest.approx(1.7, abs=0.02)
+    torch.testing.assert_close(output["matched"], evaluated["target"])
     assert output["network"].shape == evaluated["input"].shape
 
 

@@ -43,7 +43,7 @@ def test_every_method_has_its_metrics_and_the_training_loss(folder):
     assert list(results) == [*BASELINES, "output"]
     known_of_file = {"removed_db", "kept_db", "damage_db"}
     assert all(set(metrics) == {"loss", *COLUMNS, *known_of_file} for metrics in results.values())
-    for better in ("fixed", "per_file", "per_file_warm", "refined"):
+    for better in ("fixed", "per_file", "per_file_warm", "refined", "matched"):
         for worse in ("input", "defaults", "output"):
             assert results[better]["loss"] < 0.2 * results[worse]["loss"]
 

@@ -18,7 +18,8 @@ FOLDER" writes again.
 
 Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
 "per_file_warm" search a setting for every test pair, and "refined" the best shift of the model's automation, with one
-rendering for each evaluation. The module dfx/evaluation/baselines.py describes them.
+rendering for each evaluation. "matched" brings every test pair to the spectrum and loudness of its target. The module
+dfx/evaluation/baselines.py describes them.
 
 --compare adds the output of another system, a file for each test pair. The files have the names of the inputs and any
 suffix, sample rate and number of channels. Their delay against the target is taken out, up to 0.25 s, and each pair is

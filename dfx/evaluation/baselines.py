@@ -6,11 +6,13 @@
 - ``per_file``: the chain at the best setting for each file, searched for with its target
 - ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
 - ``refined``: the chain at the model's automation, held over each frame and shifted by the best offsets for each file
+- ``matched``: the input with the average third-octave spectrum and the loudness of the target
 - ``network``: a convolutional network instead of the chain, trained on the training pairs
 
 The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.render.search`). ``per_file`` uses
 the target, which a model cannot: it is a bound on constant settings rather than a competitor. ``refined`` is what
 ``python -m dfx.render --refine`` does with a target (see :mod:`dfx.render.refinement`), here with the whole file.
+``matched`` uses the target too: it is a bound on constant equalizers (see :mod:`dfx.evaluation.matching`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
 from dfx.evaluation.excerpts import AudioPair, AudioPairs, draw_excerpts
+from dfx.evaluation.matching import match_recording
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
@@ -86,6 +89,9 @@ def make_baselines(
         "per_file": lambda: _per_file(search),
         "per_file_warm": lambda: _per_file(search, is_warm=True),
         "refined": lambda: _refined(make_search(chain, loss, options.evaluations, options.seed)),
+        "matched": lambda: Baseline(
+            lambda pair, automation: match_recording(pair["input"], pair["target"], chain.sample_rate)
+        ),
         "network": lambda: _network(train_network(training, chain.channels, loss, options)),
     }
     return {name: make[name]() for name in BASELINES if name in names}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dfx.errors import COUNTS, SEEDS, check_numbers
 
-BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "refined", "network")
+BASELINES = ("input", "defaults", "fixed", "per_file", "per_file_warm", "refined", "matched", "network")
 LEARNED = ("fixed", "network")
 """The baselines that need training pairs."""
 

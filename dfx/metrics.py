@@ -15,6 +15,7 @@ import torchaudio
 from torch import Tensor
 
 from dfx.alignment import find_delay
+from dfx.audio.hearing import specific_loudness
 from dfx.audio.levels import (
     REMOVED_DB,
     SILENCE,
@@ -183,6 +184,24 @@ def centroid_difference_hz(output: Tensor, target: Tensor) -> float:
     return abs(centroid_hz(output) - centroid_hz(target))
 
 
+def bark_spectral_distortion(output: Tensor, target: Tensor) -> float:
+    """Return the energy of the difference of loudness patterns over that of the target's pattern; 0 if they are equal.
+
+    This is the Bark spectral distortion of Wang, Sekey and Gersho 1992 with the loudness, in sones per band and frame,
+    of :func:`~dfx.audio.hearing.specific_loudness`: a sine of full scale is taken to have 92 dB SPL. Differences below
+    the threshold of hearing or masked by the target count little; differences of level and balance count. It is 1 for
+    an inaudible output, and not bounded above.
+
+    Raises:
+        Undefined: if one of them is silent, or the target is below the threshold of hearing.
+    """
+    _check_sounding(output=output, target=target)
+    heard, wanted = (specific_loudness(audio.numpy(), METRIC_SAMPLE_RATE) for audio in (output, target))
+    if not wanted.any():
+        raise Undefined("the target is below the threshold of hearing")
+    return float(((heard - wanted) ** 2).sum() / (wanted**2).sum())
+
+
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:
     """Return the difference, output minus input, of the median levels in some spans, in dB.
 
@@ -246,6 +265,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     for metric in (
         mrstft, mrstft_level_matched, mfcc_cosine, mfcc_cosine_per_frame,
         esr, lufs_difference, crest_factor_difference_db, centroid_difference_hz,
+        bark_spectral_distortion,
     )
 }  # fmt: skip
 """Metrics by name; lower is better."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import paired_distances
 
+from dfx.audio.hearing import FULL_SCALE_DB_SPL, specific_loudness
 from dfx.metrics import COLUMNS, METRICS, Undefined, attenuated, compare, damage, level_change, outside
 
 SAMPLE_RATE = 22050
@@ -73,6 +74,49 @@ def test_the_crest_factor_of_a_sine_is_3_db_above_that_of_a_square():
     assert difference == pytest.approx(3.0103, abs=1e-3)
 
 
+def sine(hertz: float, level_db: float, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
+    return 10 ** (level_db / 20) * torch.sin(2 * torch.pi * hertz * torch.arange(sample_rate / 2) / sample_rate)[None]
+
+
+def sones(audio: torch.Tensor, sample_rate: int = SAMPLE_RATE) -> float:
+    return specific_loudness(audio.numpy(), sample_rate).sum(axis=-1)[0, 5:-5].mean()
+
+
+@pytest.mark.parametrize("sample_rate", [22050, 44100, 48000])
+def test_a_sine_of_1_khz_at_40_db_has_1_sone_and_10_db_double_it(sample_rate):
+    loudness = [
+        sones(sine(1000, level - FULL_SCALE_DB_SPL, sample_rate), sample_rate) for level in (40, 50, 60, 70, 80)
+    ]
+    assert loudness[0] == pytest.approx(1, rel=0.02)
+    assert [b / a for a, b in zip(loudness, loudness[1:])] == pytest.approx([2] * 4, rel=0.2)
+
+
+def test_sound_below_the_threshold_of_hearing_has_no_loudness():
+    # Thresholds of ISO 226:2003 are 27 dB SPL at 100 Hz, 2 at 1 kHz and -5 at 4 kHz.
+    for hertz, inaudible, audible in [(100, 15, 45), (1000, -5, 10), (4000, -10, 5)]:
+        assert (
+            sones(sine(hertz, inaudible - FULL_SCALE_DB_SPL)) < 0.002 < sones(sine(hertz, audible - FULL_SCALE_DB_SPL))
+        )
+
+
+def test_the_bark_spectral_distortion_grows_with_noise_and_with_a_gain(signals):
+    target, distortion = signals[1], METRICS["bark_spectral_distortion"]
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
+    noisy = [distortion(target + 10 ** (level_db / 20) * noise, target) for level_db in (-100, -80, -60, -40, -20)]
+    assert noisy == sorted(noisy) and noisy[0] < 1e-6 and noisy[-1] > 1
+    for sign in (-1, 1):
+        gained = [distortion(10 ** (sign * gain_db / 20) * target, target) for gain_db in (1, 3, 6, 12)]
+        assert gained == sorted(gained) and gained[0] > 1e-3
+    assert distortion(1e-4 * target, target) == pytest.approx(1, abs=1e-3)
+
+
+def test_masked_sound_counts_less_in_the_bark_spectral_distortion():
+    target, masked, audible = sine(1000, -20), sine(1200, -60), sine(2000, -60)
+    assert sones(masked) == pytest.approx(sones(audible), rel=0.3)
+    distortion = METRICS["bark_spectral_distortion"]
+    assert 5 * distortion(target + masked, target) < distortion(target + audible, target)
+
+
 @pytest.mark.parametrize("sample_rate", [22050, 44100])
 @pytest.mark.parametrize("delay, polarity", [(0, 1), (37, -1), (-200, 1)])
 def test_delay_and_polarity_are_found_at_the_native_rate(sample_rate, delay, polarity):
@@ -113,7 +157,8 @@ def test_other_sample_rates_are_compared_at_that_of_the_paper(signals):
     at_44100 = [torchaudio.functional.resample(s, SAMPLE_RATE, 44100) for s in signals]
     here, there = compare(*signals, SAMPLE_RATE).metrics, compare(*at_44100, 44100).metrics
     assert there["lufs_difference"] == pytest.approx(here["lufs_difference"], abs=0.05)
-    assert there["mrstft"] == pytest.approx(here["mrstft"], rel=0.1)
+    for name in ("mrstft", "bark_spectral_distortion"):
+        assert there[name] == pytest.approx(here[name], rel=0.1)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 1000, 5000])
@@ -161,6 +206,9 @@ def test_a_metric_is_undefined_where_its_own_view_of_a_signal_is_silent():
     for output, target, side in [(inverted, noise.expand(2, -1), "output"), (noise.expand(2, -1), inverted, "target")]:
         left_out = compare(output, target, SAMPLE_RATE).left_out
         assert left_out == dict.fromkeys(of_the_mean, f"the channels of the {side} cancel in their mean")
+    below_hearing = sine(100, -80)
+    with pytest.raises(Undefined, match="the target is below the threshold of hearing"):
+        METRICS["bark_spectral_distortion"](below_hearing, below_hearing)
     left_out = compare(0.002 * noise, noise, SAMPLE_RATE).left_out
     assert left_out == {"lufs_difference": "the output is below -70 LUFS, where it has no loudness"}
     ultrasonic = 0.1 * torch.sin(2 * torch.pi * 20000 * torch.arange(44100) / 44100)[None]

@@ -47,7 +47,7 @@ CURVES: dict[str, list[Curves]] = {
 }
 """The panels of curves by section, for the workspace and the summary."""
 
-TESTED = ("loss", "mrstft", "mrstft_level_matched", "mfcc_cosine", "lufs_difference")
+TESTED = ("loss", "mrstft", "mrstft_level_matched", "mfcc_cosine", "lufs_difference", "bark_spectral_distortion")
 """Metrics of the evaluation after training, logged as ``test/METHOD/METRIC``."""
 
 METHODS = ("input", "defaults", "fixed", "output")

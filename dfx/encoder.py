@@ -148,11 +148,16 @@ class Encoder(nn.Module):
             _follow_keras(self.input_norm, momentum=0.99)
             _follow_keras(self.head)
         if options.start_at_defaults:
-            # With small weights the bias dominates. Defaults at a bound start inside it, where the sigmoid has a slope.
             with torch.no_grad():
-                self.head.weight.mul_(0.1)
-                self.head.bias.copy_(torch.tensor(defaults, dtype=torch.float32).clamp(0.02, 0.98).logit())
+                self.head.weight.mul_(0.1)  # with small weights the bias dominates
+                self.head.bias.copy_(_logit(torch.tensor(defaults)))
         self.dropout = Dropout(options.dropout, rand) if options.dropout else nn.Identity()
+
+    @torch.no_grad()
+    def start_at(self, parameters: Tensor) -> None:
+        """Predict these parameters, ``(P,)`` in [0, 1], for any context, until training changes the head."""
+        self.head.weight.zero_()
+        self.head.bias.copy_(_logit(parameters))
 
     def forward(self, context: Tensor) -> Tensor:
         """Predict parameters in (0, 1), ``(batch, frames, P)``.
@@ -178,6 +183,11 @@ class Encoder(nn.Module):
         features = features.view(len(context), -1, features.shape[-1])
         with torch.autocast(audio.device.type, enabled=False):
             return torch.sigmoid(self.head(self.dropout(features)))
+
+
+def _logit(parameters: Tensor) -> Tensor:
+    """Invert the sigmoid. Parameters at a bound start inside it, where the sigmoid has a slope."""
+    return parameters.float().clamp(0.02, 0.98).logit()
 
 
 def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:

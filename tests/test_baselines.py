@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from dfx.datasets.excerpts import draw_excerpts
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
 from dfx.evaluation.baselines import make_baselines
-from dfx.evaluation.excerpts import draw_excerpts
 from dfx.evaluation.options import BASELINES, BaselineOptions
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss

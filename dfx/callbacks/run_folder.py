@@ -20,7 +20,8 @@ PACKAGES = [
 class RunFolder(pl.Callback):
     """Writes to a run's folder ``versions.json`` before the first step, and ``metrics.json`` after every epoch.
 
-    If an effect fails, ``failed_values.json`` holds the effect, its values and the message.
+    If the start of training was searched, ``start.json`` holds it. If an effect fails, ``failed_values.json`` holds the
+    effect, its values and the message.
 
     Args:
         folder: of the run.
@@ -37,6 +38,8 @@ class RunFolder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             write_json(self.folder / "versions.json", versions())
+            if start := getattr(pl_module, "start", None):
+                write_json(self.folder / "start.json", start)
             for name, content in self._files.items():
                 write_text(self.folder / name, content)
 

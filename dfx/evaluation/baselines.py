@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfx.datasets.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
-from dfx.evaluation.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.evaluation.matching import match_recording
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.evaluation.tcn import train_network

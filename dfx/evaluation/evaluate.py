@@ -25,11 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfx.audio.metadata import soundfile_path
+from dfx.datasets.excerpts import AudioPair, AudioPairs
 from dfx.datasets.manifest import find_file
 from dfx.datasets.pairs import Pair
 from dfx.errors import DataError
 from dfx.evaluation.baselines import make_baselines
-from dfx.evaluation.excerpts import AudioPair, AudioPairs
 from dfx.evaluation.meanings import EXPLAINED
 from dfx.evaluation.options import BaselineOptions
 from dfx.evaluation.results import ERRORS, Results

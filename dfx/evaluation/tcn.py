@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfx.evaluation.excerpts import AudioPairs, draw_excerpts
+from dfx.datasets.excerpts import AudioPairs, draw_excerpts
 from dfx.evaluation.options import BaselineOptions
 from dfx.losses import Loss
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dfx.effects import ChainSpec, EffectError, EffectSpec, is_foreign
 from dfx.errors import UserError
+from dfx.tasks.start import Start
 
 
 class CheckpointError(UserError):
@@ -29,6 +30,7 @@ class SavedTask(TypedDict):
     stage: int
     first_step: int  # number of steps of the stages before
     start_from: str | None  # the model with whose weights the run began
+    start: Start | None  # the setting at which the encoder began
     stage_has_ended: bool
 
 

@@ -17,8 +17,11 @@ class StageOptions:
     validation loss of the stage before.
 
     Args:
-        pretraining_epochs: most epochs of a first stage that fits the encoder to the effects' defaults, in the mean
-            square, without rendering and without augmentation (the paper's code: 100); 0 leaves it out.
+        search_evaluations: settings of the chain that CMA-ES tries before the first stage, to find the best single
+            one for the training pairs. The encoder starts there, instead of at the effects' defaults. 0 leaves it out.
+        pretraining_epochs: most epochs of a first stage that fits the encoder to the effects' defaults, or to what was
+            found, in the mean square, without rendering and without augmentation (the paper's code: 100); 0 leaves it
+            out.
         pretraining_learning_rate: of Adam, in that stage.
         pretraining_patience: validations without improvement after which that stage ends.
         progressive: render only the first effect of the chain, and in each stage one more. The encoder predicts the
@@ -28,6 +31,7 @@ class StageOptions:
         UserError: if a number is out of its range.
     """
 
+    search_evaluations: int = 0
     pretraining_epochs: int = 0
     pretraining_learning_rate: float = 1e-3
     pretraining_patience: int = 4
@@ -36,6 +40,7 @@ class StageOptions:
     def __post_init__(self) -> None:
         check_numbers(
             vars(self),
+            search_evaluations="0..1000000",
             pretraining_epochs="0..1000000000",
             pretraining_learning_rate="(0, 1]",
             pretraining_patience=COUNTS,

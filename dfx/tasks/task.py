@@ -21,7 +21,7 @@ from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.parameter import Scale
 from dfx.encoder import Encoder, EncoderOptions
-from dfx.errors import CHANNELS, SAMPLE_RATES, check_numbers
+from dfx.errors import CHANNELS, SAMPLE_RATES, UserError, check_numbers
 from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
@@ -36,6 +36,7 @@ from dfx.tasks.checkpoint import (
 )
 from dfx.tasks.optimizer import OptimizerOptions, make_optimizer
 from dfx.tasks.stages import StageOptions, first_effects, make_stages
+from dfx.tasks.start import Start, describe_start, search_start
 
 _NOT_SAVED = ("self", "__class__", "scale", "rendering", "keep_dead_parameters")
 """Arguments that a checkpoint does not hold: ``scale`` is part of the effects, the others belong to a run."""
@@ -61,7 +62,8 @@ class Task(pl.LightningModule):
     A batch, from a data module of :mod:`dfx.datasets`, holds ``input`` and ``target``, each ``(batch, channels,
     window.samples)``, and ``restart``, bool ``(batch,)``. ``chain``, ``window`` and ``effect_layer`` are those of the
     current ``stage``, at first the last; ``first_step`` is the number of steps of the stages before, and ``start_from``
-    the name or path of the model with whose weights the run began.
+    the name or path of the model with whose weights the run began. ``start`` is the setting at which the encoder began,
+    if it was searched.
 
     Args:
         effects: the chain, in signal order: for each effect an :class:`~dfx.effects.EffectSpec` or a mapping of its
@@ -128,6 +130,7 @@ class Task(pl.LightningModule):
         self.stages = make_stages(self.whole_chain, stages)
         self.first_step = 0
         self.start_from: str | None = None
+        self.start: Start | None = None
         # The last stage has the whole chain: if it cannot be built, this fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
         defaults = self.whole_chain.space.defaults.tolist()
@@ -213,6 +216,26 @@ class Task(pl.LightningModule):
                 "leave them out of `train`, or set `keep_dead_parameters: true`"
             )
 
+    def _search_start(self) -> None:
+        """Search the best single setting for the training pairs, and make the encoder start there."""
+        if self._data is None:
+            raise UserError("stages.search_evaluations needs the training pairs of a PairedAudio data module")
+        pairs, evaluations = self._data.whole_pairs("train"), self.stage_options.search_evaluations
+        found: list[Start] = []
+        if distributed.is_rank_zero():
+            progress = None if self.trainer.progress_bar_callback else False
+            found = [search_start(self.whole_chain, self.loss, pairs, evaluations, self._data.seed, progress)]
+        (start,) = distributed.gather_list(found)
+        self._start_at(start)
+        self.encoder.start_at(self.defaults)
+        if distributed.is_rank_zero():
+            print(f"training starts at {describe_start(start)} for the {len(pairs)} training pairs")
+
+    def _start_at(self, start: Start | None) -> None:
+        self.start = start
+        if start:
+            self.defaults.copy_(torch.tensor(start["parameters"]))
+
     @property
     def _optimizer_of_stage(self) -> OptimizerOptions:
         if self.stage.renders:
@@ -230,6 +253,9 @@ class Task(pl.LightningModule):
         return make_optimizer(self.parameters(), self._optimizer_of_stage, self._total_steps)
 
     def on_fit_start(self) -> None:
+        # A resumed run, or a later stage, has its start.
+        if self.stage_options.search_evaluations and self.start is None:
+            self._search_start()
         per_frame = self.effect_layer.renderings if self.stage.renders else 0
         if distributed.is_rank_zero():
             prefix = f"{self.stage.name}: " if len(self.stages) > 1 else ""
@@ -309,6 +335,7 @@ class Task(pl.LightningModule):
             stage=self.stages.index(self.stage),
             first_step=self.first_step,
             start_from=self.start_from,
+            start=self.start,
             stage_has_ended=self.trainer.should_stop,
         )
 
@@ -325,6 +352,7 @@ class Task(pl.LightningModule):
             fault = f"the run was trained in {theirs} processes and cannot go on in {ours} with the same result"
             raise CheckpointError(f"{fault}: resume it in {theirs}")
         self._check_resumption(checkpoint, saved)
+        self._start_at(saved.get("start"))
         self.effect_layer.load_streaming_state(saved["streaming"])
         # Lightning does not save that a run was stopped early, and would train for another epoch.
         self.trainer.should_stop = saved["stage_has_ended"]

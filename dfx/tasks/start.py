@@ -1,0 +1,66 @@
+"""Where training starts: the best single setting of the chain for the training pairs."""
+
+import copy
+import math
+from typing import TypedDict
+
+import torch
+
+from dfx.datasets.excerpts import draw_excerpts
+from dfx.datasets.treatment import TreatedPairs
+from dfx.effects import ChainSpec
+from dfx.losses import Loss
+
+_MOST_EXCERPTS, _EXCERPT_SECONDS = 32, 2.0
+
+
+class Start(TypedDict):
+    """A setting, and how it was found, as plain data for checkpoints and ``start.json``."""
+
+    parameters: list[float]  # in [0, 1]
+    values: dict[str, float]  # in their units
+    loss: float
+    loss_of_defaults: float
+    evaluations: int  # settings that were tried
+
+
+def search_start(
+    chain: ChainSpec, loss: Loss, pairs: TreatedPairs, evaluations: int, seed: int, progress: bool | None = None
+) -> Start:
+    """Search the setting with the least loss on the training pairs by CMA-ES. Call it on the main thread.
+
+    The loss is that of excerpts of at most 2 s, of all of the audio or, if that is more than a minute, of 32 excerpts.
+
+    Args:
+        chain: whose setting to search, from its defaults on.
+        loss: to minimize.
+        pairs: for training.
+        evaluations: settings to try, rounded up to a whole generation; fewer if the search converges.
+        seed: of excerpts and search.
+        progress: show a bar on stderr; by default if that is a terminal.
+
+    Raises:
+        UserError: if no setting can be rendered.
+    """
+    # Imported here, because cma takes long and most tasks search nothing.
+    from dfx.render.search import Search
+
+    lengths = [pair.input.samples_at(chain.sample_rate) for pair in pairs.pairs]
+    samples = min(round(_EXCERPT_SECONDS * chain.sample_rate), max(lengths))
+    count = min(_MOST_EXCERPTS, sum(math.ceil(length / samples) for length in lengths))
+    excerpts = draw_excerpts(pairs, count, samples, torch.Generator().manual_seed(seed))
+    search = Search(chain, copy.deepcopy(loss).cpu(), evaluations, seed, progress=progress)
+    found = search(*excerpts)
+    return Start(
+        parameters=found.parameters.tolist(),
+        values=search.values_by_name(found.parameters),
+        loss=found.loss,
+        loss_of_defaults=found.first_loss,
+        evaluations=found.evaluations,
+    )
+
+
+def describe_start(start: Start) -> str:
+    """Return in words how good a setting is."""
+    losses = f"loss {start['loss']:.4g}, at the defaults {start['loss_of_defaults']:.4g}"
+    return f"the best of {start['evaluations']} settings ({losses})"

@@ -82,6 +82,6 @@ def test_the_command_refines_a_folder_with_targets_of_the_same_names_and_tells_t
     main([checkpoint, *paths[:2], "--quiet", "--refine", "40", "--target", paths[2]])
     output, wanted = (soundfile.read(f"{path}/deep/a.wav")[0] for path in paths[1:])
     assert np.abs(output - wanted).max() < 0.1 * np.abs(wanted).max()
-    with pytest.raises(UserError, match=r"wanted/deep/a.wav is the input or its target"):
+    with pytest.raises(UserError, match=r"wanted/deep/a.wav is the input, its target or the reference"):
         main([checkpoint, paths[0], paths[2], "--quiet", "--refine", "40", "--target", paths[2], "--overwrite"])
     assert "deep/a.wav: training loss " in (stderr := capsys.readouterr().err) and " renderings of 0.3 s" in stderr

@@ -5,6 +5,7 @@
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
     python -m dfx.render best.ckpt input.wav output.wav --refine 200 --target wanted.wav
+    python -m dfx.render best.ckpt input.wav output.wav --refine 200 --reference song.wav
     python -m dfx.render best.ckpt input.wav output.wav --page page.html
     sox input.wav -t wav - | python -m dfx.render best.ckpt - - > output.wav
 
@@ -18,9 +19,11 @@ given, and an error leaves no partial output. Standard input is copied to a temp
 once.
 
 --refine N searches one offset for every parameter, added to all that the model predicts, such that the output comes
-nearer to the recording --target of the same length, sample rate and channels. CMA-ES minimizes the training loss in at
-most N renderings, of the whole recording or, above 16 s, of eight excerpts of 2 s, and ends when nothing improves. The
-loss before and after is printed, and the cost.
+nearer to the recording --target of the same length, sample rate and channels, or to any recording --reference. CMA-ES
+minimizes the training loss between output and target, or the distance from the reference, in at most N renderings, of
+the whole recording or, above 16 s, of eight excerpts of 2 s, and ends when nothing improves. The distance is the mean
+difference of average third-octave levels, plus the differences of loudness and of crest factor, in dB. Its value before
+and after is printed, and the cost.
 
 --loudness brings the output to an integrated loudness in LUFS, by one gain after the chain. Samples beyond full scale
 are clipped and counted, as without it. The gain is printed; of the files below, a project has it, as the volume of the
@@ -73,9 +76,10 @@ def _parser() -> ArgumentParser:
     add("--own-level", action="store_true", help="undo the gain that brings the input to the task's loudness")
     loudness = "the output's integrated loudness (ITU-R BS.1770), by one gain after the chain"
     add("--loudness", metavar="LUFS", type=Range("(-70, 0]").parse, help=loudness)
-    refine = "shift the parameters towards the target by a search with at most N renderings, a generation rounded up"
+    refine = "shift the parameters towards the target or reference by a search with at most N renderings, rounded up"
     add("--refine", metavar="N", type=Range("2..1000000").parse, help=refine)
     add("--target", metavar="FILE", help="what --refine compares with: a file like the input, or a folder of such")
+    add("--reference", metavar="FILE", help="a recording, of any length, that --refine brings the output nearer to")
     add("--bit-depth", choices=("16", "24", "32", "float"), help="of the output (default: as the input)")
     add("--automation", metavar="FILE", help=automation)
     add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")

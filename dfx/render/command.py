@@ -28,9 +28,10 @@ def render(options: Namespace) -> None:
         UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
     streaming = StreamingOptions(options.interpolation, options.causal, options.own_level, options.loudness)
-    check_refinement(streaming, options.refine, options.target is not None)
+    check_refinement(streaming, options.refine, options.target is not None, options.reference is not None)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint, options.trust, options.device)
+    reference = None if options.reference is None else model.read_reference(options.reference)
     failed: dict[str, str] = {}
     extras: dict[tuple[str, str], dict[str, str]] = {}
     for pair in pairs:
@@ -46,7 +47,7 @@ def render(options: Namespace) -> None:
     for (input, output), paths in extras.items():
         try:
             common = streaming, options.bit_depth, options.overwrite, not options.quiet, options.refine
-            rendering = model.render_file(input, output, *common, _target_of(input, options))
+            rendering = model.render_file(input, output, *common, _target_of(input, options), reference)
             write_extras(model, input, rendering, paths.items())
         except (UserError, OSError) as error:
             if len(pairs) == 1:

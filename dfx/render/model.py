@@ -17,10 +17,11 @@ from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import UserError, check_numbers
 from dfx.render.automation import Automation, Interpolation
 from dfx.render.prediction import Predictor
+from dfx.render.reference import Reference, read_reference
 from dfx.render.streaming import Rendering, StreamingOptions, render_array, render_stream
 
 if TYPE_CHECKING:
-    from dfx.render.refinement import Refinement, TrainedPredictor
+    from dfx.render.refinement import Goal, Refinement, TrainedPredictor
 
 
 class Model:
@@ -45,6 +46,8 @@ class Model:
         loudness: float | None = None,
         refine: int | None = None,
         target: np.ndarray | None = None,
+        reference: np.ndarray | None = None,
+        reference_sample_rate: int | None = None,
     ) -> Rendering:
         """Render a recording in memory.
 
@@ -56,22 +59,29 @@ class Model:
             progress: show a bar on stderr.
             interpolation: how parameters move between frames; see :mod:`dfx.render.interpolation`.
             loudness: the integrated loudness of the output, in LUFS, by one gain after the chain.
-            refine: shift the parameters towards the target by a search with so many renderings; see
-                :mod:`dfx.render.refinement`.
+            refine: shift the parameters towards the target, or without one the reference, by a search with so many
+                renderings; see :mod:`dfx.render.refinement`.
             target: of the shape of the audio.
+            reference: a recording of any length and number of channels, ``(samples,)`` or ``(channels, samples)``.
+            reference_sample_rate: in Hz; by default that of the audio.
 
         Raises:
-            UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, or
-                if options exclude each other.
+            UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, if
+                the reference is silent or shorter than a second, or if options exclude each other.
         """
         channels = _channels_of(audio, "audio")
         options = StreamingOptions(interpolation, causal, own_level, loudness)
-        check_refinement(options, refine, target is not None)
+        check_refinement(options, refine, target is not None, reference is not None)
         open_input = functools.partial(stream_array, channels, sample_rate)
-        open_target = None
+        goal: Goal | None = None
+        if reference is not None:
+            rate = sample_rate if reference_sample_rate is None else reference_sample_rate
+            form = _channels_of(reference, "reference"), rate, "the reference"
+            goal = self._read_reference(functools.partial(stream_array, *form))
         if target is not None:
-            open_target = functools.partial(stream_array, _channels_of(target, "target"), sample_rate, "the target")
-        model, refinement = self._refined(open_input, open_target, refine, progress)
+            form = _channels_of(target, "target"), sample_rate, "the target"
+            goal = functools.partial(stream_array, *form)
+        model, refinement = self._refined(open_input, goal, refine, progress)
         rendering = render_array(model, channels, sample_rate, options, progress)
         return Rendering(rendering.audio.reshape(np.shape(audio)), sample_rate, rendering.automation, refinement)
 
@@ -85,6 +95,7 @@ class Model:
         progress: bool = False,
         refine: int | None = None,
         target: str | None = None,
+        reference: str | Reference | None = None,
     ) -> RenderedFile:
         """Render a file of any length.
 
@@ -97,21 +108,26 @@ class Model:
             progress: show a bar on stderr.
             refine: as of :meth:`render`.
             target: the path of a recording of the input's length, sample rate and channels.
+            reference: as of :meth:`render`: its path, or what :meth:`read_reference` has read.
 
         Raises:
             UserError: if the input cannot be read, the output cannot be written or exists, the chain fails, or options
                 exclude each other.
         """
-        for path in filter(None, (input, target)):
+        for path in filter(None, (input, target, getattr(reference, "name", reference))):
             check_output(path, output, overwrite)
-        check_refinement(options, refine, target is not None)
+        check_refinement(options, refine, target is not None, reference is not None)
+        if isinstance(reference, str):
+            reference = self.read_reference(reference)
         name = "standard input" if input == PIPE else input
         with readable_path(input) as path:
             with closing(stream_file(path, name)) as stream:
                 file = OutputFile.like(stream, output, bit_depth)
             open_input = functools.partial(stream_file, path, name)
-            open_target = None if target is None else functools.partial(stream_file, target)
-            model, refinement = self._refined(open_input, open_target, refine, progress)
+            goal: Goal | None = reference
+            if target is not None:
+                goal = functools.partial(stream_file, target)
+            model, refinement = self._refined(open_input, goal, refine, progress)
             if output != PIPE:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:
@@ -120,20 +136,27 @@ class Model:
         warning = f"{output} lacks metadata of {name}: {', '.join(lost)}" if lost else None
         return RenderedFile(file, automation, writer.clipping, warning, refinement)
 
+    def read_reference(self, path: str) -> Reference:
+        """Read a reference once, for several files.
+
+        Raises:
+            DataError: if it cannot be decoded, is shorter than a second, or is silent.
+        """
+        return self._read_reference(functools.partial(stream_file, path))
+
+    def _read_reference(self, open_reference: Callable[[], Stream]) -> Reference:
+        return read_reference(open_reference, self.task.chain.sample_rate, self.task.chain.channels)
+
     def _refined(
-        self,
-        open_input: Callable[[], Stream],
-        open_target: Callable[[], Stream] | None,
-        renderings: int | None,
-        progress: bool,
+        self, open_input: Callable[[], Stream], goal: Goal | None, renderings: int | None, progress: bool
     ) -> tuple[Predictor, Refinement | None]:
         """Return the model as it renders, and how it was refined, if it was."""
-        if open_target is None or renderings is None:
+        if goal is None or renderings is None:
             return self.task, None
         # Imported here, because cma takes long and most renderings are not refined.
         from dfx.render.refinement import ShiftedPredictor, refine
 
-        refinement = refine(self.task, open_input, open_target, renderings, progress)
+        refinement = refine(self.task, open_input, goal, renderings, progress)
         return ShiftedPredictor(self.task, refinement.offsets), refinement
 
 
@@ -156,18 +179,22 @@ class RenderedFile:
     refinement: Refinement | None = None
 
 
-def check_refinement(options: StreamingOptions, refine: int | None, has_target: bool) -> None:
+def check_refinement(options: StreamingOptions, refine: int | None, has_target: bool, has_reference: bool) -> None:
     """Check options of refinement before any work.
 
     Raises:
-        UserError: if ``refine`` is out of its range, or comes without a target, causally or at the input's own level;
-            or if a target comes alone.
+        UserError: if ``refine`` is out of its range, comes with neither or both of target and reference, causally or at
+            the input's own level; or if one of these comes without it.
     """
     check_numbers({"refine": refine}, refine="2..1000000")
-    if (refine is not None) != has_target:
-        given, missing = ("a target", "a number of renderings (refine)")[:: 1 if has_target else -1]
-        raise UserError(f"{given} needs {missing}: give both, or neither")
-    if refine is not None and (options.causal or options.own_level):
+    if refine is None:
+        for name, is_given in {"a target": has_target, "a reference": has_reference}.items():
+            if is_given:
+                raise UserError(f"{name} needs a number of renderings (refine): give both, or neither")
+        return
+    if has_target == has_reference:
+        raise UserError("refinement (refine) needs a target or a reference: give one of them")
+    if options.causal or options.own_level:
         raise UserError("refinement compares whole recordings at the target's level: not causally, nor at own level")
 
 
@@ -188,11 +215,11 @@ def check_output(input: str, output: str, overwrite: bool) -> None:
     """Check that an output may be written.
 
     Raises:
-        UserError: if it is its own input, or exists and ``overwrite`` is false.
+        UserError: if it is the input, or exists and ``overwrite`` is false.
     """
     if output == PIPE or not Path(output).exists():
         return
     if input != PIPE and Path(output).samefile(input):
-        raise UserError(f"{output} is the input or its target: write to another file")
+        raise UserError(f"{output} is the input, its target or the reference: write to another file")
     if not overwrite:
         raise UserError(f"{output} exists: give --overwrite to replace it")

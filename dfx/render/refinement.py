@@ -1,17 +1,19 @@
-"""Refinement of a model's parameters for one recording whose target is known.
+"""Refinement of a model's parameters for one recording, towards its target or a reference.
 
 One offset in [-1, 1] for each parameter is added to all that the model predicts, which are then clipped to [0, 1]: a
-constant prediction stays constant. CMA-ES searches for the offsets, from 0 on, with the training loss between output
-and target: at the model's rate and channels, with the treatment, and with parameters that are held over each frame.
-Recordings of more than 16 s are compared in eight excerpts of 2 s, evenly spread.
+constant prediction stays constant. CMA-ES searches for the offsets, from 0 on: at the model's rate and channels, with
+the treatment, and with parameters that are held over each frame. It minimizes the training loss between output and
+target, or the distance of :mod:`dfx.render.reference` between output and reference, which need not be aligned.
+Recordings of more than 16 s are rendered in eight excerpts of 2 s, evenly spread.
 """
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +25,8 @@ from dfx.effects import ChainSpec
 from dfx.errors import DataError, check_numbers
 from dfx.losses import Loss
 from dfx.render.prediction import ContextReader, Predictor, measure_gain, predict_frames
-from dfx.render.search import Search
+from dfx.render.reference import Reference, distance_from
+from dfx.render.search import Found, Search
 
 _EXCERPTS, _EXCERPT_SECONDS = 8, 2.0
 _PATIENCE = 10
@@ -31,6 +34,10 @@ _PATIENCE = 10
 
 _SPREAD = 0.02
 """A prediction is a near start: from a wider first generation, many searches end where they began."""
+
+
+Goal = Callable[[], Stream] | Reference
+"""A function that opens a target, or a reference at the model's rate and channels."""
 
 
 class TrainedPredictor(Predictor, Protocol):
@@ -46,13 +53,15 @@ class Refinement:
 
     Args:
         offsets: of the parameters, in [-1, 1], ``(P,)``.
-        loss_before, loss_after: the training loss, without and with the offsets.
+        measure: the name of what was minimized.
+        loss_before, loss_after: its value without and with the offsets.
         renderings: how often the compared audio was rendered.
         compared_seconds: length of this audio.
         seconds: that the search took.
     """
 
     offsets: np.ndarray
+    measure: str
     loss_before: float
     loss_after: float
     renderings: int
@@ -61,7 +70,7 @@ class Refinement:
 
     def __str__(self) -> str:
         cost = f"{self.renderings} renderings of {self.compared_seconds:.1f} s, which took {self.seconds:.0f} s"
-        return f"training loss {self.loss_before:.4g} before and {self.loss_after:.4g} after {cost}"
+        return f"{self.measure} {self.loss_before:.4g} before and {self.loss_after:.4g} after {cost}"
 
 
 class ShiftedPredictor:
@@ -81,49 +90,75 @@ class ShiftedPredictor:
 def refine(
     model: TrainedPredictor,
     open_input: Callable[[], Stream],
-    open_target: Callable[[], Stream],
+    goal: Goal,
     renderings: int,
     progress: bool = False,
 ) -> Refinement:
-    """Search for the offsets that bring the output nearest to a target. Call it on the main thread.
+    """Search for the offsets that bring the output nearest to a target or a reference. Call it on the main thread.
 
     Args:
         model: a task in evaluation mode.
-        open_input, open_target: open the recordings at their beginning; called several times.
+        open_input: opens the recording at its beginning; called several times.
+        goal: opens the target likewise; or the reference.
         renderings: the most, rounded up to a whole generation; fewer if nothing improves.
         progress: show a bar on stderr.
 
     Raises:
         UserError: for a number of renderings out of its range, if the target has another length, sample rate or number
-            of channels than the input, if one cannot be decoded, or if every setting fails.
+            of channels than the input, if a recording cannot be decoded, or if every setting fails.
     """
     check_numbers({"refine": renderings}, refine="2..1000000")
-    with closing(open_input()) as input_stream, closing(open_target()) as target_stream:
-        _check_same_form(input_stream, target_stream)
-    began = time.perf_counter()
+    began, sample_rate = time.perf_counter(), model.chain.sample_rate
+    if not isinstance(goal, Reference):
+        _check_same_form(open_input, goal)
+    audio = _read_excerpts(model, open_input)
+    search = make_search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, progress=progress)
+    find: Callable[..., Found]
+    if isinstance(goal, Reference):
+        measure, find = "distance from the reference", partial(search.minimize, distance_from(goal, sample_rate))
+    else:
+        measure, find = "training loss", partial(search, target=_read_target(model, goal, audio.places))
+    mean = audio.parameters.mean(axis=(0, 1))
+    around = {"start": mean, "deviations": audio.parameters - mean, "frame_samples": model.window.frame_samples}
+    found = find(input=audio.input, **around)
+    compared = audio.input[:, 0].numel() / sample_rate
+    costs = found.evaluations, compared, time.perf_counter() - began
+    return Refinement(found.parameters - mean, measure, found.first_loss, found.loss, *costs)
+
+
+class _Excerpts(NamedTuple):
+    """Treated input ``(excerpts, channels, samples)``, predictions ``(excerpts, frames, P)``, starts and lengths."""
+
+    input: Tensor
+    parameters: np.ndarray
+    places: list[tuple[int, int]]
+
+
+def _read_excerpts(model: TrainedPredictor, open_input: Callable[[], Stream]) -> _Excerpts:
     with ExitStack() as stack:
 
-        def open_reader(open_stream: Callable[[], Stream], measures: bool = False) -> ContextReader:
-            recording = stack.enter_context(Recording(open_stream()))
+        def open_reader(measures: bool = False) -> ContextReader:
+            recording = stack.enter_context(Recording(open_input()))
             return ContextReader(model, recording, model.treatment, causal=False, measures=measures)
 
         is_levelled = model.treatment.input_lufs is not None
-        gain_db = measure_gain(open_reader(open_input, measures=True), model.treatment) if is_levelled else 0.0
-        contexts, input, target = open_reader(open_input), open_reader(open_input), open_reader(open_target)
-        inputs, targets, parameters = [], [], []
+        gain_db = measure_gain(open_reader(measures=True), model.treatment) if is_levelled else 0.0
+        contexts, input = open_reader(), open_reader()
+        inputs, parameters, places = [], [], []
         for frames, samples in _excerpts(input.samples, input.frame_samples, input.sample_rate):
             batches = predict_frames(contexts, model.treatment, frames, None, gain_db)
             parameters.append(np.concatenate([batch.parameters for batch in batches]))
-            start = frames.start * input.frame_samples
-            inputs.append(input.read(start, samples) * db_to_amplitude(gain_db))
-            targets.append(target.read(start, samples))
-    automation = np.stack(parameters)
-    mean = automation.mean(axis=(0, 1))
-    search = make_search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, progress=progress)
-    found = search(torch.stack(inputs), torch.stack(targets), mean, automation - mean, input.frame_samples)
-    compared = len(inputs) * samples / input.sample_rate
-    costs = found.evaluations, compared, time.perf_counter() - began
-    return Refinement(found.parameters - mean, found.first_loss, found.loss, *costs)
+            places.append((frames.start * input.frame_samples, samples))
+            inputs.append(input.read(*places[-1]) * db_to_amplitude(gain_db))
+        return _Excerpts(torch.stack(inputs), np.stack(parameters), places)
+
+
+def _read_target(
+    model: TrainedPredictor, open_target: Callable[[], Stream], places: Sequence[tuple[int, int]]
+) -> Tensor:
+    with Recording(open_target()) as recording:
+        reader = ContextReader(model, recording, model.treatment, causal=False)
+        return torch.stack([reader.read(*place) for place in places])
 
 
 def make_search(chain: ChainSpec, loss: Loss, renderings: int, seed: int = 0, progress: bool | None = None) -> Search:
@@ -131,11 +166,12 @@ def make_search(chain: ChainSpec, loss: Loss, renderings: int, seed: int = 0, pr
     return Search(chain, loss, renderings, seed, _PATIENCE, _SPREAD, progress)
 
 
-def _check_same_form(input: Stream, target: Stream) -> None:
-    forms = [
-        f"{stream.samples} samples at {stream.sample_rate} Hz in {stream.channels} channels"
-        for stream in (input, target)
-    ]
+def _check_same_form(open_input: Callable[[], Stream], open_target: Callable[[], Stream]) -> None:
+    with closing(open_input()) as input, closing(open_target()) as target:
+        forms = [
+            f"{stream.samples} samples at {stream.sample_rate} Hz in {stream.channels} channels"
+            for stream in (input, target)
+        ]
     if forms[0] != forms[1]:
         raise DataError(f"{target.name} has {forms[1]}: a target must have the form of {input.name}, {forms[0]}")
 

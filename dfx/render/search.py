@@ -2,6 +2,7 @@
 
 import math
 import queue
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class Found(NamedTuple):
 
     Args:
         parameters: ``(P,)`` in [0, 1].
-        loss: of these.
+        loss: of these, or the measure.
         first_loss: of the start.
         evaluations: the settings that were tried.
     """
@@ -88,12 +89,37 @@ class Search:
         deviations: np.ndarray | None = None,
         frame_samples: int = 0,
     ) -> Found:
-        """Search the best setting for recordings of one length; it is never worse than the start.
-
-        The loss is the mean over batches of eight. A setting at which an effect fails counts as the worst.
+        """Search the best setting for recordings of one length, by the mean of the loss over batches of eight.
 
         Args:
             input, target: ``(batch, channels, samples)``.
+            start, deviations, frame_samples: as of :meth:`minimize`.
+
+        Raises:
+            UserError: if every setting fails.
+        """
+
+        def compare(output: Tensor) -> float:
+            batches = zip(output.split(_BATCH), target.split(_BATCH))
+            return float(np.mean([loss_of_recordings(self._loss, *batch) for batch in batches]))
+
+        return self.minimize(compare, input, start, deviations, frame_samples)
+
+    def minimize(
+        self,
+        measure: Callable[[Tensor], float],
+        input: Tensor,
+        start: np.ndarray | None = None,
+        deviations: np.ndarray | None = None,
+        frame_samples: int = 0,
+    ) -> Found:
+        """Search the setting whose output has the least value of a measure; it is never worse than the start.
+
+        A setting at which an effect fails counts as the worst.
+
+        Args:
+            measure: of the output, which has the shape of the input; called in several threads.
+            input: ``(batch, channels, samples)``.
             start: ``(P,)`` in [0, 1]; by default the chain's defaults.
             deviations: of an automation from the setting, ``(batch, frames, P)``; parameters are clipped to [0, 1]. By
                 default none: the setting is constant.
@@ -114,7 +140,7 @@ class Search:
         with ThreadPoolExecutor(self._workers) as pool, progress:
 
             def loss_of(setting: np.ndarray) -> float:
-                return self._loss_of(input, target, np.clip(setting + deviations, 0, 1), frame_samples)
+                return self._measure(measure, input, np.clip(setting + deviations, 0, 1), frame_samples)
 
             def measure_losses(settings: list[np.ndarray]) -> list[float]:
                 losses = list(pool.map(loss_of, settings))
@@ -162,11 +188,11 @@ class Search:
         # cma cannot bound a single dimension: a single parameter gets a second one without effect.
         return cma.CMAEvolutionStrategy([*start, 0.5] if len(start) == 1 else start, self._spread, options)
 
-    def _loss_of(self, input: Tensor, target: Tensor, parameters: np.ndarray, frame_samples: int) -> float:
-        """Return the loss at parameters ``(batch, frames, P)``."""
+    def _measure(
+        self, measure: Callable[[Tensor], float], input: Tensor, parameters: np.ndarray, frame_samples: int
+    ) -> float:
+        """Return the measure of the output at parameters ``(batch, frames, P)``."""
         try:
-            output = torch.stack([self.render(*each, frame_samples) for each in zip(input, parameters)])
+            return measure(torch.stack([self.render(*each, frame_samples) for each in zip(input, parameters)]))
         except RenderError:
             return math.inf
-        batches = zip(output.split(_BATCH), target.split(_BATCH))
-        return float(np.mean([loss_of_recordings(self._loss, *batch) for batch in batches]))

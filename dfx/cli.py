@@ -259,12 +259,12 @@ class DfxCLI(LightningCLI):
         parser.usage = "train.py {fit,validate,test} --config CONFIG [--OPTION VALUE ...]"
         parser.epilog = (
             "The options of a task and of its encoder, loss, gradient and optimizer: train.py fit --model.help TASK, "
-            "for the tasks TubeAmp, NonSpeech and Mastering."
+            "for the tasks TubeAmp, NonSpeech, Mastering and StyleTransfer."
         )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_class_arguments(LoggingOptions, "logging")
-        for source in ("chain.sample_rate", "chain.channels", "window", "treatment", "augmentation"):
+        for source in ("chain.sample_rate", "chain.channels", "window", "treatment", "augmentation", "takes_reference"):
             target = f"data.{source.split('.')[-1]}"
             parser.link_arguments("model", target, compute_fn=attrgetter(source), apply_on="instantiate")
 

@@ -17,6 +17,7 @@ from dfx.errors import UserError, check_numbers
 FFT_SAMPLES = 1024
 HOP_SAMPLES = 256
 MEL_BANDS = 128
+SUMMARY_BANDS = 32
 
 Backbone = Literal["inception", "mobilenet_v2", "conv"]
 
@@ -77,6 +78,17 @@ class LogMel(nn.Module):
         return torch.log10(power @ self.mel.mel_scale.fb + 1e-6)[:, None]
 
 
+def summarize(log_mel: Tensor) -> Tensor:
+    """Return the average spectrum and the fluctuation of a log-mel spectrogram, ``(..., frames, 128)``.
+
+    Both are in units of 3 dB, in 32 bands of four mel bands: the level of the mean power, and the standard deviation of
+    the level over time. The result is ``(..., 64)``.
+    """
+    power = (10**log_mel).unflatten(-1, (SUMMARY_BANDS, -1)).sum(-1)
+    spectrum, fluctuation = power.mean(-2).log10(), power.log10().std(-2)
+    return torch.cat([spectrum, fluctuation], dim=-1) / 0.3
+
+
 class Dropout(nn.Module):
     """Dropout with one mask for all frames of an example.
 
@@ -110,6 +122,9 @@ class Encoder(nn.Module):
 
     Under autocast, the backbone runs in the lower precision, and its input and the parameters keep theirs.
 
+    With ``takes_reference``, the last layer also gets the difference between the summaries of a reference and of the
+    context, see :func:`summarize`: few recordings suffice to learn how parameters follow from it.
+
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
         sample_rate: of the context, in Hz.
@@ -117,6 +132,7 @@ class Encoder(nn.Module):
         context_samples: length of the context of one frame; at least two mel frames, 1280 samples.
         frame_samples: distance between the contexts of consecutive frames.
         rand: draws the dropout masks, see :class:`Dropout`.
+        takes_reference: predict parameters that make the audio of the context sound like a reference.
 
     Raises:
         UserError: if the context is too short, or if ``conv`` is given a frame that is no multiple of 256 samples.
@@ -130,6 +146,7 @@ class Encoder(nn.Module):
         context_samples: int = 40960,
         frame_samples: int = 1024,
         rand: Callable[..., Tensor] = torch.rand,
+        takes_reference: bool = False,
     ) -> None:
         super().__init__()
         if context_samples < FFT_SAMPLES + HOP_SAMPLES:
@@ -143,7 +160,7 @@ class Encoder(nn.Module):
         self.backbone, features = _make_backbone(options, context_samples, frame_samples)
         # The layout with the fastest kernels of convolution and pooling. torch's stubs lack this form of `to`.
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = nn.Linear(features, len(defaults))
+        self.head = nn.Linear(features + takes_reference * 2 * SUMMARY_BANDS, len(defaults))
         if options.conventions == "keras":
             _follow_keras(self.input_norm, momentum=0.99)
             _follow_keras(self.head)
@@ -159,13 +176,20 @@ class Encoder(nn.Module):
         self.head.weight.zero_()
         self.head.bias.copy_(_logit(parameters))
 
-    def forward(self, context: Tensor) -> Tensor:
+    def summarize(self, reference: Tensor) -> Tensor:
+        """Return the summaries of references, ``(batch, channels, samples)``, of any length from 1280 samples on."""
+        with torch.autocast(reference.device.type, enabled=False):
+            return summarize(self.log_mel(reference.mean(dim=1)))[:, 0]
+
+    def forward(self, context: Tensor, reference: Tensor | None = None) -> Tensor:
         """Predict parameters in (0, 1), ``(batch, frames, P)``.
 
         Args:
             context: of ``frames`` consecutive frames, ``(batch, channels, context_samples + (frames - 1) *
                 frame_samples)``; channels are averaged. The parameters of a frame depend on its
                 ``context_samples`` alone.
+            reference: the summaries of the references, ``(batch, 64)`` or ``(1, 64)`` for all examples; see
+                :meth:`summarize`.
 
         Raises:
             ValueError: for other lengths.
@@ -182,7 +206,18 @@ class Encoder(nn.Module):
         features = self.backbone(self.input_norm(log_mel)).to(self.head.weight)
         features = features.view(len(context), -1, features.shape[-1])
         with torch.autocast(audio.device.type, enabled=False):
-            return torch.sigmoid(self.head(self.dropout(features)))
+            features = self.dropout(features)
+            if reference is not None:
+                difference = reference[:, None] - self._summarize_contexts(log_mel, features.shape[:2])
+                features = torch.cat([features, difference], dim=-1)
+            return torch.sigmoid(self.head(features))
+
+    def _summarize_contexts(self, log_mel: Tensor, shape: torch.Size) -> Tensor:
+        """Return the summaries of the contexts of all frames, ``(batch, frames, 64)``."""
+        if isinstance(self.backbone, Conv):
+            frames = 1 + (self.context_samples - FFT_SAMPLES) // HOP_SAMPLES
+            log_mel = log_mel[:, 0].unfold(1, frames, self.frame_samples // HOP_SAMPLES).transpose(2, 3)
+        return summarize(log_mel).view(*shape, -1)
 
 
 def _logit(parameters: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dfx.commands import HELP
 
 ARGUMENTS = {
     **{command: [command, "--help"] for command in ("fit", "validate", "test")},
-    **{task: ["fit", "--model.help", task] for task in ("TubeAmp", "NonSpeech", "Mastering")},
+    **{task: ["fit", "--model.help", task] for task in ("TubeAmp", "NonSpeech", "Mastering", "StyleTransfer")},
 }
 """Arguments of ``train.py`` by the name of the file with their help."""
 

@@ -21,12 +21,12 @@ EFFECTS = [
 STEPS_IN_EPOCH = 6
 
 
-def task(effects=EFFECTS, kind=TubeAmp, redraw="excerpt", dropout=0.0, **options) -> Task:
+def task(effects=EFFECTS, kind=TubeAmp, redraw="excerpt", dropout=0.0, backbone="mobilenet_v2", **options) -> Task:
     pl.seed_everything(0, verbose=False)
     return kind(
         effects,
         **{"context_samples": 4096, "frame_samples": 1024, **options},
-        encoder=EncoderOptions(width=0.1, dropout=dropout),
+        encoder=EncoderOptions(backbone, 0.1, dropout=dropout),
         loss=LossOptions(fft_sizes=[512, 256]),
         gradient=GradientOptions(redraw=redraw),
         optimizer=OptimizerOptions(learning_rate=1e-3),

@@ -234,7 +234,7 @@ def test_help_begins_with_the_commands_of_a_user(monkeypatch, capsys):
     assert printed_help(monkeypatch, capsys, "--help").count("    python ") == 5
 
 
-@pytest.mark.parametrize("task", ["TubeAmp", "NonSpeech", "Mastering"])
+@pytest.mark.parametrize("task", ["TubeAmp", "NonSpeech", "Mastering", "StyleTransfer"])
 def test_every_option_of_a_task_is_explained(task, monkeypatch, capsys):
     printed = printed_help(monkeypatch, capsys, "fit", "--model.help", task)
     entries = re.split(r"\n(?=  --model)", printed)[1:]

@@ -135,6 +135,26 @@ class AudioFile(AudioSource):
         return _decode_once(self.path, os.stat(self.path).st_mtime_ns)[first:last].T
 
 
+@dataclass(frozen=True)
+class AudioPart(AudioSource):
+    """Consecutive samples of another source, from ``first`` on; outside of them there is silence."""
+
+    path: str
+    sample_rate: int
+    channels: int
+    samples: int
+    source: AudioSource
+    first: int
+
+    @classmethod
+    def of(cls, source: AudioSource, first: int, samples: int) -> "AudioPart":
+        """Return a part, in samples at the source's own rate."""
+        return cls(source.path, source.sample_rate, source.channels, samples, source, first)
+
+    def _read_inside(self, first: int, last: int) -> np.ndarray:
+        return self.source._read_inside(self.first + first, self.first + last)
+
+
 @functools.lru_cache(maxsize=_SHORT_FILES)
 def _decode_short(path: str, modified_ns: int) -> np.ndarray:
     """Decode a short file, which training reads in every epoch: float32 ``(channels, samples)``."""

@@ -79,16 +79,17 @@ class Degrader:
         # Not the generator of the augmentation, which has the same seed.
         random = np.random.default_rng([seed, 1])
         is_real = random.random() >= self._share and pair.input != pair.target
-        return None if is_real else functools.partial(self._degrade, values=self._draw_values(random))
+        return None if is_real else functools.partial(self.degrade, values=self.draw_values(random))
 
-    def _draw_values(self, random: np.random.Generator) -> np.ndarray:
+    def draw_values(self, random: np.random.Generator) -> np.ndarray:
+        """Draw the values of one change, in their units."""
         space = self._spec.space
         uniform = space.denormalize(random.random(len(space)))
         low, high, mean = np.array([(p.low, p.high, p.default) for p in space.parameters]).T
         normal = np.clip(random.normal(mean, np.nan_to_num(self._deviations)), low, high)
         return np.where(np.isnan(self._deviations), uniform, normal)
 
-    def _degrade(self, audio: Tensor, values: np.ndarray) -> Tensor:
+    def degrade(self, audio: Tensor, values: np.ndarray) -> Tensor:
         """Map ``(channels, samples)`` to the same shape, without the chain's latency."""
         return torch.from_numpy(self._chain.render_whole(audio.numpy(), values))
 

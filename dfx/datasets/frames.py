@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfx.datasets.degradation import Degrader
+from dfx.datasets.pairs import Pair
 from dfx.datasets.treatment import Augmentation, TreatedPairs
 
 
@@ -89,8 +91,9 @@ class Step(NamedTuple):
 class Steps(Dataset):
     """Audio of the steps of pairs, indexed by :class:`Step`; the augmentation changes every excerpt.
 
-    A ``degrader`` makes the inputs of some excerpts from their targets, with the context around them.
-    ``cached_excerpts`` decoded excerpts are kept in memory; a batch uses one for each lane.
+    A ``degrader`` makes the inputs of some excerpts from their targets, with the context around them. The reference of
+    an excerpt is as long as a context, from a random place. ``cached_excerpts`` decoded excerpts are kept in memory; a
+    batch uses one for each lane.
     """
 
     def __init__(
@@ -105,19 +108,34 @@ class Steps(Dataset):
         self._excerpt = functools.lru_cache(maxsize=cached_excerpts)(self._read_excerpt)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
-        """Return ``input`` and ``target``, each ``(channels, window.samples)``, and the flag ``restart``, ``()``."""
-        start = step.number * self.window.step_samples
-        input, target = (side[..., start : start + self.window.samples] for side in self._excerpt(step.excerpt))
-        return {"input": input, "target": target, "restart": torch.tensor(step.number == 0)}
+        """Return ``input`` and ``target``, each ``(channels, window.samples)``, and the flag ``restart``, ``()``.
 
-    def _read_excerpt(self, excerpt: Excerpt) -> tuple[Tensor, Tensor]:
+        Pairs with a reference also have ``reference``, ``(channels, window.context_samples)``.
+        """
+        start = step.number * self.window.step_samples
+        *sides, reference = self._excerpt(step.excerpt)
+        input, target = (side[..., start : start + self.window.samples] for side in sides)
+        batch = {"input": input, "target": target, "restart": torch.tensor(step.number == 0)}
+        return batch if reference is None else {**batch, "reference": reference}
+
+    def _read_excerpt(self, excerpt: Excerpt) -> tuple[Tensor, Tensor, Tensor | None]:
         start = excerpt.start - self.window.before
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         pair = self.pairs.pairs[excerpt.pair]
         change = self.degrader.draw(pair, excerpt.seed) if self.degrader else None
         input, target = self.pairs.read(excerpt.pair, start, samples, change)
         rendered = slice(self.window.before, self.window.before + excerpt.steps * self.window.step_samples)
-        return self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)
+        sides = self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)
+        return *sides, self._read_reference(pair, excerpt)
+
+    def _read_reference(self, pair: Pair, excerpt: Excerpt) -> Tensor | None:
+        if pair.reference is None:
+            return None
+        samples = self.window.context_samples
+        spare = max(0, pair.reference.samples_at(self.pairs.sample_rate) - samples)
+        # Neither the generator of the augmentation nor that of the degradation.
+        start = int(np.random.default_rng([excerpt.seed, 2]).integers(spare + 1))
+        return self.pairs.read_reference(excerpt.pair, start, samples)
 
 
 class Excerpts(Sampler[Excerpt]):

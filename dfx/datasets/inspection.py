@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfx.audio.levels import SILENCE, amplitude_to_db, frame_levels_db
 from dfx.audio.loudness import Loudness
-from dfx.audio.reading import AudioFile
+from dfx.audio.reading import AudioSource
 from dfx.datasets.pairs import Pair
 
 _BLOCK_SECONDS = 10
@@ -108,7 +108,7 @@ def inspect_pair(pair: Pair, split: str = "", whole: bool = True) -> Look:
     return Look(pair.name, split, input, target, *_compare(*sides, input.sample_rate))
 
 
-def _measure(file: AudioFile, starts: Iterable[int], block: int) -> tuple[Side, int]:
+def _measure(file: AudioSource, starts: Iterable[int], block: int) -> tuple[Side, int]:
     """Measure a file, and return the start of its loudest block too."""
     loudness = Loudness(file.sample_rate)
     peak, clipped, loudest = 0.0, 0, (-1.0, 0)
@@ -210,7 +210,7 @@ def describe_levels(looks: Sequence[Look]) -> list[str]:
     return found
 
 
-def describe_conversion(files: Sequence[AudioFile], sample_rate: int, channels: int) -> list[str]:
+def describe_conversion(files: Sequence[AudioSource], sample_rate: int, channels: int) -> list[str]:
     """Return a sentence for every way in which training changes files as it reads them, and for what they lack."""
     found = []
     for rate, count in sorted(Counter(file.sample_rate for file in files if file.sample_rate != sample_rate).items()):

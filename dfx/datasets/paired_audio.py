@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from dfx import distributed
 from dfx.datasets.degradation import Degradation, Degrader
 from dfx.datasets.frames import EvaluationLanes, Excerpt, Excerpts, Steps, TrainingLanes, TrainingLoader, Window
+from dfx.datasets.halves import halve
 from dfx.datasets.inspection import describe_conversion, glance
 from dfx.datasets.pairs import (
     SPLITS,
@@ -40,6 +41,8 @@ class PairedAudio(pl.LightningDataModule):
         treatment: preprocessing of all audio.
         augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts.
         degradation: makes inputs of training excerpts by degrading their targets at random; by default, all are real.
+        takes_reference: cut the target of every pair in halves, as :func:`dfx.datasets.halves.halve`: an example has
+            the ``reference`` of its other half, and the inputs of all splits are degraded.
         rows: selects rows of the manifest by patterns for some of its columns, for instance ``{speaker: "anna*"}``.
         fold: the number of a fold and the number of folds, for instance ``[2, 5]``: the pairs are divided into folds
             instead of the splits, and this one is tested. ``run.folds`` trains all of them.
@@ -67,6 +70,7 @@ class PairedAudio(pl.LightningDataModule):
     treatment: Treatment = Treatment()
     augmentation: Augmentation = Augmentation()
     degradation: Degradation | None = None
+    takes_reference: bool = False
     rows: dict[str, str] | None = None
     fold: Fold | None = None
     batch_size: int = 16
@@ -87,8 +91,12 @@ class PairedAudio(pl.LightningDataModule):
         self.arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         self.arguments["degradation"] = asdict(self.degradation) if self.degradation else None
         self.splits: dict[str, list[Pair]] = {}
+        self._used: dict[str, list[Pair]] = {}
         self._degrader: Degrader | None = None
         self._recordings: list[Pair] = []
+        if self.takes_reference and not self.degradation:
+            fault = "the task takes a reference and makes its inputs from finished recordings"
+            raise DataError(f"{fault}: set data.degradation, the effects that degrade them, as in configs/style.yaml")
         if self.degradation:
             self._degrader = Degrader(self.degradation, self.sample_rate, self.channels, self.num_workers)
         self._train_loader: TrainingLoader | None = None
@@ -158,7 +166,9 @@ class PairedAudio(pl.LightningDataModule):
                 self._note(f"warning: {warnings[0]}{more}")
             if distributed.is_rank_zero():
                 self._glance(everything)
-        self.splits, self.arguments["pairs"] = splits, records  # only if all checks pass
+        # Halved once, since the loudness of a degraded half is kept for the half.
+        used = {name: self._halved(pairs) for name, pairs in {**splits, "recordings": self._recordings}.items()}
+        self.splits, self._used, self.arguments["pairs"] = splits, used, records  # only if all checks pass
         for split, pairs in splits.items():
             shorter = sum(pair.input.samples_at(self.sample_rate) < self.window.context_samples for pair in pairs)
             if shorter and distributed.is_rank_zero():
@@ -224,7 +234,7 @@ class PairedAudio(pl.LightningDataModule):
 
     def whole_pairs(self, split: str) -> TreatedPairs:
         """Return the treated pairs of ``train``, ``validation`` or ``test``."""
-        return TreatedPairs(self.splits[split], self.treatment, self.sample_rate, self.channels)
+        return TreatedPairs(self._used[split], self.treatment, self.sample_rate, self.channels)
 
     @property
     def _loading(self) -> dict[str, Any]:
@@ -238,7 +248,12 @@ class PairedAudio(pl.LightningDataModule):
         return Steps(pairs, self.window, self.augmentation, 2 * self.batch_size, degrader)
 
     def _pairs(self, split: str) -> list[Pair]:
-        return self.splits[split] + (self._recordings if split == "train" else [])
+        return self._used[split] + (self._used["recordings"] if split == "train" else [])
+
+    def _halved(self, pairs: list[Pair]) -> list[Pair]:
+        if not (self.takes_reference and self.degradation):
+            return pairs
+        return halve(pairs, self.degradation, self.window.context_samples / self.sample_rate)
 
     def _excerpts(self, split: str, shuffle: bool, most_steps: int | None = None) -> Excerpts:
         lengths = [pair.input.samples_at(self.sample_rate) for pair in self._pairs(split)]

@@ -32,12 +32,14 @@ class Pair:
         input, target: the files.
         group: what several pairs share, such as a note, speaker or song, so that they are not independent; by default
             the name.
+        reference: a recording that sounds as the target does, for tasks that take one.
     """
 
     name: str
-    input: AudioFile
-    target: AudioFile
+    input: AudioSource
+    target: AudioSource
     group: str
+    reference: AudioSource | None = None
 
 
 Listed = tuple[Pair, str]
@@ -176,7 +178,7 @@ def check_audio(
     """
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
 
-    def check(file: AudioFile) -> Check:
+    def check(file: AudioSource) -> Check:
         return check_file(file, sample_rate or file.sample_rate, channels or file.channels, read)
 
     with ThreadPoolExecutor() as executor:
@@ -197,7 +199,7 @@ class Check(NamedTuple):
     warning: str | None = None
 
 
-def check_file(file: AudioFile, sample_rate: int, channels: int, read: Read = AudioSource.read) -> Check:
+def check_file(file: AudioSource, sample_rate: int, channels: int, read: Read = AudioSource.read) -> Check:
     """Read a file once, as training at a rate and with a number of channels does."""
     peak = peak_of_all = energy = energy_of_all = 0.0
     samples, block = file.samples_at(sample_rate), _CHECK_SECONDS * sample_rate

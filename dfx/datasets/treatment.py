@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, rms
 from dfx.audio.loudness import SILENCE_LUFS, lufs
-from dfx.audio.reading import AudioFile, AudioSource
+from dfx.audio.reading import AudioSource
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError, check_numbers
 
@@ -60,15 +60,15 @@ class Treatment:
         audio = self._highpass(functional.pad(audio, (margin, margin)), sample_rate)
         return audio * self._gain(audio, sample_rate) if side == "input" else audio
 
-    def read(self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int, side: Side) -> Tensor:
-        """Read a window of the treated file, as :meth:`AudioFile.read` does; adjacent windows join without a seam."""
+    def read(self, file: AudioSource, start: int, samples: int, sample_rate: int, channels: int, side: Side) -> Tensor:
+        """Read a window of the treated file, as :meth:`AudioSource.read` does; adjacent windows join without a seam."""
         audio = self.read_filtered(file, start, samples, sample_rate, channels)
         if side == "input" and self.input_lufs is not None:
             audio = audio * db_to_amplitude(self.gain_db(_loudness_of_file(self, file, sample_rate, channels)))
         return audio
 
     def read_changed(
-        self, file: AudioFile, start: int, samples: int, sample_rate: int, channels: int, change: Change
+        self, file: AudioSource, start: int, samples: int, sample_rate: int, channels: int, change: Change
     ) -> Tensor:
         """Read a window of an input that a change makes from a recording, and treat it.
 
@@ -138,7 +138,7 @@ class Treatment:
 
 
 @functools.cache
-def _loudness_of_file(treatment: Treatment, file: AudioFile, sample_rate: int, channels: int) -> float:
+def _loudness_of_file(treatment: Treatment, file: AudioSource, sample_rate: int, channels: int) -> float:
     measured = file.channels if channels == 1 else channels
     return lufs(treatment.read_filtered(file, 0, file.samples_at(sample_rate), sample_rate, measured), sample_rate)
 
@@ -169,11 +169,18 @@ class TreatedPairs(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``."""
+        """Return a pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``.
+
+        A pair with a reference also has ``reference``, which is whole and not treated, ``(channels, samples)``.
+        """
         pair = self.pairs[index]
         samples = pair.input.samples_at(self.sample_rate)
         input, target = self.read(index, 0, min(samples, self.samples or samples))
-        return {"input": input, "target": target, "name": pair.name, "group": pair.group}
+        whole = {"input": input, "target": target, "name": pair.name, "group": pair.group}
+        if pair.reference is not None:
+            length = pair.reference.samples_at(self.sample_rate)
+            whole["reference"] = pair.reference.read(0, length, self.sample_rate, self.channels)
+        return whole
 
     def read(self, pair: int, start: int, samples: int, change: Change | None = None) -> tuple[Tensor, Tensor]:
         """Return a window of input and target, each ``(channels, samples)``; a change makes the input of the target."""
@@ -183,6 +190,12 @@ class TreatedPairs(Dataset):
         if change:
             return self.treatment.read_changed(files.target, *window, change), target
         return self.treatment.read(files.input, *window, "input"), target
+
+    def read_reference(self, pair: int, start: int, samples: int) -> Tensor:
+        """Return a window of the reference, ``(channels, samples)``, treated as a target."""
+        reference = self.pairs[pair].reference
+        assert reference is not None
+        return self.treatment.read(reference, start, samples, self.sample_rate, self.channels, "target")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from dfx.losses import Loss, loss_of_recordings
 from dfx.metrics import Span, attenuated, compare, damage, level_change, outside
 from dfx.render.automation import Automation, Interpolation
 from dfx.report.write import write_report
-from dfx.tasks import Task
+from dfx.tasks import StyleTransfer, Task
 from dfx.writing import file_stem, write_csv, write_text
 
 Row = dict[str, Any]
@@ -65,8 +65,8 @@ def evaluate(
     Args:
         task: the trained model.
         pairs: ``input`` and ``target``, ``(channels, samples)`` at the task's rate, ``name`` and ``group``; without a
-            group, a pair is one by itself. ``outputs`` are those of further methods, by name; see
-            :class:`~dfx.evaluation.clips.PairsWithClips`.
+            group, a pair is one by itself. ``reference`` is that of a task which takes one. ``outputs`` are those of
+            further methods, by name; see :class:`~dfx.evaluation.clips.PairsWithClips`.
         folder: to write to; created if it does not exist. The module's docstring lists its files.
         baselines: any of :data:`~dfx.evaluation.options.BASELINES`.
         training: the training pairs, for baselines that learn from them.
@@ -85,6 +85,8 @@ def evaluate(
     files: list[dict[str, object]] = []
     for index in tqdm(range(len(pairs)), desc="Evaluating", unit="file", disable=None):
         pair = pairs[index]
+        if isinstance(task, StyleTransfer):
+            task.set_reference(pair["reference"])
         rendering = task.render(pair["input"], interpolation)
         outputs = {name: baseline(pair, rendering.automation) for name, baseline in methods.items()}
         outputs |= pair.get("outputs", {})

@@ -10,10 +10,11 @@ from dfx.errors import UserError, refuse_renamed
 from dfx.tasks.checkpoint import CheckpointError, read_checkpoint, read_effects
 from dfx.tasks.mastering import Mastering
 from dfx.tasks.nonspeech import NonSpeech
+from dfx.tasks.style_transfer import StyleTransfer
 from dfx.tasks.task import Task
 from dfx.tasks.tube_amp import TubeAmp
 
-TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering)}
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (TubeAmp, NonSpeech, Mastering, StyleTransfer)}
 
 _HINTS = get_type_hints(Task.__init__)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -86,6 +86,9 @@ class Task(pl.LightningModule):
         UserError: if a number is out of its range, a step too short for the loss, or a frame does not fit the encoder.
     """
 
+    takes_reference: ClassVar[bool] = False
+    """Whether ``encode`` compares the context with a reference, see :class:`~dfx.tasks.StyleTransfer`."""
+
     defaults: Tensor
 
     def __init__(
@@ -134,7 +137,9 @@ class Task(pl.LightningModule):
         # The last stage has the whole chain: if it cannot be built, this fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
         defaults = self.whole_chain.space.defaults.tolist()
-        self.encoder = Encoder(defaults, sample_rate, encoder, context_samples, frame_samples, distributed.rand_rows)
+        shape = context_samples, frame_samples
+        rand, takes = distributed.rand_rows, self.takes_reference
+        self.encoder = Encoder(defaults, sample_rate, encoder, *shape, rand, takes)
         self.register_buffer("defaults", torch.as_tensor(defaults, dtype=torch.float32), persistent=False)
         self.loss = make_loss(loss)
         # Fails if a step is too short for the loss.
@@ -177,14 +182,18 @@ class Task(pl.LightningModule):
 
     def encode(self, context: Tensor) -> Tensor:
         """Predict the parameters of the stage's chain for consecutive frames, as :class:`~dfx.encoder.Encoder`."""
-        return self.encoder(context)[..., : len(self.chain.parameters)]
+        return self._encode_all(context)[..., : len(self.chain.parameters)]
+
+    def _encode_all(self, context: Tensor) -> Tensor:
+        """Predict the parameters of the whole chain."""
+        return self.encoder(context)
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch; in pretraining, the mean square distance of the parameters to the defaults."""
         # In training every rank has a part of the batch; in validation, every rank has all of it.
         gather = distributed.gather_rows if self.training else lambda rows: rows
         if not self.stage.renders:
-            parameters = self.encoder(self.window.context(batch["input"]))
+            parameters = self._encode_all(self.window.context(batch["input"]))
             return (gather(parameters) - self.defaults).square().mean()
         output, _ = self(batch["input"], batch["restart"])
         return self.loss(gather(output), gather(self.window.delayed_step(batch["target"])))

@@ -1,0 +1,146 @@
+"""Style transfer is trained on halves of recordings, and renders with a reference."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from dfx.datasets import Degradation, PairedAudio
+from dfx.datasets.halves import halve
+from dfx.datasets.pairs import find_recordings
+from dfx.errors import UserError
+from dfx.tasks import StyleTransfer
+from tests import small_training
+from tests.known_effects import SAMPLE_RATE
+from tests.small_training import STEPS_IN_EPOCH, trainer, weights
+from tests.test_task import Crash
+
+DEGRADATION = Degradation([{"effect": "pedalboard:PeakFilter", "draw": {"gain_db": {"deviation": 6}, "q": None}}])
+CONTEXT = 4096
+
+
+def task(**options) -> StyleTransfer:
+    return small_training.task(kind=StyleTransfer, **options)
+
+
+def data(root, model: StyleTransfer, degradation: Degradation | None = DEGRADATION, **options) -> PairedAudio:
+    options = {"degradation": degradation, "takes_reference": model.takes_reference, **options}
+    return small_training.data(root, model, treatment=model.treatment, **options)
+
+
+def ready(root, **options) -> PairedAudio:
+    module = data(root, task(), **options)
+    module.setup("fit")
+    return module
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=generator)
+
+
+def write_ramps(folder, count: int = 10, seconds: float = 1.0):
+    """Write pairs whose targets tell a sample's place: they rise from 0.1 to 0.9."""
+    for side in ("input", "target"):
+        (folder / side).mkdir(parents=True)
+        for number in range(count):
+            ramp = np.linspace(0.1, 0.9, int(seconds * SAMPLE_RATE))
+            soundfile.write(folder / side / f"{number}.wav", ramp, SAMPLE_RATE, "FLOAT")
+    return folder
+
+
+@pytest.mark.parametrize("backbone", ["conv", "mobilenet_v2"])
+def test_the_reference_changes_the_parameters_and_the_output(backbone):
+    model, audio, outputs = task(backbone=backbone), noise(0.5), []
+    bright = noise(1.5, seed=1)
+    for reference in (bright, bright.cumsum(dim=1), bright):
+        model.set_reference(reference)
+        outputs.append(model.render(audio))
+    assert np.array_equal(outputs[0].audio, outputs[2].audio)
+    assert np.abs(outputs[0].automation.parameters - outputs[1].automation.parameters).max() > 1e-3
+    assert np.abs(outputs[0].audio - outputs[1].audio).max() > 1e-5
+
+
+def test_every_example_of_a_batch_has_its_own_reference():
+    model = task().eval()
+    context = torch.stack([noise(0.5)[:, :CONTEXT]] * 2)
+    references = torch.stack([noise(1.5, seed=1), 0.01 * noise(1.5, seed=2)])
+    together = model.encoder(context, model.encoder.summarize(references))
+    for number, reference in enumerate(references):
+        model.set_reference(reference)
+        torch.testing.assert_close(model.encode(context)[number], together[number])
+
+
+def test_the_summary_of_a_frame_is_that_of_its_context_alone():
+    model = task(backbone="conv").eval()
+    model.set_reference(noise(1.5, seed=1))
+    audio = noise(1)[None, :, : CONTEXT + 3 * 1024]
+    alone = [model.encode(audio[..., start : start + CONTEXT]) for start in range(0, 4 * 1024, 1024)]
+    torch.testing.assert_close(model.encode(audio), torch.cat(alone, dim=1))
+
+
+def test_an_excerpt_and_its_reference_come_from_different_halves(tmp_path):
+    module = ready(write_ramps(tmp_path / "ramps"))
+    middle = 0.5
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for batch in loader:
+            assert batch["reference"].shape == (len(batch["input"]), 1, CONTEXT)
+            for target, reference in zip(batch["target"], batch["reference"]):
+                inside = target[target > 0]
+                assert (inside.min() > middle - 1e-3) == (reference.max() < middle + 1e-3)
+                assert (inside.max() < middle + 1e-3) == (reference.min() > middle - 1e-3)
+    first, second = (module.whole_pairs("test")[index] for index in (0, 1))
+    assert torch.equal(first["reference"], second["target"]) and torch.equal(second["reference"], first["target"])
+
+
+def test_held_out_inputs_are_degraded_alike_in_every_run(make_pairs):
+    root = make_pairs(12, seconds=1.0)
+    one, other = ready(root), ready(root)
+    for ours, theirs in zip(one.val_dataloader(), other.val_dataloader()):
+        assert torch.equal(ours["input"], theirs["input"]) and torch.equal(ours["reference"], theirs["reference"])
+    recordings = find_recordings(str(root / "target"))
+    pairs = [{pair.name: pair for pair in halve(some, DEGRADATION, 0.1)} for some in (recordings, recordings[::-1])]
+    for name, pair in pairs[0].items():
+        made, again, target = (
+            audio.read(100, 5000, SAMPLE_RATE, 1) for audio in (pair.input, pairs[1][name].input, pair.target)
+        )
+        assert torch.equal(made, again) and (made - target).abs().max() > 1e-4
+
+
+def test_a_killed_run_with_references_resumes_to_the_bit(make_pairs, tmp_path):
+    root = make_pairs(20, seconds=1.0)
+
+    def fit(*callbacks, **options):
+        model = task()
+        trainer(tmp_path, epochs=1, callbacks=callbacks).fit(model, datamodule=data(root, model), **options)
+        return weights(model)
+
+    uninterrupted = fit()
+    saved = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(saved, Crash(STEPS_IN_EPOCH // 2))
+    assert torch.equal(fit(ckpt_path=str(tmp_path / "last.ckpt")), uninterrupted)
+
+
+def test_a_model_is_tested_with_the_references_of_its_pairs(make_pairs):
+    model = task()
+    module = data(make_pairs(10, seconds=2.1), model)
+    (metrics,) = trainer().test(model, datamodule=module, verbose=False)
+    assert metrics["test/output/mrstft"] != metrics["test/input/mrstft"]
+
+
+def test_what_lacks_a_reference_is_refused_with_a_way_out(make_pairs):
+    model = task()
+    with pytest.raises(UserError, match="StyleTransfer needs a reference, .* give one"):
+        model.render(noise(0.5))
+    with pytest.raises(UserError, match=r"the reference lasts 0.50 s: give one of a second or more"):
+        model.set_reference(noise(0.5))
+    with pytest.raises(UserError, match="the reference is silent"):
+        model.set_reference(torch.zeros(1, 2 * SAMPLE_RATE))
+    with pytest.raises(UserError, match=r"set data.degradation, .* as in configs/style.yaml"):
+        data("anywhere", model, degradation=None)
+    with pytest.raises(
+        UserError, match=r"lasts 0.30 s, too short to be cut in halves: .* context, 0.19 s; leave it out"
+    ):
+        ready(make_pairs(10, seconds=0.3))

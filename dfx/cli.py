@@ -404,7 +404,7 @@ class DfxCLI(LightningCLI):
 
         text = cross_validate(folder, folds, train)
         print(f"\nAll pairs of {data.root}, each rendered by a model that was not trained on it, means:\n\n{text}\n")
-        print(f"folds and tables  {folder}")
+        print(f"{'folds':<11}  {folder}\n{list_places(folder / 'evaluation')}")
 
     def _check_same_options(self, file: Path) -> None:
         """Check that a fold was trained with the options that the others will be trained with."""

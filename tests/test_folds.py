@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 import signal
 import statistics
 
+import numpy as np
 import pytest
+import soundfile
 
 from dfx.callbacks.checkpoints import Stopped
 from dfx.cli import main
 from dfx.datasets.pairs import find_pairs
 from dfx.effects.parameter import Parameter
 from dfx.errors import DataError, UserError
+from dfx.evaluation.evaluate import write_evaluation
 from dfx.evaluation.folds import cross_validate
 from dfx.tasks import Task
 from tests.staged_run import change, checkpoints, config, fit, same  # noqa: F401
@@ -29,18 +33,22 @@ class Runs:
     def train(self, number: int, tested=None) -> None:
         self.trained.append(number)
         evaluation = self.folder / f"fold_{number}" / "evaluation"
-        (evaluation / "automation").mkdir(parents=True)
+        for part in ("audio", "automation"):
+            (evaluation / part).mkdir(parents=True)
         names = [pair.name for pair in self.folds[number - 1]["test"]] if tested is None else tested
         rows = [
             {"file": name, "group": name, "method": method, "loss": loss + int(name[-2:]), "left_out": {}}
             for name in names
             for method, loss in {"input": 2.0, "output": 1.0}.items()
         ]
-        parameters = [vars(Parameter("gain.gain_db", "dB", -10, 10, 0))]
-        (evaluation / "evaluation.json").write_text(json.dumps({"parameters": parameters}))
-        (evaluation / "automation" / "a.csv").write_text("seconds,gain.gain_db\n0,10\n")
-        (evaluation / "files.json").write_text(json.dumps(rows))
-        (evaluation / "report.html").touch()
+        for name in names:
+            for track in ("input", "output", "target"):
+                soundfile.write(evaluation / "audio" / f"{name}_{track}.flac", np.full(100, int(name[-2:]) / 10), 22050)
+            (evaluation / "automation" / f"{name}.csv").write_text("seconds,gain.gain_db\n0,10\n")
+        files = [{"name": name, "stem": name, "seconds": 0.005} for name in names]
+        about = {"task": "TubeAmp", "interpolation": "hold", "sample_rate": 22050, "frame_samples": 100, "files": files}
+        about["parameters"] = [vars(Parameter("gain.gain_db", "dB", -10, 10, 0))]
+        write_evaluation(evaluation, about, {"fixed": {"gain.gain_db": float(number)}}, rows)
 
     def run(self, train=None) -> str:
         return cross_validate(self.folder, self.folds, train or self.train)
@@ -54,15 +62,27 @@ def runs(make_pairs, tmp_path) -> Runs:
 def test_the_table_has_the_means_over_all_pairs(runs):
     text = runs.run()
     assert "Means of 7 files" in text and "upper end of their ranges nearly all the time: gain.gain_db" in text
-    means = json.loads((runs.folder / "means.json").read_text())
+    means = json.loads((runs.folder / "evaluation" / "means.json").read_text())
     assert means["output"]["loss"]["mean"] == 1 + statistics.mean(range(7))
-    files = list(csv.DictReader((runs.folder / "files.csv").open()))
+    files = list(csv.DictReader((runs.folder / "evaluation" / "files.csv").open()))
     assert sorted(row["file"] for row in files if row["method"] == "output") == [f"note_{i:02}" for i in range(7)]
     rows = list(csv.DictReader((runs.folder / "folds.csv").open()))
     assert [(row["fold"], row["method"]) for row in rows] == [
         (str(n), m) for n in (1, 2, 3) for m in ("input", "output")
     ]
     assert sum(int(row["files"]) for row in rows) == 14
+
+
+def test_the_page_has_the_files_and_settings_of_all_folds(runs):
+    runs.run()
+    page = (runs.folder / "evaluation" / "report.html").read_text()
+    files = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["files"]
+    assert sorted(file["name"] for file in files) == [f"note_{i:02}" for i in range(7)]
+    folds = {pair.name: number for number, fold in enumerate(runs.folds, 1) for pair in fold["test"]}
+    for file in files:
+        assert file["settings"] == {"fixed": {"gain.gain_db": folds[file["name"]]}}
+        audio, _ = soundfile.read(runs.folder / "evaluation" / "audio" / f"{file['name']}_output.flac")
+        assert audio == pytest.approx(int(file["name"][-2:]) / 10, abs=1e-3)
 
 
 def test_finished_folds_are_kept(runs):

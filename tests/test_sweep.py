@@ -57,6 +57,7 @@ wandb = {"mode": options.get("wandb.mode", "offline"), "project": "dfx"}
 (run / "resolved_config.yaml").write_text(json.dumps({"wandb": wandb}))
 (run / "evaluation").mkdir()
 (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": seed, "mrstft": 2 * seed}}))
+(run / "evaluation" / "report.html").touch()
 """
 
 
@@ -310,6 +311,7 @@ def test_train_itself_is_killed_resumed_and_summarized(tmp_path, monkeypatch):
 def write_run(run: Path, loss: float, history: Sequence[tuple] = ((0, 10, 32, 4, 1.0),)) -> None:
     (run / "evaluation").mkdir(parents=True)
     (run / "evaluation" / "metrics.json").write_text(json.dumps({"output": {"loss": loss, "mrstft": 1.0}}))
+    (run / "evaluation" / "report.html").touch()
     (run / "resolved_config.yaml").write_text("wandb: {mode: disabled, project: dfx}")
     columns = ("stage", "step", "progress/renderings", "progress/seconds", "validation/loss")
     (run / "history.jsonl").write_text("\n".join(json.dumps(dict(zip(columns, row))) for row in history))
@@ -354,6 +356,17 @@ def grid(sweep, tmp_path) -> list[Point]:
     return points
 
 
+def test_a_cross_validation_counts_as_one_run_with_the_means_of_its_folds(sweep, tmp_path):
+    (point,) = read_sweep(sweep(["end"], seeds=[0])).points()
+    for fold in (1, 2):
+        write_run(tmp_path / point.name / f"fold_{fold}", 7.0, [(0, 10, 32, 4, 1.0 + fold), (0, 20, 64, 8, 2.0 * fold)])
+    assert not read_runs(tmp_path, [point])
+    write_run(tmp_path / point.name, 5.0)
+    (run,) = read_runs(tmp_path, [point])
+    assert [run[column] for column in COLUMNS] == [3, 2.5, 64, 5, 1, 8]
+    assert run["course"] == [(32, 2.5), (64, 3)]
+
+
 def test_swept_parameters_are_columns_of_every_table(grid, tmp_path):
     text = summarize(tmp_path / "grid", "made", grid)
     for name in ("runs.csv", "summary.csv"):
@@ -365,7 +378,7 @@ def test_swept_parameters_are_columns_of_every_table(grid, tmp_path):
 
 
 def test_marginal_means_weigh_all_arms_alike_and_pool_the_variance_of_their_seeds(grid, tmp_path):
-    (tmp_path / "grid" / grid[0].name / "evaluation" / "metrics.json").unlink()
+    (tmp_path / "grid" / grid[0].name / "evaluation" / "report.html").unlink()
     summarize(tmp_path / "grid", "made", grid)
     rows = rows_of(tmp_path / "grid" / "marginal_means.csv")
     assert [(row["parameter"], row["value"], row["arms"], row["runs"]) for row in rows] == [

@@ -25,10 +25,11 @@ from dfx.benchmark import GRADIENTS
 from dfx.blackbox import EffectLayer
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
+from dfx.evaluation import is_evaluated
 from dfx.evaluation.results import Mean, format_mean
 from dfx.loggers.history import read_history
 from dfx.sweep.grid import Point
-from dfx.sweep.runner import Budget, Runner, is_finished, register, run_here
+from dfx.sweep.runner import Budget, Runner, register, run_here
 
 Settings = Mapping[str, Any]
 """Every control of one effect: floats, and tensors ``(batch,)`` for trained ones, in their units."""
@@ -173,7 +174,7 @@ def twin(
     """
     points = {(name, seed): _point(config, name, seed, options) for name in gradients for seed in seeds}
     register(folder, list(points.values()))
-    missing = [point for point in points.values() if not is_finished(folder, point)]
+    missing = [point for point in points.values() if not is_evaluated(folder / point.name)]
     budget = Budget.of(max(1, len(missing)), jobs)
     failures = run_here(Runner(folder, "twin", "disabled", budget.threads), missing, budget.jobs)
     if failures:

@@ -99,28 +99,41 @@ def evaluate(
         _write_audio(folder / "audio", stem, audio, task.chain.sample_rate)
         _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation)
 
-    results = Results.of(rows, interpolation)
-    about = _describe(task, interpolation, list(results), list_metrics(rows)) | {"files": files}
-    settings = {name: baseline.settings for name, baseline in methods.items() if baseline.settings}
-    for name, content in {"settings": settings, "evaluation": about}.items():
-        write_text(folder / f"{name}.json", _as_json(content))
-    write_tables(folder, results, rows)
-    write_report(folder)
-    return results
-
-
-def _describe(task: Task, interpolation: Interpolation, methods: list[str], metrics: list[str]) -> dict[str, object]:
-    """Return the content of evaluation.json but for the files."""
-    return {
+    about = {
         "task": type(task).__name__,
         "interpolation": interpolation,
         "sample_rate": task.chain.sample_rate,
         "frame_samples": task.window.frame_samples,
-        "methods": methods,
         "parameters": [dict(vars(parameter)) for parameter in task.chain.parameters],
+        "files": files,
+    }
+    settings = {name: baseline.settings for name, baseline in methods.items() if baseline.settings}
+    return write_evaluation(folder, about, settings, rows)
+
+
+def write_evaluation(
+    folder: Path, about: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]
+) -> Results:
+    """Write the tables, the description and the page of an evaluation, whose audio and automation are there.
+
+    Args:
+        folder: to write to.
+        about: the content of ``evaluation.json``, but for methods and metrics.
+        settings: the content of ``settings.json``.
+        rows: the metrics of all files.
+    """
+    results, metrics = Results.of(rows, about["interpolation"]), list_metrics(rows)
+    described = {
+        **about,
+        "methods": list(results),
         "metrics": {name: EXPLAINED[name] for name in metrics},
         "less_is_better": [name for name in metrics if name in ERRORS],
     }
+    for name, content in {"settings": settings, "evaluation": described}.items():
+        write_text(folder / f"{name}.json", _as_json(content))
+    _write_tables(folder, results, rows)
+    write_report(folder)
+    return results
 
 
 def find_removed(pairs: Sequence[Pair]) -> dict[str, list[Span]]:
@@ -189,8 +202,7 @@ def list_metrics(rows: Sequence[Row]) -> list[str]:
     return [name for name in EXPLAINED if any(name in row for row in rows)]
 
 
-def write_tables(folder: Path, results: Results, rows: Sequence[Row]) -> None:
-    """Write the rows of all files and their means, as CSV and JSON; see the module's docstring."""
+def _write_tables(folder: Path, results: Results, rows: Sequence[Row]) -> None:
     means, differences = (
         {method: {name: mean.as_dict() for name, mean in of.items()} for method, of in averaged.items()}
         for averaged in (results, results.differences)

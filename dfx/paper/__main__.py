@@ -25,10 +25,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dfx.errors import SEEDS, ArgumentParser, Range, UserError, errors_in_one_line
+from dfx.evaluation import is_evaluated
 from dfx.paper.models import EVALUATION, OURS, SCALES, TASKS, Model, list_models
 from dfx.paper.plan import describe, estimate
 from dfx.sweep.grid import Point
-from dfx.sweep.runner import Budget, Runner, is_finished, register, run_here
+from dfx.sweep.runner import Budget, Runner, register, run_here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.folder or Path("runs", f"paper_{given.scale}")
     runs = {model: [model.point(seed) for seed in given.seeds] for model in list_models(given.scale, given.tasks)}
     rivals = [_parse_rival(rival) for rival in given.rival]
-    left = [point for points in runs.values() for point in points if not is_finished(folder, point)]
+    left = [point for points in runs.values() for point in points if not is_evaluated(folder / point.name)]
     budget = Budget.of(len(left) or 1, given.jobs)
     failures: list[str] = []
     if left or given.plan:
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = [point for point in left if point not in absent]
         register(folder, left)
         failures += run_here(Runner(folder, folder.name, given.wandb_mode, budget.threads), left, budget.jobs)
-    trained = {model: [point for point in points if is_finished(folder, point)] for model, points in runs.items()}
+    trained = {
+        model: [point for point in points if is_evaluated(folder / point.name)] for model, points in runs.items()
+    }
     # Imports torch, which --help and --plan do not need.
     from dfx.paper.table import read_rows, write_table
 

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfx.errors import SEEDS, ArgumentParser, Range, errors_in_one_line, nearest
+from dfx.evaluation import is_evaluated
 from dfx.sweep.grid import SweepError, read_sweep
-from dfx.sweep.runner import Budget, Runner, is_finished, register, run_here, run_on_ray
+from dfx.sweep.runner import Budget, Runner, register, run_here, run_on_ray
 from dfx.sweep.summary import summarize
 
 
@@ -49,7 +50,7 @@ def _run(arguments: list[str]) -> int:
     folder = Path(given.folder or Path("runs", "sweeps", sweep.name))
     if not given.summarize:
         register(folder, points)
-    left = [point for point in points if not is_finished(folder, point)]
+    left = [point for point in points if not is_evaluated(folder / point.name)]
     budget = Budget.of(len(left), given.jobs)
     runner = Runner(folder, sweep.name, given.wandb_mode, given.threads or budget.threads)
     if given.list:
@@ -65,7 +66,7 @@ def _run(arguments: list[str]) -> int:
             print(f"{len(left)} of {len(points)} runs to do, {how}; in {folder}")
             failures = run_here(runner, left, budget.jobs)
     print(f"\n{summarize(folder, sweep.name, points)}\n")
-    missing = [point.name for point in points if not is_finished(folder, point)]
+    missing = [point.name for point in points if not is_evaluated(folder / point.name)]
     if missing:
         print(f"not finished: {', '.join(missing)}")
     print(f"table, figure and runs: {folder}")

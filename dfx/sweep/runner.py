@@ -20,6 +20,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from dfx.blackbox.workers import available_cores
+from dfx.evaluation import is_evaluated
 from dfx.sweep.grid import Point, SweepError
 from dfx.writing import write_json
 
@@ -46,15 +47,6 @@ class Budget:
         """Divide the cores of this machine: more parallel runs use them better than more threads per run."""
         jobs = max(1, min(jobs or min(available_cores(), MAX_JOBS), points))
         return cls(jobs, max(1, available_cores() // jobs))
-
-
-def is_finished(folder: Path, point: Point) -> bool:
-    """Return whether a point has been trained and evaluated; its last file holds the metrics of the evaluation."""
-    try:
-        json.loads((folder / point.name / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def register(folder: Path, points: Sequence[Point]) -> None:
@@ -95,7 +87,7 @@ class Runner:
         log = self.log(point.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with _locked(log.with_suffix(".lock")) as inherited, log.open("ab") as file:
-            if is_finished(self.folder, point):
+            if is_evaluated(self.folder / point.name):
                 return None
             before = file.tell()
             command = self.command(point)
@@ -105,7 +97,7 @@ class Runner:
             process = subprocess.Popen(command, env=environment, pass_fds=inherited, **streams)
             started(process)
             status = process.wait()
-        if is_finished(self.folder, point):
+        if is_evaluated(self.folder / point.name):
             return None
         printed = [line.strip() for line in log.read_bytes()[before:].decode(errors="replace").splitlines()]
         # The last error message or exception, else the last line.

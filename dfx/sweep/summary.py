@@ -12,14 +12,14 @@ import yaml
 from tabulate import tabulate
 
 from dfx.errors import in_one_line
+from dfx.evaluation import is_evaluated
 from dfx.sweep.grid import CONFIG, Point, SweepError
-from dfx.sweep.runner import is_finished
 from dfx.writing import write_csv
 
 COLUMNS = ("validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds")
 """Columns of the tables: means over runs, each with its interval. ``renderings`` counts renderings of one example in
 one step of training; ``seconds`` is the time of training and validation on the cores of a run. Test metrics are those
-of the best checkpoint."""
+of the best checkpoint. In a cross-validation they are of all pairs, and the other columns are means over the folds."""
 
 TABLES = {"summary.csv": "Arms", "marginal_means.csv": "Marginal means"}
 """Files of a sweep's folder with the tables of its summary, and their titles."""
@@ -41,7 +41,7 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
         SweepError: if the files of a run are damaged.
     """
     runs = []
-    for point in [point for point in points if is_finished(folder, point)]:
+    for point in [point for point in points if is_evaluated(folder / point.name)]:
         try:
             runs.append(_read_run(folder / point.name, point))
         except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
@@ -51,20 +51,28 @@ def read_runs(folder: Path, points: Sequence[Point]) -> list[Row]:
 
 
 def _read_run(run: Path, point: Point) -> Row:
+    trainings = sorted(run.glob("fold_*")) or [run]
+    trained, courses = zip(*map(_read_training, trainings))
+    at_end, best, renderings, seconds = (statistics.fmean(values) for values in zip(*trained))
+    tested = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["output"]
+    results = (at_end, best, renderings, float(tested["loss"]), float(tested["mrstft"]), seconds)
+    course = [tuple(map(statistics.fmean, zip(*validation))) for validation in zip(*courses)]
+    labels = {"arm": point.arm, "run": point.name, "seed": point.seed, "values": point.values}
+    return {**labels, **dict(zip(COLUMNS, results)), "course": course, "wandb": read_wandb(trainings[0])}
+
+
+def _read_training(run: Path) -> tuple[tuple[float, ...], list[tuple[float, float]]]:
+    """Return the last and the best validation loss, renderings and seconds of a training, and its course."""
     # Imports torch, which the runner does not need.
     from dfx.loggers.history import read_history
 
     history = [row for row in read_history(run) if "validation/loss" in row]
     last = history[-1]
     losses = [row["validation/loss"] for row in history if row["stage"] == last["stage"]]
-    tested = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["output"]
-    renderings, seconds = last["progress/renderings"], last["progress/seconds"]
-    results = (losses[-1], min(losses), renderings, float(tested["loss"]), float(tested["mrstft"]), seconds)
     # Pretraining renders nothing.
     rendered = [row for row in history if row["progress/renderings"] > 0]
     course = [(row["progress/renderings"], row["validation/loss"]) for row in rendered]
-    labels = {"arm": point.arm, "run": point.name, "seed": point.seed, "values": point.values}
-    return {**labels, **dict(zip(COLUMNS, results)), "course": course, "wandb": read_wandb(run)}
+    return (losses[-1], min(losses), last["progress/renderings"], last["progress/seconds"]), course
 
 
 def summarize_arms(runs: Sequence[Row]) -> list[Row]:

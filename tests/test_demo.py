@@ -23,6 +23,7 @@ from dfx.demo.main_thread import MainThread
 from dfx.demo.rendering import Limits, render_upload
 from dfx.demo.server import serve
 from dfx.errors import UserError
+from tests.test_reference import following
 from tests.test_render import music
 from tests.test_report import css, play, wait
 
@@ -51,6 +52,15 @@ def test_a_rendering_has_every_file_and_an_archive_whose_project_finds_its_audio
     with zipfile.ZipFile(result.files[-1]) as archive:
         sources = re.findall(r'FILE "(.*)"', archive.read("so <ng>_amp.rpp").decode())
         assert sources == ["so <ng>.wav", "so <ng>_amp.wav"] and set(sources) <= set(archive.namelist())
+
+
+def test_a_reference_is_uploaded_beside_the_recording_under_the_same_name(tmp_path):
+    (tmp_path / "song").mkdir()
+    paths = [write_recording(tmp_path / name, 1.2) for name in ("take.wav", "song/take.wav")]
+    result = render_upload(paths[0], following(), "style", str(tmp_path), LIMITS, paths[1])
+    assert "The reference is the middle of take.wav" in result.page
+    with zipfile.ZipFile(result.files[-1]) as archive:
+        assert {"take.wav", "reference/take.wav"} <= set(archive.namelist())
 
 
 @pytest.mark.parametrize("seconds, message", [(4, "take.wav lasts 0.07 minutes, more than 0.05"), (0, "take.wav ")])

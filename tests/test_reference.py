@@ -7,6 +7,8 @@ import pytest
 import soundfile
 import torch
 
+import dfx
+from dfx.audio.levels import amplitude_to_db, rms
 from dfx.audio.reading import stream_array
 from dfx.datasets import Treatment
 from dfx.errors import UserError
@@ -14,7 +16,8 @@ from dfx.render import reference as references
 from dfx.render.__main__ import main
 from dfx.render.reference import measure_character, read_reference
 from tests.known_effects import SAMPLE_RATE
-from tests.test_render import CHANGING, checkpoint, moving, music, resting  # noqa: F401
+from tests.test_render import checkpoint, moving, music, resting  # noqa: F401
+from tests.test_render_page import data_of, tracks_of
 
 
 def read(audio, rate, channels=1):
@@ -124,7 +127,7 @@ AUDIO = music(1.0, channels=2)
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"reference": AUDIO}, "a reference needs a number of renderings"),
+        ({"reference": AUDIO}, "this model takes no reference; `style` does"),
         ({"reference": AUDIO, "target": AUDIO, "refine": 9}, "give one of them"),
         ({"reference": AUDIO.astype(int), "refine": 9}, "the reference is of int64"),
         ({"reference": 0 * AUDIO, "refine": 9}, "the reference is silent"),
@@ -149,3 +152,73 @@ def test_the_command_refines_a_folder_towards_one_reference_and_keeps_it(checkpo
     with pytest.raises(UserError, match=r"song.flac is the input, its target or the reference"):
         refining = ["--quiet", "--overwrite", "--refine", "20", "--reference", str(song)]
         main([checkpoint, str(tmp_path / "in" / "a.wav"), str(song), *refining])
+
+
+# --- models that take a reference -----------------------------------------------------------------------
+
+
+def following():
+    """A model that takes a reference, and whose gain is the level of the reference above -20 dBFS."""
+    model, gains_db = resting(), []
+    task, encode = model.task, model.task.encode
+
+    def set_reference(audio):
+        gains_db.append(20 + float(amplitude_to_db(rms(audio))))
+
+    task.set_reference = set_reference
+    task.encode = lambda context: torch.full_like(encode(context), (gains_db[-1] + 24) / 48)
+    return model
+
+
+@pytest.mark.parametrize("rate, channels, gain", [(44100, 2, 1), (48000, 1, 1), (96000, 5, 1), (48000, 2, 0.5)])
+def test_a_reference_of_any_rate_sets_the_same_parameters(rate, channels, gain):
+    audio, model = music(0.5), following()
+    level_db = float(amplitude_to_db(rms(tones(SAMPLE_RATE))))
+    rendering = model.render(audio, 44100, reference=gain * tones(rate, channels=channels), reference_sample_rate=rate)
+    expected_db = 20 + level_db + 20 * np.log10(gain)
+    np.testing.assert_allclose(rendering.automation["gain.gain_db"], expected_db, atol=0.02)
+
+
+def test_a_model_that_takes_a_reference_is_refined_towards_it_or_a_target_from_its_prediction():
+    audio, model, reference = music(1.0), following(), tones(44100)
+    plain = model.render(audio, 44100, reference=reference)
+    for goal in ({}, {"target": 0.5 * plain.audio}):
+        refined = model.render(audio, 44100, reference=reference, refine=40, **goal)
+        assert refined.refinement.measure == ("training loss" if goal else "distance from the reference")
+        expected = plain.automation.parameters + refined.refinement.offsets
+        np.testing.assert_allclose(refined.automation.parameters, expected, atol=1e-6)
+
+
+def test_the_command_renders_a_folder_with_one_reference_and_the_page_holds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(dfx, "load", lambda *arguments: following())
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / "in" / f"{name}.wav", music(0.3, channels=2).T, 44100)
+    soundfile.write(tmp_path / "so <ng>.flac", tones(48000, 1.5).T, 48000)
+    paths = [str(tmp_path / name) for name in ("in", "out")]
+    main(["style", *paths, "--reference", str(tmp_path / "so <ng>.flac"), "--page", ".html", "--preset", ".json"])
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    page = (tmp_path / "out" / "b.html").read_text()
+    assert "The reference is the middle of so &lt;ng&gt;.flac." in page
+    assert list(tracks := tracks_of(page)) == ["input", "output", "reference"] == data_of(page)["shared"]["tracks"]
+    assert tracks["reference"].shape == (len(tracks["input"]),)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], r"needs a reference \(--reference\)"),
+        (["--reference", "absent.wav"], "absent.wav: no such file"),
+        (["--reference", "text.wav"], "text.wav is not an audio file"),
+        (["--reference", "short.wav"], "short.wav lasts 0.30 s"),
+        (["--reference", "short.wav", "--refine", "9", "--causal"], "not causally"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_refused_before_any_work(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(dfx, "load", lambda *arguments: following())
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("short.wav", music(0.3).T, 44100)
+    (tmp_path / "text.wav").write_text("not audio")
+    with pytest.raises(UserError, match=message):
+        main(["style", "short.wav", "out/out.wav", *options])
+    assert not (tmp_path / "out").exists()

@@ -30,7 +30,7 @@ def write_page(folder, output_gain=0.1, seconds=2.0, name="out.wav", input_gain=
         soundfile.write(folder / file, gain * audio.T, RATE, "FLOAT")
     space = ParameterSpace([Parameter("gain.gain", "dB", -12, 12, 0)])
     automation = Automation(space, np.arange(30) / 10, np.linspace(0, 1, 30)[:, None])
-    write_rendering(folder / "page.html", str(folder / "in.wav"), str(folder / name), automation, seconds)
+    write_rendering(folder / "page.html", str(folder / "in.wav"), str(folder / name), automation, seconds=seconds)
     return (folder / "page.html").read_text()
 
 

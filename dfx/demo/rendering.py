@@ -34,7 +34,9 @@ class Result:
     warnings: list[str]
 
 
-def render_upload(upload: str, model: Model, name: str, folder: str, limits: Limits) -> Result:
+def render_upload(
+    upload: str, model: Model, name: str, folder: str, limits: Limits, reference: str | None = None
+) -> Result:
     """Render an uploaded file with the model ``name``. Call it on the main thread: some hosts load plugins there only.
 
     Args:
@@ -42,18 +44,23 @@ def render_upload(upload: str, model: Model, name: str, folder: str, limits: Lim
         model, name: the model, and what to call it in file names.
         folder: gets a new folder with a copy of the file, the output, its automation, presets and project.
         limits: of the file's length.
+        reference: the path of an uploaded reference, which is copied too; None for a model that takes none.
 
     Raises:
         UserError: if the file cannot be rendered.
     """
     folder = tempfile.mkdtemp(dir=folder)
     try:
-        return _render(Path(shutil.copy(upload, folder)), model, name, limits)
+        if reference is not None:
+            beside = Path(folder, "reference")
+            beside.mkdir()
+            reference = str(shutil.copy(reference, beside))
+        return _render(Path(shutil.copy(upload, folder)), model, name, limits, reference)
     except (UserError, OSError) as error:
         raise UserError(reason_of(error).replace(f"{folder}{os.sep}", "")) from error
 
 
-def _render(input: Path, model: Model, name: str, limits: Limits) -> Result:
+def _render(input: Path, model: Model, name: str, limits: Limits, reference: str | None) -> Result:
     with closing(stream_file(str(input))) as stream:
         minutes = stream.samples / stream.sample_rate / 60
         if minutes > limits.minutes:
@@ -61,7 +68,7 @@ def _render(input: Path, model: Model, name: str, limits: Limits) -> Result:
             raise DataError(f"{fault}: cut it, or start the demo with a larger --minutes")
         chain = chain_at_rate(model.task, stream.sample_rate, stream.channels, str(input))
     output = input.with_name(f"{input.stem}_{name}.wav")
-    rendering = model.render_file(str(input), str(output), progress=True)
+    rendering = model.render_file(str(input), str(output), progress=True, reference=reference)
     beside = [("preset", suffix) for suffix in preset_suffixes(chain)]
     beside += [("automation", ".csv"), ("project", ".rpp"), ("page", ".html")]
     write_extras(model, str(input), rendering, [(kind, str(output.with_suffix(suffix))) for kind, suffix in beside])

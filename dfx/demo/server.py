@@ -88,12 +88,15 @@ def build_page(models: Mapping[str, Model], limits: Limits, folder: str, main_th
     """Return the page, a ``gradio.Blocks``: its files go to ``folder``, its renderings run on ``main_thread``."""
     import gradio
 
-    def render(upload: str | None, name: str, progress: Any = gradio.Progress(track_tqdm=True)) -> str:
-        if upload is None:
-            return _as_alert("Drop a recording first.")
+    def render(
+        upload: str | None, reference: str | None, name: str, progress: Any = gradio.Progress(track_tqdm=True)
+    ) -> str:
         model, stem = models[name], Path(name).stem
+        if upload is None or (model.takes_reference and reference is None):
+            return _as_alert(f"Drop a {'recording' if upload is None else 'reference'} first.")
+        given = reference if model.takes_reference else None
         try:
-            return _as_html(main_thread.call(lambda: render_upload(upload, model, stem, folder, limits)))
+            return _as_html(main_thread.call(lambda: render_upload(upload, model, stem, folder, limits, given)))
         except UserError as error:
             return _as_alert(in_one_line(error))
         except CancelledError:
@@ -103,12 +106,19 @@ def build_page(models: Mapping[str, Model], limits: Limits, folder: str, main_th
         gradio.HTML(_ABOUT)
         with gradio.Row(equal_height=True):
             upload = gradio.File(label=f"Recording, at most {limits.minutes:g} minutes and {limits.megabytes} MB")
+            label = "Reference, a recording that the output is to sound like"
+            reference = gradio.File(label=label, visible=next(iter(models.values())).takes_reference)
             with gradio.Column():
                 choices = [(_title(name), name) for name in models]
                 name = gradio.Radio(choices, value=choices[0][1], label="Model", elem_classes="models")
                 button = gradio.Button("Render", variant="primary")
         result = gradio.HTML(elem_classes="result")
-        button.click(render, [upload, name], result, api_visibility="private")
+        button.click(render, [upload, reference, name], result, api_visibility="private")
+
+        def show_reference(name: str) -> Any:
+            return gradio.update(visible=models[name].takes_reference)
+
+        name.change(show_reference, name, reference, api_visibility="private", show_progress="hidden")
     return page
 
 

@@ -1,6 +1,7 @@
 """Render recordings with a trained model.
 
     python -m dfx.render mastering mix.wav master.wav
+    python -m dfx.render style mix.wav out.wav --reference song.wav
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
@@ -18,12 +19,16 @@ treatment of the task (a high-pass, a loudness) is applied here too. An existing
 given, and an error leaves no partial output. Standard input is copied to a temporary file, because it is read more than
 once.
 
+--reference names a recording that the output is to sound like, for a model that takes one, as style does. It may have
+any sample rate, number of channels, and length of a second or more, and serves all files of a folder. Of more than two
+minutes, 24 excerpts of 5 s are read.
+
 --refine N searches one offset for every parameter, added to all that the model predicts, such that the output comes
-nearer to the recording --target of the same length, sample rate and channels, or to any recording --reference. CMA-ES
-minimizes the training loss between output and target, or the distance from the reference, in at most N renderings, of
-the whole recording or, above 16 s, of eight excerpts of 2 s, and ends when nothing improves. The distance is the mean
-difference of average third-octave levels, plus the differences of loudness and of crest factor, in dB. Its value before
-and after is printed, and the cost.
+nearer to the recording --target of the same length, sample rate and channels, or to --reference, whatever the model.
+CMA-ES minimizes the training loss between output and target, or the distance from the reference, in at most N
+renderings, of the whole recording or, above 16 s, of eight excerpts of 2 s, and ends when nothing improves. The
+distance in dB is the mean difference of average third-octave levels, plus the differences of loudness and crest factor.
+Its value before and after is printed, and the cost.
 
 --loudness brings the output to an integrated loudness in LUFS, by one gain after the chain. Samples beyond full scale
 are clipped and counted, as without it. The gain is printed; of the files below, a project has it, as the volume of the
@@ -32,8 +37,8 @@ track with the plugins, while automation and presets hold the chain alone.
 --automation writes all parameters over time, in their units, as .csv or .json. --preset writes their medians as one
 setting of the chain: .py or .json with pedalboard's effects, .vstpreset, or a folder .lv2. --project writes a REAPER
 project, .rpp, with the plugins that REAPER can run and their envelopes. --page writes a web page, .html, to listen to
-the first minute of input and output at one loudness, with spectrograms and parameters over time. Each takes a path, or
-a suffix for a file with the name of the output.
+the first minute of input and output and the middle of the reference at one loudness, with spectrograms and parameters
+over time. Each takes a path, or a suffix for a file with the name of the output.
 """
 
 from argparse import Action, Namespace, RawDescriptionHelpFormatter
@@ -79,7 +84,7 @@ def _parser() -> ArgumentParser:
     refine = "shift the parameters towards the target or reference by a search with at most N renderings, rounded up"
     add("--refine", metavar="N", type=Range("2..1000000").parse, help=refine)
     add("--target", metavar="FILE", help="what --refine compares with: a file like the input, or a folder of such")
-    add("--reference", metavar="FILE", help="a recording, of any length, that --refine brings the output nearer to")
+    add("--reference", metavar="FILE", help="a recording that the output is to sound like; of any length")
     add("--bit-depth", choices=("16", "24", "32", "float"), help="of the output (default: as the input)")
     add("--automation", metavar="FILE", help=automation)
     add("--preset", metavar="FILE", help=".py, .json, .vstpreset or .lv2; a suffix as above")

@@ -15,7 +15,7 @@ from dfx.audio.writing import OutputFile, input_output_pairs
 from dfx.effects.chain import ChainSpec
 from dfx.errors import DataError, UserError, reason_of
 from dfx.render.automation import automation_files
-from dfx.render.model import Model, RenderedFile, check_output, check_refinement
+from dfx.render.model import Model, RenderedFile, check_output
 from dfx.render.presets import preset_files, write_preset
 from dfx.render.reaper import Take, project_files, write_project
 from dfx.render.streaming import StreamingOptions, chain_at_rate
@@ -28,9 +28,9 @@ def render(options: Namespace) -> None:
         UserError: if a file cannot be rendered; of several files, the others are rendered first.
     """
     streaming = StreamingOptions(options.interpolation, options.causal, options.own_level, options.loudness)
-    check_refinement(streaming, options.refine, options.target is not None, options.reference is not None)
     pairs = input_output_pairs(options.input, options.output)
     model = dfx.load(options.checkpoint, options.trust, options.device)
+    model.check_guidance(streaming, options.refine, options.target is not None, options.reference is not None)
     reference = None if options.reference is None else model.read_reference(options.reference)
     failed: dict[str, str] = {}
     extras: dict[tuple[str, str], dict[str, str]] = {}
@@ -65,7 +65,7 @@ def write_extras(model: Model, input: str, rendering: RenderedFile, extras: Iter
     """Write files beside a rendered one; each has a kind (automation, preset, project or page) and a path."""
     file = rendering.output
     chain = chain_at_rate(model.task, file.sample_rate, file.channels)
-    take = Take(input, file.path, file.samples / file.sample_rate, chain, rendering.automation)
+    take = Take(input, file.path, file.samples / file.sample_rate, chain, rendering.automation, rendering.reference)
     for kind, path in extras:
         _EXTRAS[kind].write(path, take)
 
@@ -106,7 +106,7 @@ def _write_page(path: str, take: Take) -> None:
     # Imported here, because matplotlib takes long and most renderings write no page.
     from dfx.report.rendering import write_rendering
 
-    write_rendering(Path(path), take.input, take.output, take.automation)
+    write_rendering(Path(path), take.input, take.output, take.automation, take.reference)
 
 
 _EXTRAS = {

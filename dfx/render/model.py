@@ -16,12 +16,12 @@ from dfx.audio.reading import PIPE, Stream, readable_path, stream_array, stream_
 from dfx.audio.writing import AudioWriter, OutputFile
 from dfx.errors import UserError, check_numbers
 from dfx.render.automation import Automation, Interpolation
-from dfx.render.prediction import Predictor
+from dfx.render.prediction import Predictor, TakesReference
 from dfx.render.reference import Reference, read_reference
 from dfx.render.streaming import Rendering, StreamingOptions, render_array, render_stream
 
 if TYPE_CHECKING:
-    from dfx.render.refinement import Goal, Refinement, TrainedPredictor
+    from dfx.render.refinement import Refinement, TrainedPredictor
 
 
 class Model:
@@ -34,6 +34,11 @@ class Model:
     def __init__(self, task: TrainedPredictor) -> None:
         task.eval()
         self.task = task
+
+    @property
+    def takes_reference(self) -> bool:
+        """Return whether the output is made to sound like a reference."""
+        return isinstance(self.task, TakesReference)
 
     def render(
         self,
@@ -62,26 +67,27 @@ class Model:
             refine: shift the parameters towards the target, or without one the reference, by a search with so many
                 renderings; see :mod:`dfx.render.refinement`.
             target: of the shape of the audio.
-            reference: a recording of any length and number of channels, ``(samples,)`` or ``(channels, samples)``.
+            reference: a recording that the output is to sound like, for a model that takes one, or to refine towards:
+                of any length and number of channels, ``(samples,)`` or ``(channels, samples)``.
             reference_sample_rate: in Hz; by default that of the audio.
 
         Raises:
             UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, if
-                the reference is silent or shorter than a second, or if options exclude each other.
+                the reference is missing, silent or shorter than a second, or if options exclude each other.
         """
         channels = _channels_of(audio, "audio")
         options = StreamingOptions(interpolation, causal, own_level, loudness)
-        check_refinement(options, refine, target is not None, reference is not None)
+        self.check_guidance(options, refine, target is not None, reference is not None)
         open_input = functools.partial(stream_array, channels, sample_rate)
-        goal: Goal | None = None
+        given, open_target = None, None
         if reference is not None:
             rate = sample_rate if reference_sample_rate is None else reference_sample_rate
             form = _channels_of(reference, "reference"), rate, "the reference"
-            goal = self._read_reference(functools.partial(stream_array, *form))
+            given = self._read_reference(functools.partial(stream_array, *form))
         if target is not None:
             form = _channels_of(target, "target"), sample_rate, "the target"
-            goal = functools.partial(stream_array, *form)
-        model, refinement = self._refined(open_input, goal, refine, progress)
+            open_target = functools.partial(stream_array, *form)
+        model, refinement = self._guided(open_input, open_target, given, refine, progress)
         rendering = render_array(model, channels, sample_rate, options, progress)
         return Rendering(rendering.audio.reshape(np.shape(audio)), sample_rate, rendering.automation, refinement)
 
@@ -114,9 +120,10 @@ class Model:
             UserError: if the input cannot be read, the output cannot be written or exists, the chain fails, or options
                 exclude each other.
         """
-        for path in filter(None, (input, target, getattr(reference, "name", reference))):
+        reference_path = reference.name if isinstance(reference, Reference) else reference
+        for path in filter(None, (input, target, reference_path)):
             check_output(path, output, overwrite)
-        check_refinement(options, refine, target is not None, reference is not None)
+        self.check_guidance(options, refine, target is not None, reference is not None)
         if isinstance(reference, str):
             reference = self.read_reference(reference)
         name = "standard input" if input == PIPE else input
@@ -124,17 +131,15 @@ class Model:
             with closing(stream_file(path, name)) as stream:
                 file = OutputFile.like(stream, output, bit_depth)
             open_input = functools.partial(stream_file, path, name)
-            goal: Goal | None = reference
-            if target is not None:
-                goal = functools.partial(stream_file, target)
-            model, refinement = self._refined(open_input, goal, refine, progress)
+            open_target = None if target is None else functools.partial(stream_file, target)
+            model, refinement = self._guided(open_input, open_target, reference, refine, progress)
             if output != PIPE:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
             with AudioWriter(file) as writer:
                 automation = render_stream(model, open_input, writer.write, options, progress)
             lost = lost_metadata(path, file.format)
         warning = f"{output} lacks metadata of {name}: {', '.join(lost)}" if lost else None
-        return RenderedFile(file, automation, writer.clipping, warning, refinement)
+        return RenderedFile(file, automation, writer.clipping, warning, refinement, reference_path)
 
     def read_reference(self, path: str) -> Reference:
         """Read a reference once, for several files.
@@ -147,10 +152,43 @@ class Model:
     def _read_reference(self, open_reference: Callable[[], Stream]) -> Reference:
         return read_reference(open_reference, self.task.chain.sample_rate, self.task.chain.channels)
 
-    def _refined(
-        self, open_input: Callable[[], Stream], goal: Goal | None, renderings: int | None, progress: bool
+    def check_guidance(
+        self, options: StreamingOptions, refine: int | None, has_target: bool, has_reference: bool
+    ) -> None:
+        """Check reference, target and refinement before any work.
+
+        Raises:
+            UserError: if the model takes a reference and there is none, or the reverse; if ``refine`` is out of its
+                range, comes without target and reference, causally or at the input's own level; or if a target comes
+                without it.
+        """
+        check_numbers({"refine": refine}, refine="2..1000000")
+        if self.takes_reference and not has_reference:
+            raise UserError("this model needs a reference (--reference): a recording that the output is to sound like")
+        if has_reference and not self.takes_reference and refine is None:
+            raise UserError("this model takes no reference; `style` does: use it, or refine towards one with --refine")
+        if has_reference and not self.takes_reference and has_target:
+            raise UserError("refinement (refine) compares with a target or a reference: give one of them")
+        if refine is None and has_target:
+            raise UserError("a target needs a number of renderings (refine): give both, or neither")
+        if refine is not None and not (has_target or has_reference):
+            raise UserError("refinement (refine) needs a target or a reference: give one of them")
+        if refine is not None and (options.causal or options.own_level):
+            fault = "refinement compares whole recordings at the target's level"
+            raise UserError(f"{fault}: not causally, nor at own level")
+
+    def _guided(
+        self,
+        open_input: Callable[[], Stream],
+        open_target: Callable[[], Stream] | None,
+        reference: Reference | None,
+        renderings: int | None,
+        progress: bool,
     ) -> tuple[Predictor, Refinement | None]:
-        """Return the model as it renders, and how it was refined, if it was."""
+        """Return the model as it renders with a reference, and how it was refined, if it was."""
+        if reference is not None and isinstance(self.task, TakesReference):
+            self.task.set_reference(reference.audio)
+        goal = open_target or reference
         if goal is None or renderings is None:
             return self.task, None
         # Imported here, because cma takes long and most renderings are not refined.
@@ -169,7 +207,8 @@ class RenderedFile:
         automation: the parameters over time.
         clipping: a sentence if the output exceeded full scale, or None.
         metadata: a sentence if the output lacks metadata of the input, or None.
-        refinement: what a search for the target has brought, or None.
+        refinement: what a search for the target or the reference has brought, or None.
+        reference: the path of the recording that the output was made to sound like, or None.
     """
 
     output: OutputFile
@@ -177,25 +216,7 @@ class RenderedFile:
     clipping: str | None
     metadata: str | None = None
     refinement: Refinement | None = None
-
-
-def check_refinement(options: StreamingOptions, refine: int | None, has_target: bool, has_reference: bool) -> None:
-    """Check options of refinement before any work.
-
-    Raises:
-        UserError: if ``refine`` is out of its range, comes with neither or both of target and reference, causally or at
-            the input's own level; or if one of these comes without it.
-    """
-    check_numbers({"refine": refine}, refine="2..1000000")
-    if refine is None:
-        for name, is_given in {"a target": has_target, "a reference": has_reference}.items():
-            if is_given:
-                raise UserError(f"{name} needs a number of renderings (refine): give both, or neither")
-        return
-    if has_target == has_reference:
-        raise UserError("refinement (refine) needs a target or a reference: give one of them")
-    if options.causal or options.own_level:
-        raise UserError("refinement compares whole recordings at the target's level: not causally, nor at own level")
+    reference: str | None = None
 
 
 def _channels_of(audio: np.ndarray, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class Predictor(Protocol):
     def eval(self) -> Predictor: ...
 
     def encode(self, context: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class TakesReference(Protocol):
+    """A predictor whose parameters also follow from a reference."""
+
+    def set_reference(self, audio: Tensor) -> None: ...
 
 
 class Frames(NamedTuple):

@@ -49,6 +49,7 @@ class Take:
         seconds: the length.
         chain: at the file's rate, with the channels that one chain renders.
         automation: of the chain.
+        reference: the path of the recording that the output was made to sound like, or None.
     """
 
     input: str
@@ -56,6 +57,7 @@ class Take:
     seconds: float
     chain: ChainSpec
     automation: Automation
+    reference: str | None = None
 
 
 def can_run(chain: ChainSpec) -> bool:

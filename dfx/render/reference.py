@@ -92,9 +92,12 @@ def measure_character(audio: Tensor, sample_rate: int) -> Character:
     return Character(np.maximum(bands_db, _LEAST_BAND_DB), loudness_lufs, _mean_crest_db(signals, sample_rate))
 
 
-def distance_from(reference: Reference, sample_rate: int) -> Callable[[Tensor], float]:
-    """Return a function that maps excerpts of an output, ``(excerpts, channels, samples)``, to their distance."""
-    character = measure_character(reference.audio[None], sample_rate)
+def distance_from(reference: Tensor, sample_rate: int) -> Callable[[Tensor], float]:
+    """Return a function of excerpts of an output, ``(excerpts, channels, samples)``: their distance in dB.
+
+    The reference is ``(channels, samples)``.
+    """
+    character = measure_character(reference[None], sample_rate)
     return lambda output: measure_character(output, sample_rate).distance(character)
 
 

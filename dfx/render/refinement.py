@@ -115,7 +115,8 @@ def refine(
     search = make_search(model.chain, copy.deepcopy(model.loss).cpu(), renderings, progress=progress)
     find: Callable[..., Found]
     if isinstance(goal, Reference):
-        measure, find = "distance from the reference", partial(search.minimize, distance_from(goal, sample_rate))
+        reference = model.treatment(goal.audio, sample_rate, "target")
+        measure, find = "distance from the reference", partial(search.minimize, distance_from(reference, sample_rate))
     else:
         measure, find = "training loss", partial(search, target=_read_target(model, goal, audio.places))
     mean = audio.parameters.mean(axis=(0, 1))

@@ -17,9 +17,11 @@ file for each test pair.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,7 +31,7 @@ from dfx.evaluation import is_evaluated
 from dfx.paper.models import EVALUATION, OURS, SCALES, TASKS, Model, list_models
 from dfx.paper.plan import describe, estimate
 from dfx.sweep.grid import Point
-from dfx.sweep.runner import Budget, Runner, register, run_here
+from dfx.sweep.runner import THREADS, Budget, Runner, register, run_here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imports torch, which --help and --plan do not need.
     from dfx.paper.table import read_rows, write_table
 
-    budget_options = ["--evaluations", str(given.evaluations), "--network-steps", str(given.network_steps)]
-    failures += _evaluate(folder, trained, rivals, budget_options)
+    options = ["--evaluations", str(given.evaluations), "--network-steps", str(given.network_steps)]
+    failures += _evaluate(folder, trained, rivals, options, Budget.of(len(given.seeds) * len(runs), given.jobs))
     for model, points in trained.items():
         trained[model] = [point for point in points if (folder / point.name / EVALUATION / "files.json").is_file()]
     evaluated = [point for points in trained.values() for point in points]
@@ -73,31 +75,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(
-    folder: Path, runs: dict[Model, list[Point]], rivals: Sequence[tuple[str, str]], budget: Sequence[str]
+    folder: Path,
+    runs: dict[Model, list[Point]],
+    rivals: Sequence[tuple[str, str]],
+    options: Sequence[str],
+    budget: Budget,
 ) -> list[str]:
-    """Evaluate the runs that are not evaluated yet, and return a line for each that fails.
+    """Evaluate the runs that are not evaluated yet, in parallel, and return a line for each that fails.
 
-    The baselines of a chain, and the rivals, are evaluated once.
+    The baselines of a chain, and the rivals, are evaluated once, with the first seed.
     """
-    failures = []
-    tasks = [(model, point, index) for model, points in runs.items() for index, point in enumerate(points)]
-    for model, point, index in tqdm(tasks, desc="Evaluating", unit="run", disable=None):
-        output = folder / point.name / EVALUATION
-        if (output / "files.json").is_file():
-            continue
-        command = [sys.executable, "evaluate.py", str(folder / point.name / "checkpoints" / "best.ckpt")]
-        command += ["--output", str(output), "--interpolation", model.interpolation]
-        # As in the paper's code, which evaluates the first 50 s.
-        command += ["--seconds", "50", "--baselines", "input"]
-        if index == 0:
-            command += ["defaults", "fixed", *(["network"] if model.name == OURS else [])]
-            command += budget
-            if model.name == OURS:
-                command += [part for task, rival in rivals if task == model.task for part in ("--compare", rival)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            failures.append(f"{point.name}: {(done.stderr.strip().splitlines() or ['evaluation failed'])[-1]}")
-    return failures
+    numbered = [(index, model, point) for model, points in runs.items() for index, point in enumerate(points)]
+    commands = {
+        point.name: _evaluation(folder / point.name, model, rivals, options if index == 0 else None)
+        for index, model, point in sorted(numbered, key=lambda run: run[0])  # the longest first
+        if not (folder / point.name / EVALUATION / "files.json").is_file()
+    }
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(budget.threads))}
+
+    def run(name: str) -> str | None:
+        done = subprocess.run(commands[name], env=environment, capture_output=True, text=True)
+        if not done.returncode:
+            return None
+        return f"{name}: {(done.stderr.strip().splitlines() or ['evaluation failed'])[-1]}"
+
+    with ThreadPoolExecutor(budget.jobs) as executor:
+        results = [executor.submit(run, name) for name in commands]
+        finished = tqdm(as_completed(results), total=len(results), desc="Evaluating", unit="run", disable=None)
+        try:
+            return [failure for result in finished if (failure := result.result())]
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _evaluation(run: Path, model: Model, rivals: Sequence[tuple[str, str]], options: Sequence[str] | None) -> list[str]:
+    """Return the command that evaluates a run; with options, of the baselines and rivals as well."""
+    command = [sys.executable, "evaluate.py", str(run / "checkpoints" / "best.ckpt"), "--output", str(run / EVALUATION)]
+    # As in the paper's code, which evaluates the first 50 s.
+    command += ["--interpolation", model.interpolation, "--seconds", "50", "--baselines", "input"]
+    if options is not None:
+        command += ["defaults", "fixed", *(["network"] if model.name == OURS else []), *options]
+        if model.name == OURS:
+            command += [part for task, rival in rivals if task == model.task for part in ("--compare", rival)]
+    return command
 
 
 def _parse_rival(text: str) -> tuple[str, str]:

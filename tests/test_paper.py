@@ -33,8 +33,10 @@ def test_every_task_has_models_of_the_paper_and_one_of_ours(scale):
 
 def test_the_plan_counts_pretraining_and_every_stage():
     inception, ours = list_models("small", ["mastering"])
-    assert count_epochs(inception.read_config()) == 1 + 3 * 2
+    assert count_epochs(inception.read_config()) == 3 * 2
     assert count_epochs(ours.read_config()) == 16
+    published = list_models("published", ["mastering"])[0].read_config()
+    assert count_epochs(published) == 100 + 3 * published["trainer"]["max_epochs"]
 
 
 def test_absent_data_are_named_with_the_command_that_prepares_them():

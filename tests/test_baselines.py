@@ -1,12 +1,17 @@
+import sys
+import types
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from dfx.audio.levels import rms
 from dfx.datasets.excerpts import draw_excerpts
 from dfx.effects import ChainSpec
 from dfx.errors import UserError
 from dfx.evaluation.baselines import make_baselines
-from dfx.evaluation.options import BASELINES, BaselineOptions
+from dfx.evaluation.options import ALL, BaselineOptions
 from dfx.evaluation.tcn import Network, train_network
 from dfx.losses import LossOptions, make_loss
 from dfx.render.automation import Automation
@@ -83,13 +88,13 @@ def test_the_latency_of_the_chain_is_taken_out():
 @pytest.fixture(scope="module")
 def baselines() -> dict:
     training = [pair(gain, "t" * i) for i, gain in enumerate([0.4, 0.6])]
-    return make_baselines(BASELINES, chain(GAIN), LOSS, training, QUICK)
+    return make_baselines(ALL, chain(GAIN), LOSS, training, QUICK)
 
 
 def test_every_baseline_gives_what_its_name_says(baselines):
     evaluated = pair(1.7, "file")
     output = {name: baseline(evaluated, automation(1.5, 1.7)) for name, baseline in baselines.items()}
-    assert tuple(output) == BASELINES
+    assert tuple(output) == ALL
     gains = {name: float((audio / evaluated["input"]).mean()) for name, audio in output.items() if name != "network"}
     assert gains["input"] == gains["defaults"] == 1.0
     assert 0.35 < gains["fixed"] < 0.65
@@ -97,6 +102,34 @@ def test_every_baseline_gives_what_its_name_says(baselines):
     assert gains["per_file_warm"] == pytest.approx(1.7, abs=0.02)
     torch.testing.assert_close(output["matched"], evaluated["target"])
     assert output["network"].shape == evaluated["input"].shape
+
+
+def test_a_reference_takes_the_place_of_the_target(baselines):
+    evaluated = {**pair(1.7, samples=20_000), "reference": 0.5 * pair(1.0, "other", samples=30_000)["input"]}
+    for name in ("matched", "per_reference"):
+        output = baselines[name](evaluated, automation(1.0))
+        assert float(rms(output) / rms(evaluated["input"])) == pytest.approx(0.5, abs=0.03)
+
+
+def test_matchering_matches_two_channels_and_is_named_if_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matchering", None)
+    with pytest.raises(UserError, match="pip install matchering"):
+        make_baselines(["matchering"], chain(GAIN), LOSS)
+
+    def process(target, reference, results, config):
+        audio, sample_rate = soundfile.read(target)
+        assert audio.shape[1] == 2 and sample_rate == config["internal_sample_rate"] == SAMPLE_RATE
+        if len(audio) < 4096:
+            raise RuntimeError("too short")
+        soundfile.write(results[0][0], 0.5 * audio, sample_rate, results[0][1])
+
+    fake = types.SimpleNamespace(process=process, Config=dict, Result=lambda path, subtype: (path, subtype))
+    monkeypatch.setitem(sys.modules, "matchering", fake)
+    matchering = make_baselines(["matchering"], chain(GAIN), LOSS)["matchering"]
+    evaluated = pair(1.0, samples=5000)
+    torch.testing.assert_close(matchering(evaluated, automation(1.0)), 0.5 * evaluated["input"])
+    with pytest.raises(UserError, match="matchering: too short"):
+        matchering(pair(1.0, samples=4000), automation(1.0))
 
 
 def test_settings_are_values_in_units_by_name(baselines):

@@ -16,7 +16,7 @@ from dfx.datasets.pairs import find_pairs
 from dfx.errors import DataError, UserError
 from dfx.evaluation.evaluate import evaluate, find_removed
 from dfx.evaluation.meanings import EXPLAINED
-from dfx.evaluation.options import BASELINES, BaselineOptions
+from dfx.evaluation.options import ALL, BaselineOptions
 from dfx.evaluation.results import Mean, Results, as_table, describe_differences, read_means
 from dfx.metrics import COLUMNS
 from tests.known_effects import known
@@ -34,13 +34,13 @@ def pairs(gain: float = 0.3, names=("one", "two")) -> list:
 def folder(tmp_path_factory):
     """The evaluation of an untrained gain against everything."""
     folder = tmp_path_factory.mktemp("evaluation")
-    evaluate(task([known("Gain")]), pairs(), folder, BASELINES, pairs(names=("t",)), QUICK, {"two": [(0.0, 0.1)]})
+    evaluate(task([known("Gain")]), pairs(), folder, ALL, pairs(names=("t",)), QUICK, {"two": [(0.0, 0.1)]})
     return folder
 
 
 def test_every_method_has_its_metrics_and_the_training_loss(folder):
     results = json.loads((folder / "metrics.json").read_text())
-    assert list(results) == [*BASELINES, "output"]
+    assert list(results) == [*ALL, "output"]
     known_of_file = {"removed_db", "kept_db", "damage_db"}
     assert all(set(metrics) == {"loss", *COLUMNS, *known_of_file} for metrics in results.values())
     for better in ("fixed", "per_file", "per_file_warm", "refined", "matched"):
@@ -51,9 +51,9 @@ def test_every_method_has_its_metrics_and_the_training_loss(folder):
 def test_every_file_has_a_row_for_every_method_and_audio_for_all(folder):
     rows = list(csv.DictReader((folder / "files.csv").open()))
     assert [(row["file"], row["method"]) for row in rows] == [
-        (name, method) for name in ("one", "two") for method in (*BASELINES, "output")
+        (name, method) for name in ("one", "two") for method in (*ALL, "output")
     ]
-    sides = (*BASELINES, "output", "target")
+    sides = (*ALL, "output", "target")
     outputs = {side: soundfile.read(folder / "audio" / f"two_{side}.flac")[0] for side in sides}
     assert all(len(audio) == 8000 for audio in outputs.values())
     assert abs(outputs["per_file"] - outputs["target"]).max() < 0.05 * abs(outputs["target"]).max()
@@ -67,7 +67,7 @@ def test_metrics_of_removed_spans_exist_where_spans_are_known(folder):
 
 def test_the_settings_of_the_baselines_are_kept(folder):
     settings = json.loads((folder / "settings.json").read_text())
-    assert list(settings) == ["defaults", "fixed", "per_file", "per_file_warm"]
+    assert list(settings) == ["defaults", "fixed", "per_file", "per_file_warm", "per_reference"]
     assert settings["fixed"]["gain.gain"] == pytest.approx(0.3, abs=0.02)
     assert settings["per_file"]["two"]["gain.gain"] == pytest.approx(0.3, abs=0.02)
 
@@ -93,7 +93,7 @@ def test_differences_are_paired_by_file_and_written_as_json_and_csv(folder):
     mean = json.loads((folder / "differences.json").read_text())["fixed"]["loss"]
     assert (mean["mean"], mean["low"], mean["high"]) == pytest.approx((np.mean(differences), low, high))
     read = {(row["method"], row["metric"]): row for row in csv.DictReader((folder / "differences.csv").open())}
-    assert {method for method, _ in read} == set(BASELINES)
+    assert {method for method, _ in read} == set(ALL)
     assert float(read["fixed", "loss"]["low"]) == mean["low"]
 
 
@@ -215,7 +215,7 @@ def test_the_table_has_intervals_and_a_ratio_where_less_is_better():
 
 def test_the_table_is_never_wider_than_120_columns():
     wide = {name: [-12345.678, 12345.678] for name in EXPLAINED}
-    text = as_table(Results({method: means(**wide) for method in (*BASELINES, "output")}))
+    text = as_table(Results({method: means(**wide) for method in (*ALL, "output")}))
     assert max(map(len, text.splitlines())) <= 120 and "more metrics are in means.csv" in text
     assert text.splitlines()[0].split()[1:4] == ["loss", "mrstft_level_matched", "mfcc_cosine"]
 

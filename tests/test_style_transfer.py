@@ -1,16 +1,20 @@
 """Style transfer is trained on halves of recordings, and renders with a reference."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from dfx.commands.evaluate import main
 from dfx.datasets import Degradation, PairedAudio
 from dfx.datasets.halves import halve
 from dfx.datasets.pairs import find_recordings
 from dfx.errors import UserError
-from dfx.tasks import StyleTransfer
+from dfx.tasks import CheckpointError, StyleTransfer
+from dfx.tasks.loading import restore_degradation
 from tests import small_training
 from tests.known_effects import SAMPLE_RATE
 from tests.small_training import STEPS_IN_EPOCH, trainer, weights
@@ -128,6 +132,35 @@ def test_a_model_is_tested_with_the_references_of_its_pairs(make_pairs):
     module = data(make_pairs(10, seconds=2.1), model)
     (metrics,) = trainer().test(model, datamodule=module, verbose=False)
     assert metrics["test/output/mrstft"] != metrics["test/input/mrstft"]
+
+
+def test_evaluation_halves_pairs_as_training_did_and_the_page_plays_the_reference(make_pairs, tmp_path, monkeypatch):
+    model, path = task(), tmp_path / "style.ckpt"
+    fitted = trainer(tmp_path, epochs=1)
+    fitted.fit(model, datamodule=data(make_pairs(10, seconds=2.2), model))
+    fitted.save_checkpoint(path)
+    folder = tmp_path / "evaluation"
+    options = ["--baselines", "input", "matched", "--output", str(folder)]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(path), *options])
+    main()
+    first, second = json.loads((folder / "evaluation.json").read_text())["files"][:2]
+    assert first["reference"].endswith(".wav, 1.1 to 2.2 s") and second["reference"].endswith(".wav, 0.0 to 1.1 s")
+    reference, target = (
+        soundfile.read(folder / "audio" / f"{name}.flac")[0]
+        for name in (f"{first['stem']}_reference", f"{second['stem']}_target")
+    )
+    assert np.corrcoef(reference, target)[0, 1] > 0.999
+    page = (folder / "report.html").read_text()
+    assert 'id="audio-0-reference"' in page and first["reference"] in page
+
+
+def test_a_checkpoint_cannot_degrade_with_foreign_code_unless_it_is_trusted():
+    saved = {"dfx": {"data": {"degradation": {"effects": [{"effect": "python:os.path.join"}]}}}}
+    with pytest.raises(CheckpointError, match="names code to run, python:os.path.join: .* --trust"):
+        restore_degradation(saved, "a.ckpt")
+    assert restore_degradation(saved, "a.ckpt", trust=True).effects[0]["effect"] == "python:os.path.join"
+    with pytest.raises(CheckpointError, match="a.ckpt does not say how its inputs were degraded"):
+        restore_degradation({"dfx": {"data": {"degradation": None}}}, "a.ckpt")
 
 
 def test_what_lacks_a_reference_is_refused_with_a_way_out(make_pairs):

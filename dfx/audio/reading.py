@@ -65,6 +65,11 @@ class AudioSource(ABC):
         """The length in seconds."""
         return self.samples / self.sample_rate
 
+    @property
+    def title(self) -> str:
+        """The name of the file and, of a part, its place in it."""
+        return Path(self.path).name
+
     def samples_at(self, sample_rate: int) -> int:
         """Return the length in samples at another sample rate."""
         return math.ceil(self.samples * sample_rate / self.sample_rate)
@@ -150,6 +155,11 @@ class AudioPart(AudioSource):
     def of(cls, source: AudioSource, first: int, samples: int) -> "AudioPart":
         """Return a part, in samples at the source's own rate."""
         return cls(source.path, source.sample_rate, source.channels, samples, source, first)
+
+    @property
+    def title(self) -> str:
+        start, stop = (sample / self.sample_rate for sample in (self.first, self.first + self.samples))
+        return f"{self.source.title}, {start:.1f} to {stop:.1f} s"
 
     def _read_inside(self, first: int, last: int) -> np.ndarray:
         return self.source._read_inside(self.first + first, self.first + last)

@@ -18,8 +18,13 @@ FOLDER" writes again.
 
 Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
 "per_file_warm" search a setting for every test pair, and "refined" the best shift of the model's automation, with one
-rendering for each evaluation. "matched" brings every test pair to the spectrum and loudness of its target. The module
-dfx/evaluation/baselines.py describes them.
+rendering for each evaluation. "matched" brings every input to the spectrum and loudness of its reference, "matchering"
+does so with the package of this name, and "per_reference" searches the setting that comes nearest to it. In tasks
+without references, the targets stand in for them. The module dfx/evaluation/baselines.py describes all of them, of
+which "all" leaves out "matchering".
+
+A model that takes references is evaluated as it was trained: the target of every pair is cut in halves, of which one is
+degraded to the input, and the other is the reference. The page names and plays it.
 
 --compare adds the output of another system, a file for each test pair. The files have the names of the inputs and any
 suffix, sample rate and number of channels. Their delay against the target is taken out, up to 0.25 s, and each pair is
@@ -37,10 +42,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from dfx.errors import ArgumentParser, DataError
-from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
+from dfx.evaluation.options import ALL, BASELINES, LEARNED, BaselineOptions
 from dfx.render.automation import INTERPOLATIONS
 
-TAKEN = (*BASELINES, "output", "target")
+TAKEN = (*BASELINES, "output", "target", "reference")
 BUDGET = {
     "evaluations": "settings that a search tries",
     "excerpts": "excerpts of training pairs on which `fixed` is searched for",
@@ -58,6 +63,7 @@ def main() -> None:
     """
     options = _parser().parse_args()
     # Imported here because --help and wrong options do not need torch.
+    from dfx.datasets.halves import halve
     from dfx.datasets.pairs import check_audio, find_test_pairs
     from dfx.datasets.splits import count_trained, restore_splits
     from dfx.datasets.treatment import TreatedPairs
@@ -65,13 +71,13 @@ def main() -> None:
     from dfx.evaluation.evaluate import evaluate, find_removed
     from dfx.evaluation.results import as_table, list_places
     from dfx.tasks import read_checkpoint
-    from dfx.tasks.loading import build_task, find_device
+    from dfx.tasks.loading import build_task, find_device, restore_degradation
 
     device = find_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
     task = build_task(checkpoint, options.checkpoint, options.trust).to(device)
     trained_on = checkpoint["dfx"]["data"]
-    baselines = BASELINES if "all" in options.baselines else options.baselines
+    baselines = ALL if "all" in options.baselines else options.baselines
     learned = set(baselines) & set(LEARNED)
     splits = {"train": []} if options.data and not learned else restore_splits(trained_on)
     tested = find_test_pairs(options.data) if options.data else splits["test"]
@@ -83,6 +89,10 @@ def main() -> None:
             f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"
         )
         print(text, file=sys.stderr)
+    if task.takes_reference:
+        degradation = restore_degradation(checkpoint, options.checkpoint, options.trust)
+        context_seconds = task.window.context_samples / task.chain.sample_rate
+        tested, splits["train"] = (halve(pairs, degradation, context_seconds) for pairs in (tested, splits["train"]))
     audio = task.treatment, task.chain.sample_rate, task.chain.channels
     training, evaluated = TreatedPairs(splits["train"], *audio), TreatedPairs(tested, *audio, options.seconds)
     compared = PairsWithClips(evaluated, dict(options.compare)) if options.compare else evaluated

@@ -171,7 +171,8 @@ class TreatedPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a pair: ``input`` and ``target``, float32 ``(channels, samples)``, ``name`` and ``group``.
 
-        A pair with a reference also has ``reference``, which is whole and not treated, ``(channels, samples)``.
+        A pair with a reference also has ``reference``, which is whole and not treated, ``(channels, samples)``, and
+        ``reference_title``.
         """
         pair = self.pairs[index]
         samples = pair.input.samples_at(self.sample_rate)
@@ -180,6 +181,7 @@ class TreatedPairs(Dataset):
         if pair.reference is not None:
             length = pair.reference.samples_at(self.sample_rate)
             whole["reference"] = pair.reference.read(0, length, self.sample_rate, self.channels)
+            whole["reference_title"] = pair.reference.title
         return whole
 
     def read(self, pair: int, start: int, samples: int, change: Change | None = None) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,16 @@
 - ``per_file``: the chain at the best setting for each file, searched for with its target
 - ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
 - ``refined``: the chain at the model's automation, held over each frame and shifted by the best offsets for each file
-- ``matched``: the input with the average third-octave spectrum and the loudness of the target
+- ``per_reference``: the chain at the setting for each file whose output is the least distance from the reference
+- ``matched``: the input with the average third-octave spectrum and the loudness of the reference
+- ``matchering``: the same by the package matchering, which also limits; see :mod:`dfx.evaluation.matching`
 - ``network``: a convolutional network instead of the chain, trained on the training pairs
 
 The best setting has the smallest training loss that CMA-ES finds (see :mod:`dfx.render.search`). ``per_file`` uses
 the target, which a model cannot: it is a bound on constant settings rather than a competitor. ``refined`` is what
 ``python -m dfx.render --refine`` does with a target (see :mod:`dfx.render.refinement`), here with the whole file.
-``matched`` uses the target too: it is a bound on constant equalizers (see :mod:`dfx.evaluation.matching`).
+The reference is that of the pair, for tasks that take one. In other tasks the target stands in for it, which a model
+cannot use: ``matched`` is then a bound on constant equalizers. :mod:`dfx.render.reference` defines the distance.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +29,12 @@ from torch import Tensor, nn
 from dfx.datasets.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
-from dfx.evaluation.matching import match_recording
+from dfx.evaluation.matching import match_recording, match_with_matchering, require_matchering
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
 from dfx.render.automation import Automation
+from dfx.render.reference import distance_from
 from dfx.render.refinement import make_search
 from dfx.render.search import Search
 
@@ -74,13 +78,15 @@ def make_baselines(
         options: their budget.
 
     Raises:
-        UserError: for an unknown name, or if training pairs are needed and missing.
+        UserError: for an unknown name, or if training pairs or a package are needed and missing.
     """
     for name in names:
         if name not in BASELINES:
             raise UserError(f"there is no baseline '{name}'{nearest(name, BASELINES)}")
         if name in LEARNED and not len(training):
             raise UserError(f"the baseline '{name}' needs training pairs")
+        if name == "matchering":
+            require_matchering()
     search = Search(chain, loss, options.evaluations, options.seed)
     make: dict[str, Callable[[], Baseline]] = {
         "input": lambda: Baseline(lambda pair, automation: pair["input"]),
@@ -89,9 +95,9 @@ def make_baselines(
         "per_file": lambda: _per_file(search),
         "per_file_warm": lambda: _per_file(search, is_warm=True),
         "refined": lambda: _refined(make_search(chain, loss, options.evaluations, options.seed)),
-        "matched": lambda: Baseline(
-            lambda pair, automation: match_recording(pair["input"], pair["target"], chain.sample_rate)
-        ),
+        "per_reference": lambda: _per_reference(search),
+        "matched": lambda: _matched(match_recording, chain.sample_rate),
+        "matchering": lambda: _matched(match_with_matchering, chain.sample_rate),
         "network": lambda: _network(train_network(training, chain.channels, loss, options)),
     }
     return {name: make[name]() for name in BASELINES if name in names}
@@ -117,6 +123,27 @@ def _per_file(search: Search, is_warm: bool = False) -> Baseline:
         return search.render(pair["input"], found.parameters)
 
     return Baseline(render, settings)
+
+
+def _per_reference(search: Search) -> Baseline:
+    """The chain at a separate setting for each file, which is searched for with its reference."""
+    settings: dict[str, Any] = {}
+
+    def render(pair: AudioPair, automation: Automation) -> Tensor:
+        found = search.minimize(distance_from(_reference_of(pair), search.chain.sample_rate), pair["input"][None])
+        settings[str(pair["name"])] = search.values_by_name(found.parameters)
+        return search.render(pair["input"], found.parameters)
+
+    return Baseline(render, settings)
+
+
+def _matched(match: Callable[[Tensor, Tensor, int], Tensor], sample_rate: int) -> Baseline:
+    return Baseline(lambda pair, automation: match(pair["input"], _reference_of(pair), sample_rate))
+
+
+def _reference_of(pair: AudioPair) -> Tensor:
+    """Return the reference of a pair; without one, the target."""
+    return pair.get("reference", pair["target"])
 
 
 def _refined(search: Search) -> Baseline:

@@ -6,8 +6,8 @@
 - ``files.csv`` and ``files.json``: every metric of every file, and why a metric is undefined;
 - ``settings.json``: the values of the chain, ``{baseline: {parameter: value}}``, or ``{baseline: {file: ...}}``;
 - ``automation/NAME.csv``: the model's parameters in their units, over time in seconds;
-- ``audio/NAME_{input,output,target}.flac``, and one more for every other baseline; if one of them would clip, one gain
-  lowers all of a file;
+- ``audio/NAME_{input,output,target}.flac``, one more for every other baseline, and ``NAME_reference.flac`` where there
+  is one; if one of them would clip, one gain lowers all of a file;
 - ``evaluation.json``: a description of all this, and ``report.html``, a page to listen on: see :mod:`dfx.report`.
 """
 
@@ -96,6 +96,9 @@ def evaluate(
         seconds = pair["input"].shape[-1] / task.chain.sample_rate
         files.append({"name": str(pair["name"]), "stem": stem, "seconds": seconds})
         audio = {"input": pair["input"], **outputs, "target": pair["target"]}
+        if "reference" in pair:
+            files[-1]["reference"] = pair["reference_title"]
+            audio["reference"] = pair["reference"]
         _write_audio(folder / "audio", stem, audio, task.chain.sample_rate)
         _write_automation(folder / "automation" / f"{stem}.csv", rendering.automation)
 

@@ -1,12 +1,17 @@
 """Matching a recording to another: a smooth equalizer for the average spectrum, and a gain for the loudness."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import scipy
+import soundfile
 import torch
 from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
 from dfx.audio.loudness import SILENCE_LUFS, Loudness
+from dfx.errors import UserError
 
 LARGEST_CHANGE_DB = 24.0
 """Limit of the equalizer's gain."""
@@ -42,6 +47,41 @@ def match_recording(audio: Tensor, reference: Tensor, sample_rate: int) -> Tenso
     gains = _between(gains_db, np.fft.rfftfreq(samples, 1 / sample_rate))
     equalized = torch.fft.irfft(torch.from_numpy(gains) * torch.fft.rfft(audio.double(), samples), samples)
     return _bring_to(wanted, equalized[:, : audio.shape[-1]].to(audio.dtype), sample_rate)
+
+
+def require_matchering() -> None:
+    """Raise :class:`UserError` if the package matchering is not installed."""
+    try:
+        import matchering  # noqa: F401
+    except ImportError as error:
+        fault = f"the baseline 'matchering' needs the package of this name, under GPL-3 ({error})"
+        raise UserError(f"{fault}: pip install matchering") from None
+
+
+def match_with_matchering(audio: Tensor, reference: Tensor, sample_rate: int) -> Tensor:
+    """Return audio that the package matchering brings to the spectrum, level and peaks of a reference.
+
+    The spectra of mid and side are matched in the loudest pieces of 15 s, then the level, and the result is limited.
+
+    Args:
+        audio, reference, sample_rate: as of :func:`match_recording`; of one or two channels.
+
+    Raises:
+        UserError: if matchering cannot process them: it needs at least 4096 samples, and no silence.
+    """
+    import matchering
+
+    with tempfile.TemporaryDirectory() as folder:
+        input, goal, output = (str(Path(folder, f"{name}.wav")) for name in ("input", "reference", "output"))
+        for path, signal in ((input, audio), (goal, reference)):
+            soundfile.write(path, signal.expand(2, -1).T.numpy(), sample_rate, "FLOAT")
+        config = matchering.Config(internal_sample_rate=sample_rate, allow_equality=True, temp_folder=folder)
+        try:
+            matchering.process(input, goal, [matchering.Result(output, "FLOAT")], config)
+        except RuntimeError as error:
+            raise UserError(f"matchering: {error}") from None
+        matched = torch.from_numpy(soundfile.read(output, dtype="float32")[0].T)
+    return matched if len(audio) == 2 else matched.mean(dim=0, keepdim=True)
 
 
 def third_octaves(highest_hz: float) -> np.ndarray:

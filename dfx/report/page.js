@@ -222,7 +222,7 @@ const RIVALS = 5;
 function colourOf(track) {
   if (["input", "target", "output"].includes(track)) return `var(--${track})`;
   if (track === shared.anchor) return "var(--anchor)";
-  const rivals = shared.tracks.filter((other) => !["input", "target", "output"].includes(other));
+  const rivals = [...shared.tracks, "reference"].filter((other) => !["input", "target", "output"].includes(other));
   return `var(--rival-${rivals.indexOf(track) % RIVALS})`;
 }
 
@@ -249,7 +249,8 @@ const audibleTrack = () => shown[player.audible];
 
 function show(keepPosition = false) {
   const position = keepPosition ? player.position : 0;
-  shown = isBlind() ? ["target", ...ratings.of(file).order] : shared.tracks;
+  const ownReference = file.reference ? ["reference"] : [];
+  shown = isBlind() ? ["target", ...ratings.of(file).order] : [...shared.tracks, ...ownReference];
   const audible = isBlind() ? 0 : Math.max(0, shown.indexOf("output"));
   const index = files.indexOf(file);
   player.load(
@@ -267,6 +268,8 @@ function show(keepPosition = false) {
   $("cut").hidden = file.whole_seconds <= file.seconds + 0.01;
   const [part, whole] = [file.seconds, file.whole_seconds].map(clock);
   $("cut").textContent = `The first ${part} of ${whole}; ${shared.complete}.`;
+  $("reference").hidden = isBlind() || !file.reference;
+  $("reference").textContent = `The output was made to sound like the reference: ${file.reference}.`;
   $("trouble").hidden = true;
   for (const id of ["blind", "rating-actions"]) $(id).hidden = !isBlind();
   for (const id of ["spectrogram-row", "automation", "knobs", "legend", "numbers"]) $(id).hidden = isBlind();

@@ -29,7 +29,12 @@ ANCHOR = "anchor_3.5_khz"
 """The low-passed target, which attentive listeners rate low."""
 
 _HERE = Path(__file__).parent
-_TITLES = {"TubeAmp": "Tube amplifier", "NonSpeech": "Breaths and clicks", "Mastering": "Mastering"}
+_TITLES = {
+    "TubeAmp": "Tube amplifier",
+    "NonSpeech": "Breaths and clicks",
+    "Mastering": "Mastering",
+    "StyleTransfer": "Style transfer",
+}
 _COLUMNS = 480
 _BANDS = 80
 _RANGE_DB = 80.0
@@ -177,13 +182,15 @@ def _read_file(
             raise ValueError(f"{name!r} is not the name of a file in it")
     for track in tracks:
         path = folder / "audio" / f"{file['stem']}_{track}.flac"
-        try:
-            whole, sample_rate = soundfile.read(soundfile_path(str(path)), dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError:
-            raise ReportError(f"{path} is missing or broken: run evaluate.py again") from None
+        whole, sample_rate = _read_track(path)
         part = whole[: max(1, round(seconds * sample_rate))]
         audio[track] = part
         encoded[track] = _base64(path.read_bytes() if len(part) == len(whole) else _flac(part, sample_rate))
+    if "reference" in file:
+        # It may have another length: the page has as much of it as of the others.
+        part = _read_track(folder / "audio" / f"{file['stem']}_reference.flac")[0][: len(audio["target"])]
+        audio["reference"] = np.pad(part, ((0, len(audio["target"]) - len(part)), (0, 0)))
+        encoded["reference"] = encode_flac(audio["reference"], sample_rate)
     encoded[ANCHOR] = encode_flac(low_pass(audio["target"], sample_rate), sample_rate)
     of_file = [row for row in rows if row["file"] == file["name"]]
     shown = len(audio["target"]) / sample_rate
@@ -191,6 +198,7 @@ def _read_file(
         "name": file["name"],
         "seconds": shown,
         "whole_seconds": file["seconds"],
+        "reference": file.get("reference"),
         **pictures_of(audio, sample_rate),
         "automation": _automation(folder / "automation" / f"{file['stem']}.csv", shown),
         "metrics": {
@@ -202,6 +210,14 @@ def _read_file(
         "settings": {name: values.get(file["name"], values) for name, values in settings.items()},
     }
     return data, encoded
+
+
+def _read_track(path: Path) -> tuple[np.ndarray, int]:
+    """Return the audio ``(samples, channels)`` and the sample rate of a file of the evaluation."""
+    try:
+        return soundfile.read(soundfile_path(str(path)), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        raise ReportError(f"{path} is missing or broken: run evaluate.py again") from None
 
 
 def _automation(path: Path, seconds: float) -> dict[str, list[float]]:

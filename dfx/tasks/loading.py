@@ -1,10 +1,12 @@
 """Building a trained task from a checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import torch
 
+from dfx.datasets import Degradation
 from dfx.effects import is_foreign
 from dfx.errors import UserError, refuse_renamed
 from dfx.tasks.checkpoint import CheckpointError, read_checkpoint, read_effects
@@ -58,10 +60,7 @@ def build_task(checkpoint: dict[str, Any], path: str, trust: bool = False) -> Ta
     except UserError as error:
         raise CheckpointError(f"{path}: {error} in the checkpoint's arguments, or train again") from None
     try:
-        foreign = [spec.effect for spec in read_effects(saved["arguments"]) if is_foreign(spec.effect)]
-        if foreign and not trust:
-            fault = f"{path} names code to run, {', '.join(foreign)}"
-            raise CheckpointError(f"{fault}: if you trust its author, add --trust (in Python, trust=True)")
+        _check_trust([spec.effect for spec in read_effects(saved["arguments"])], path, trust)
         arguments = {
             name: _HINTS[name](**value) if dataclasses.is_dataclass(_HINTS.get(name)) else value
             for name, value in saved["arguments"].items()
@@ -79,3 +78,23 @@ def build_task(checkpoint: dict[str, Any], path: str, trust: bool = False) -> Ta
         fault = f"{path} is damaged, or was trained by a version of dfx with other options ({error})"
         raise CheckpointError(f"{fault}: use that version, or train again") from None
     return task.eval()
+
+
+def restore_degradation(checkpoint: dict[str, Any], path: str, trust: bool = False) -> Degradation:
+    """Return the degradation that the inputs of a checkpoint's training were made by.
+
+    Arguments and errors are those of :func:`build_task`.
+    """
+    try:
+        degradation = Degradation(**checkpoint["dfx"]["data"]["degradation"])
+        _check_trust([effect["effect"] for effect in degradation.effects], path, trust)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not say how its inputs were degraded ({error}): train again") from None
+    return degradation
+
+
+def _check_trust(effects: Sequence[str], path: str, trust: bool) -> None:
+    foreign = [effect for effect in effects if is_foreign(effect)]
+    if foreign and not trust:
+        fault = f"{path} names code to run, {', '.join(foreign)}"
+        raise CheckpointError(f"{fault}: if you trust its author, add --trust (in Python, trust=True)")

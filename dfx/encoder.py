@@ -17,7 +17,9 @@ from dfx.errors import UserError, check_numbers
 FFT_SAMPLES = 1024
 HOP_SAMPLES = 256
 MEL_BANDS = 128
-SUMMARY_BANDS = 32
+SPECTRUM_BANDS = 16
+SILENT_POWER, USUAL_LEVEL = 0.02, 3.0
+"""Power of a mel frame, over all bands, of white noise at -70 dBFS, and its logarithm for music at about -23 LUFS."""
 
 Backbone = Literal["inception", "mobilenet_v2", "conv"]
 
@@ -79,14 +81,22 @@ class LogMel(nn.Module):
 
 
 def summarize(log_mel: Tensor) -> Tensor:
-    """Return the average spectrum and the fluctuation of a log-mel spectrogram, ``(..., frames, 128)``.
+    """Return level, fluctuation and average spectrum of a log-mel spectrogram, ``(..., frames, 128)``, in dB.
 
-    Both are in units of 3 dB, in 32 bands of four mel bands: the level of the mean power, and the standard deviation of
-    the level over time. The result is ``(..., 64)``.
+    Frames without sound do not count. The level is that of the mean power, relative to music at -23 LUFS. The
+    fluctuation is the standard deviation of the level over time. The average spectrum, of 16 bands of eight mel bands,
+    is relative to the level. The result is ``(..., 18)``, and NaN without sound.
     """
-    power = (10**log_mel).unflatten(-1, (SUMMARY_BANDS, -1)).sum(-1)
-    spectrum, fluctuation = power.mean(-2).log10(), power.log10().std(-2)
-    return torch.cat([spectrum, fluctuation], dim=-1) / 0.3
+    power = (10**log_mel).unflatten(-1, (SPECTRUM_BANDS, -1)).sum(-1)
+    total = power.sum(-1, keepdim=True)
+    sounds = (total > SILENT_POWER).to(power)
+
+    def mean(values: Tensor) -> Tensor:
+        return (sounds * values).sum(-2) / sounds.sum(-2)
+
+    level = mean(total).log10()
+    fluctuation = mean((total.log10() - mean(total.log10())[..., None, :]).square()).sqrt()
+    return 10 * torch.cat([level - USUAL_LEVEL, fluctuation, mean(power).log10() - level], dim=-1)
 
 
 class Dropout(nn.Module):
@@ -160,7 +170,7 @@ class Encoder(nn.Module):
         self.backbone, features = _make_backbone(options, context_samples, frame_samples)
         # The layout with the fastest kernels of convolution and pooling. torch's stubs lack this form of `to`.
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = nn.Linear(features + takes_reference * 2 * SUMMARY_BANDS, len(defaults))
+        self.head = nn.Linear(features + takes_reference * (3 + SPECTRUM_BANDS), len(defaults))
         if options.conventions == "keras":
             _follow_keras(self.input_norm, momentum=0.99)
             _follow_keras(self.head)
@@ -188,7 +198,7 @@ class Encoder(nn.Module):
             context: of ``frames`` consecutive frames, ``(batch, channels, context_samples + (frames - 1) *
                 frame_samples)``; channels are averaged. The parameters of a frame depend on its
                 ``context_samples`` alone.
-            reference: the summaries of the references, ``(batch, 64)`` or ``(1, 64)`` for all examples; see
+            reference: the summaries of the references, ``(batch, 18)`` or ``(1, 18)`` for all examples; see
                 :meth:`summarize`.
 
         Raises:
@@ -208,16 +218,18 @@ class Encoder(nn.Module):
         with torch.autocast(audio.device.type, enabled=False):
             features = self.dropout(features)
             if reference is not None:
-                difference = reference[:, None] - self._summarize_contexts(log_mel, features.shape[:2])
-                features = torch.cat([features, difference], dim=-1)
+                features = torch.cat([features, self._compare(log_mel, reference, features.shape[1])], dim=-1)
             return torch.sigmoid(self.head(features))
 
-    def _summarize_contexts(self, log_mel: Tensor, shape: torch.Size) -> Tensor:
-        """Return the summaries of the contexts of all frames, ``(batch, frames, 64)``."""
+    def _compare(self, log_mel: Tensor, reference: Tensor, frames: int) -> Tensor:
+        """Return the level of the reference and its difference from the contexts, ``(batch, frames, 19)``."""
         if isinstance(self.backbone, Conv):
-            frames = 1 + (self.context_samples - FFT_SAMPLES) // HOP_SAMPLES
-            log_mel = log_mel[:, 0].unfold(1, frames, self.frame_samples // HOP_SAMPLES).transpose(2, 3)
-        return summarize(log_mel).view(*shape, -1)
+            size = 1 + (self.context_samples - FFT_SAMPLES) // HOP_SAMPLES
+            log_mel = log_mel[:, 0].unfold(1, size, self.frame_samples // HOP_SAMPLES).transpose(2, 3)
+        contexts = summarize(log_mel).flatten(0, -2).unflatten(0, (-1, frames))
+        references = reference[:, None].expand_as(contexts)
+        # Without sound, there is no difference.
+        return torch.cat([references[..., :1], references - contexts], dim=-1).nan_to_num(0.0)
 
 
 def _logit(parameters: Tensor) -> Tensor:

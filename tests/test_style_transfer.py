@@ -1,5 +1,6 @@
 """Style transfer is trained on halves of recordings, and renders with a reference."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -84,6 +85,27 @@ def test_the_summary_of_a_frame_is_that_of_its_context_alone():
     torch.testing.assert_close(model.encode(audio), torch.cat(alone, dim=1))
 
 
+def test_silence_around_a_recording_does_not_change_its_summary_and_gives_no_invalid_parameters():
+    model = task(context_samples=16384).eval()
+    audio = (noise(3) * (1.1 + torch.sin(torch.arange(3 * SAMPLE_RATE) / 2000)))[None]
+    padded = torch.nn.functional.pad(audio, (2 * SAMPLE_RATE, 2 * SAMPLE_RATE))
+    torch.testing.assert_close(*map(model.encoder.summarize, (audio, padded)), atol=0.5, rtol=0)
+    model.set_reference(audio[0])
+    assert model.encode(torch.zeros(1, 1, 16384)).isfinite().all()
+
+
+def test_a_style_changes_target_and_reference_alike_and_the_input_is_made_of_the_target(make_pairs):
+    louder = [{"effect": "pedalboard:Gain", "draw": {"gain_db": {"deviation": 0, "default": 6.0206}}}]
+    root = make_pairs(12, seconds=1.0)
+    plain, styled = (
+        next(iter(ready(root, degradation=Degradation(louder, style_share=share)).train_dataloader()))
+        for share in (0.0, 1.0)
+    )
+    for side in ("target", "reference"):
+        torch.testing.assert_close(styled[side], 2 * plain[side], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(styled["input"], plain["input"], atol=1e-5, rtol=1e-3)
+
+
 def test_an_excerpt_and_its_reference_come_from_different_halves(tmp_path):
     module = ready(write_ramps(tmp_path / "ramps"))
     middle = 0.5
@@ -114,10 +136,13 @@ def test_held_out_inputs_are_degraded_alike_in_every_run(make_pairs):
 
 def test_a_killed_run_with_references_resumes_to_the_bit(make_pairs, tmp_path):
     root = make_pairs(20, seconds=1.0)
+    degradation = dataclasses.replace(DEGRADATION, style_share=0.5)
 
     def fit(*callbacks, **options):
-        model = task()
-        trainer(tmp_path, epochs=1, callbacks=callbacks).fit(model, datamodule=data(root, model), **options)
+        model = task(backbone="conv")
+        trainer(tmp_path, epochs=1, callbacks=callbacks).fit(
+            model, datamodule=data(root, model, degradation), **options
+        )
         return weights(model)
 
     uninterrupted = fit()

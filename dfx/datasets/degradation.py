@@ -13,6 +13,9 @@ from dfx.datasets.pairs import Pair
 from dfx.effects import Chain, ChainSpec, EffectError, EffectSpec
 from dfx.errors import DataError, UserError, check_numbers
 
+Change = Callable[[Tensor], Tensor]
+"""Maps audio, ``(channels, samples)``, to the same shape."""
+
 _HOSTS = ("pedalboard", "python")
 """Hosts whose effects can be built and rendered in the processes that read ahead."""
 
@@ -30,17 +33,20 @@ class Degradation:
             its ``default`` with this standard deviation, and clipped to the range.
         share: share of the excerpts of training pairs whose input is made from their target; 1 uses no real input.
         root: a folder of further finished recordings to train on. They have no input, so it is always made.
+        style_share: share of the excerpts of training pairs whose target is degraded too, before the input is made from
+            it, and whose reference, if they have one, is degraded alike: so there are more styles than recordings.
 
     Raises:
-        UserError: if the share is out of its range.
+        UserError: if a share is out of its range.
     """
 
     effects: list[dict[str, Any]]
     share: float = 1.0
     root: str | None = None
+    style_share: float = 0.0
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), share="[0, 1]")
+        check_numbers(vars(self), share="[0, 1]", style_share="[0, 1]")
 
 
 class Degrader:
@@ -57,7 +63,7 @@ class Degrader:
     """
 
     def __init__(self, degradation: Degradation, sample_rate: int, channels: int, num_workers: int = 0) -> None:
-        self._share = degradation.share
+        self._share, self._style_share = degradation.share, degradation.style_share
         given = [_without_deviations(effect) for effect in degradation.effects]
         plugins = [spec.effect for spec, _ in given if spec.effect.partition(":")[0] not in _HOSTS]
         if plugins and num_workers:
@@ -74,12 +80,18 @@ class Degrader:
         ]
         self._deviations = np.array(deviations, dtype=np.float64)
 
-    def draw(self, pair: Pair, seed: int) -> Callable[[Tensor], Tensor] | None:
+    def draw(self, pair: Pair, seed: int) -> Change | None:
         """Return the change that makes an input from a target, or None for an excerpt that keeps its real input."""
         # Not the generator of the augmentation, which has the same seed.
         random = np.random.default_rng([seed, 1])
         is_real = random.random() >= self._share and pair.input != pair.target
         return None if is_real else functools.partial(self.degrade, values=self.draw_values(random))
+
+    def draw_style(self, seed: int) -> Change | None:
+        """Return the change of target and reference, or None for an excerpt that keeps them."""
+        random = np.random.default_rng([seed, 3])
+        keeps = random.random() >= self._style_share
+        return None if keeps else functools.partial(self.degrade, values=self.draw_values(random))
 
     def draw_values(self, random: np.random.Generator) -> np.ndarray:
         """Draw the values of one change, in their units."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dfx.datasets.degradation import Degrader
+from dfx.datasets.degradation import Change, Degrader
 from dfx.datasets.pairs import Pair
 from dfx.datasets.treatment import Augmentation, TreatedPairs
 
@@ -123,19 +123,20 @@ class Steps(Dataset):
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         pair = self.pairs.pairs[excerpt.pair]
         change = self.degrader.draw(pair, excerpt.seed) if self.degrader else None
-        input, target = self.pairs.read(excerpt.pair, start, samples, change)
+        style = self.degrader.draw_style(excerpt.seed) if self.degrader else None
+        input, target = self.pairs.read(excerpt.pair, start, samples, change, style)
         rendered = slice(self.window.before, self.window.before + excerpt.steps * self.window.step_samples)
         sides = self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)
-        return *sides, self._read_reference(pair, excerpt)
+        return *sides, self._read_reference(pair, excerpt, style)
 
-    def _read_reference(self, pair: Pair, excerpt: Excerpt) -> Tensor | None:
+    def _read_reference(self, pair: Pair, excerpt: Excerpt, style: Change | None) -> Tensor | None:
         if pair.reference is None:
             return None
         samples = self.window.context_samples
         spare = max(0, pair.reference.samples_at(self.pairs.sample_rate) - samples)
         # Neither the generator of the augmentation nor that of the degradation.
         start = int(np.random.default_rng([excerpt.seed, 2]).integers(spare + 1))
-        return self.pairs.read_reference(excerpt.pair, start, samples)
+        return self.pairs.read_reference(excerpt.pair, start, samples, style)
 
 
 class Excerpts(Sampler[Excerpt]):

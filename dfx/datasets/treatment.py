@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +16,11 @@ from torch.utils.data import Dataset
 from dfx.audio.levels import REMOVED_DB, db_to_amplitude, level_frame_samples, rms
 from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.audio.reading import AudioSource
+from dfx.datasets.degradation import Change
 from dfx.datasets.pairs import Pair
 from dfx.errors import UserError, check_numbers
 
 Side = Literal["input", "target"]
-Change = Callable[[Tensor], Tensor]
-"""Maps audio, ``(channels, samples)``, to the same shape."""
 
 LARGEST_GAIN_DB = 30.0
 """Limit of the gain that raises an input to its loudness: more would raise noise."""
@@ -74,12 +73,11 @@ class Treatment:
 
         The loudness of the whole input is taken to be that of the recording, plus the change within the window.
         """
-        lead = round(_LEAD_IN_SECONDS * sample_rate)
-        window = start - lead, samples + lead, sample_rate, channels
-        changed = self.read_filtered(file, *window, change)[:, lead:]
+        window = start, samples, sample_rate, channels
+        changed = self.read_filtered(file, *window, change)
         if self.input_lufs is None:
             return changed
-        added_lu = lufs(changed, sample_rate) - lufs(self.read_filtered(file, *window)[:, lead:], sample_rate)
+        added_lu = lufs(changed, sample_rate) - lufs(self.read_filtered(file, *window), sample_rate)
         loudness = _loudness_of_file(self, file, sample_rate, channels) + added_lu
         return changed * db_to_amplitude(self.gain_db(loudness))
 
@@ -93,9 +91,9 @@ class Treatment:
         change: Change | None = None,
     ) -> Tensor:
         """Read as :meth:`read` does, but without the gain; a change is applied ahead of the high-pass."""
-        margin = self._margin(sample_rate)
-        audio = source.read(start - margin, samples + 2 * margin, sample_rate, channels)
-        audio = self._highpass(change(audio) if change else audio, sample_rate)
+        margin, lead = self._margin(sample_rate), round(_LEAD_IN_SECONDS * sample_rate) if change else 0
+        audio = source.read(start - lead - margin, lead + samples + 2 * margin, sample_rate, channels)
+        audio = self._highpass(change(audio) if change else audio, sample_rate)[:, lead:]
         if margin or change:
             # Ringing outside of the file is cut off, as it is from a whole recording.
             n = torch.arange(start, start + samples)
@@ -184,20 +182,26 @@ class TreatedPairs(Dataset):
             whole["reference_title"] = pair.reference.title
         return whole
 
-    def read(self, pair: int, start: int, samples: int, change: Change | None = None) -> tuple[Tensor, Tensor]:
-        """Return a window of input and target, each ``(channels, samples)``; a change makes the input of the target."""
+    def read(
+        self, pair: int, start: int, samples: int, change: Change | None = None, style: Change | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a window of input and target, each ``(channels, samples)``.
+
+        A ``style`` changes the target, and a ``change`` makes the input of it; without one, the input is real.
+        """
         window = start, samples, self.sample_rate, self.channels
         files = self.pairs[pair]
-        target = self.treatment.read(files.target, *window, "target")
+        target = self.treatment.read_filtered(files.target, *window, style)
         if change:
-            return self.treatment.read_changed(files.target, *window, change), target
+            made = (lambda audio: change(style(audio))) if style else change
+            return self.treatment.read_changed(files.target, *window, made), target
         return self.treatment.read(files.input, *window, "input"), target
 
-    def read_reference(self, pair: int, start: int, samples: int) -> Tensor:
+    def read_reference(self, pair: int, start: int, samples: int, style: Change | None = None) -> Tensor:
         """Return a window of the reference, ``(channels, samples)``, treated as a target."""
         reference = self.pairs[pair].reference
         assert reference is not None
-        return self.treatment.read(reference, start, samples, self.sample_rate, self.channels, "target")
+        return self.treatment.read_filtered(reference, start, samples, self.sample_rate, self.channels, style)
 
 
 @dataclass(frozen=True)

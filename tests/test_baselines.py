@@ -98,6 +98,7 @@ def test_every_baseline_gives_what_its_name_says(baselines):
     gains = {name: float((audio / evaluated["input"]).mean()) for name, audio in output.items() if name != "network"}
     assert gains["input"] == gains["defaults"] == 1.0
     assert 0.35 < gains["fixed"] < 0.65
+    assert gains["levelled"] == pytest.approx(0.49, abs=0.02)  # of the training pairs, 0.4 and 0.6
     assert gains["per_file"] == pytest.approx(1.7, abs=0.02)
     assert gains["per_file_warm"] == pytest.approx(1.7, abs=0.02)
     torch.testing.assert_close(output["matched"], evaluated["target"])

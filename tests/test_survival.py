@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or out of disk space lose nothing and resume to the same bits."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -57,7 +58,7 @@ def identity(path: Path) -> int | None:
 
 
 def train(config: Path, name: str, moments: random.Random | None = None, most_steps: int = 4) -> bool:
-    """Run the command, or resume its run; with ``moments``, kill it at a random time.
+    """Run the command in a process, or resume its run; with ``moments``, kill it at a random time.
 
     Returns:
         True if it was killed.
@@ -65,32 +66,28 @@ def train(config: Path, name: str, moments: random.Random | None = None, most_st
     file = last(config, name)
     seen = identity(file)
     resume = RESUME if file.parent.parent.exists() else ()
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "fit", "--config", str(config), "--run.name", name, *resume],
-        cwd=ROOT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    # The server has imported everything, which takes longer than the steps between two kills.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["dfx.cli"])
+    process = server.Process(target=main, args=(["fit", "--config", str(config), "--run.name", name, *resume],))
+    process.start()
     if moments is not None:
         # Wait for some steps, each of which writes a checkpoint, then for a random time.
         steps = moments.randint(1, most_steps)
-        while steps and process.poll() is None:
+        while steps and process.is_alive():
             found = identity(file)
             steps -= found not in (None, seen)
             seen = found or seen
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode in (0, -signal.SIGKILL), output
-    return process.returncode != 0
+    process.join(500)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 def test_a_run_that_is_killed_repeatedly_reaches_the_weights_of_an_uninterrupted_run(config):
-    # By the same command, since the last bits depend on the number of threads.
+    # By the same function, since the last bits depend on the number of threads.
     train(config, "uninterrupted")
     moments = random.Random(0)
     assert sum(train(config, "run", moments) for _ in range(4)) >= 3

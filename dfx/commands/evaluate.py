@@ -16,12 +16,12 @@ Prints a table of means and of the differences between the model and each baseli
 settings, automation and audio, and report.html, a page for listening and for blind ratings, which "python -m dfx.report
 FOLDER" writes again.
 
-Baselines: "input" and "defaults" need no training, "fixed" and "network" learn from the training pairs, "per_file" and
-"per_file_warm" search a setting for every test pair, and "refined" the best shift of the model's automation, with one
-rendering for each evaluation. "matched" brings every input to the spectrum and loudness of its reference, "matchering"
-does so with the package of this name, and "per_reference" searches the setting that comes nearest to it. In tasks
-without references, the targets stand in for them. The module dfx/evaluation/baselines.py describes all of them, of
-which "all" leaves out "matchering".
+Baselines: "input" and "defaults" need no training, "levelled", "fixed" and "network" learn from the training pairs,
+"per_file" and "per_file_warm" search a setting for every test pair, and "refined" the best shift of the model's
+automation, with one rendering for each evaluation. "matched" brings every input to the spectrum and loudness of its
+reference, "matchering" does so with the package of this name, and "per_reference" searches the setting that comes
+nearest to it. In tasks without references, the targets stand in for them. The module dfx/evaluation/baselines.py
+describes all of them, of which "all" leaves out "matchering".
 
 A model that takes references is evaluated as it was trained: the target of every pair is cut in halves, of which one is
 degraded to the input, and the other is the reference. The page names and plays it.

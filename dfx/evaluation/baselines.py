@@ -2,6 +2,7 @@
 
 - ``input``: no processing
 - ``defaults``: the chain at the defaults of its effects
+- ``levelled``: the input at the mean loudness of the training targets
 - ``fixed``: the chain at the best single setting for the training pairs
 - ``per_file``: the chain at the best setting for each file, searched for with its target
 - ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
@@ -26,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfx.audio.loudness import lufs
 from dfx.datasets.excerpts import AudioPair, AudioPairs, draw_excerpts
 from dfx.effects import ChainSpec
 from dfx.errors import UserError, nearest
-from dfx.evaluation.matching import match_recording, match_with_matchering, require_matchering
+from dfx.evaluation.matching import bring_to, match_recording, match_with_matchering, require_matchering
 from dfx.evaluation.options import BASELINES, LEARNED, BaselineOptions
 from dfx.evaluation.tcn import train_network
 from dfx.losses import Loss
@@ -91,6 +93,7 @@ def make_baselines(
     make: dict[str, Callable[[], Baseline]] = {
         "input": lambda: Baseline(lambda pair, automation: pair["input"]),
         "defaults": lambda: _constant(search, chain.space.defaults),
+        "levelled": lambda: _levelled(training, chain.sample_rate),
         "fixed": lambda: _constant(search, _search_fixed(search, training, options)),
         "per_file": lambda: _per_file(search),
         "per_file_warm": lambda: _per_file(search, is_warm=True),
@@ -110,6 +113,11 @@ def _constant(search: Search, parameters: np.ndarray) -> Baseline:
         return search.render(pair["input"], parameters)
 
     return Baseline(render, search.values_by_name(parameters))
+
+
+def _levelled(training: AudioPairs, sample_rate: int) -> Baseline:
+    loudness = float(np.mean([lufs(training[index]["target"], sample_rate) for index in range(len(training))]))
+    return Baseline(lambda pair, automation: bring_to(loudness, pair["input"], sample_rate))
 
 
 def _per_file(search: Search, is_warm: bool = False) -> Baseline:

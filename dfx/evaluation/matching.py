@@ -39,14 +39,14 @@ def match_recording(audio: Tensor, reference: Tensor, sample_rate: int) -> Tenso
     loudness, wanted = (_loudness(each, sample_rate).integrated() for each in (audio, reference))
     if min(loudness, wanted) <= SILENCE_LUFS:
         return audio
-    audio = _bring_to(wanted, audio, sample_rate)
+    audio = bring_to(wanted, audio, sample_rate)
     ours, theirs = (_average_spectrum(each, sample_rate) for each in (audio, reference))
     gains_db = _find_gains(ours, theirs, np.linspace(0, sample_rate / 2, len(ours)))
     # Ringing ahead of the beginning wraps around to the end of the padding.
     samples = audio.shape[-1] + round(_RINGING_SECONDS * sample_rate)
     gains = _between(gains_db, np.fft.rfftfreq(samples, 1 / sample_rate))
     equalized = torch.fft.irfft(torch.from_numpy(gains) * torch.fft.rfft(audio.double(), samples), samples)
-    return _bring_to(wanted, equalized[:, : audio.shape[-1]].to(audio.dtype), sample_rate)
+    return bring_to(wanted, equalized[:, : audio.shape[-1]].to(audio.dtype), sample_rate)
 
 
 def require_matchering() -> None:
@@ -127,5 +127,6 @@ def _loudness(audio: Tensor, sample_rate: int) -> Loudness:
     return loudness
 
 
-def _bring_to(loudness_lufs: float, audio: Tensor, sample_rate: int) -> Tensor:
+def bring_to(loudness_lufs: float, audio: Tensor, sample_rate: int) -> Tensor:
+    """Return audio, ``(channels, samples)``, with a gain that brings it to a loudness; silence as it is."""
     return audio * db_to_amplitude(_loudness(audio, sample_rate).gain_db_to(loudness_lufs))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from dfx.errors import COUNTS, SEEDS, check_numbers
 
 BASELINES = (
-    *("input", "defaults", "fixed", "per_file", "per_file_warm", "refined"),
+    *("input", "defaults", "levelled", "fixed", "per_file", "per_file_warm", "refined"),
     *("per_reference", "matched", "matchering", "network"),
 )
 ALL = tuple(name for name in BASELINES if name != "matchering")
 """The baselines that need no other package."""
-LEARNED = ("fixed", "network")
+LEARNED = ("levelled", "fixed", "network")
 """The baselines that need training pairs."""
 
 

@@ -5,7 +5,7 @@
 - ``levelled``: the input at the mean loudness of the training targets
 - ``fixed``: the chain at the best single setting for the training pairs
 - ``per_file``: the chain at the best setting for each file, searched for with its target
-- ``per_file_warm``: the same, with a search that starts at the mean of the model's automation
+- ``per_file_warm``: the same, with a search that starts at and near the mean of the model's automation
 - ``refined``: the chain at the model's automation, held over each frame and shifted by the best offsets for each file
 - ``per_reference``: the chain at the setting for each file whose output is the least distance from the reference
 - ``matched``: the input with the average third-octave spectrum and the loudness of the reference
@@ -96,7 +96,7 @@ def make_baselines(
         "levelled": lambda: _levelled(training, chain.sample_rate),
         "fixed": lambda: _constant(search, _search_fixed(search, training, options)),
         "per_file": lambda: _per_file(search),
-        "per_file_warm": lambda: _per_file(search, is_warm=True),
+        "per_file_warm": lambda: _per_file(make_search(chain, loss, options.evaluations, options.seed), is_warm=True),
         "refined": lambda: _refined(make_search(chain, loss, options.evaluations, options.seed)),
         "per_reference": lambda: _per_reference(search),
         "matched": lambda: _matched(match_recording, chain.sample_rate),

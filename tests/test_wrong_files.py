@@ -123,8 +123,9 @@ def audio_rows() -> list[Row]:
     for content in [*UNREADABLE.values(), *UNUSABLE.values(), *UNFIT.values()]:
         for path in ("pairs/input/note_05.wav", "pairs/target/note_05.wav"):
             rows.append(("evaluate.py", EVALUATE, writes(path, content), "note_05"))
-        if content not in list(UNREADABLE.values())[2:-1]:
-            rows.append(("train.py", FIT, writes(path, content), "note_05"))
+    # Training reads files with the same function, and its command line takes a second.
+    for content in (UNREADABLE["empty"], UNUSABLE["NaN"], UNFIT["silence"], UNFIT["half"]):
+        rows.append(("train.py", FIT, writes("pairs/target/note_05.wav", content), "note_05"))
     for content in [*UNREADABLE.values(), *UNUSABLE.values()]:
         rows.append(("dfx.render", RENDER, writes("song.wav", content), "song.wav"))
     return rows
@@ -396,7 +397,8 @@ def config_rows() -> list[Row]:
     for effects, part in EFFECTS:
         chain = yaml.safe_dump({"model": {"init_args": {"effects": effects}}})
         rows.append(("dfx.effects.probe", "chain.yaml --seconds 0.1", writes("chain.yaml", chain), part))
-    for index in (0, 1, 3, 5, 8, 12, 19, 24, 31, 33):
+    # Training builds chains with the same functions.
+    for index in (0, 5, 12, 24):
         effects, part = EFFECTS[index]
         chain = {"model": {"class_path": "TubeAmp", "init_args": {"effects": effects}}}
         rows.append(("train.py", f"{FIT} --config other.yaml", config(chain), part))

@@ -62,6 +62,7 @@ from dfx.render.pretrained import find_checkpoint
 from dfx.tasks import CheckpointError, Task, read_checkpoint
 from dfx.tasks.finetuning import take_weights
 from dfx.tasks.loading import build_task
+from dfx.tasks.memory import keep_freed_memory
 from dfx.writing import lock
 
 CONFIG = "resolved_config.yaml"
@@ -353,6 +354,7 @@ class DfxCLI(LightningCLI):
 
     def _fit_stages(self, model: Task, datamodule: PairedAudio, ckpt_path: str | None, **options: Any) -> None:
         """Train from the first stage, or from that of a checkpoint, with one trainer each."""
+        keep_freed_memory()
         first, model.start_from = 0, self.config_init.fit.run.start_from
         if ckpt_path is not None:
             saved = model.check_checkpoint(read_checkpoint(ckpt_path))

@@ -256,19 +256,21 @@ def _multiband(dynamics: Callable[[], Any], band_controls: list[Control], sample
     """
     input_gain, output_gain = pedalboard.Gain(0), pedalboard.Gain(0)
     targets: dict[Control, Targets] = {_INPUT_GAIN: [(input_gain, "gain_db")], **{hz: [] for hz in _CROSSOVERS}}
-    bands: list[pedalboard.Plugin] = []
+    bands: list[list[pedalboard.Plugin]] = []
     for band in range(len(_CROSSOVERS) + 1):
-        filters: list[pedalboard.Plugin] = [pedalboard.HighpassFilter() for _ in range(band)]
-        if band < len(_CROSSOVERS):
-            filters.append(pedalboard.LowpassFilter())
-        for control, crossover in zip(_CROSSOVERS, filters):
-            targets[control].append((crossover, "cutoff_frequency_hz"))
         processor, gain = dynamics(), pedalboard.Gain(0)
         for plugin, control in [*((processor, control) for control in band_controls), (gain, _GAIN)]:
             targets[replace(control, name=f"band_{band + 1}_{control.name}")] = [(plugin, control.name)]
-        bands.append(pedalboard.Pedalboard([*filters, processor, gain]))
+        bands.append([processor, gain])
+    # From the highest crossover down, each splits off the band below it from all bands above it.
+    above = bands.pop()
+    for control in reversed(_CROSSOVERS):
+        lowpass, highpass = pedalboard.LowpassFilter(), pedalboard.HighpassFilter()
+        targets[control] = [(plugin, "cutoff_frequency_hz") for plugin in (lowpass, highpass)]
+        branches = ([lowpass, *bands.pop()], [highpass, *above])
+        above = [pedalboard.Mix([pedalboard.Pedalboard(branch) for branch in branches])]
     targets[_OUTPUT_GAIN] = [(output_gain, "gain_db")]
-    return BuiltPlugin(pedalboard.Pedalboard([input_gain, pedalboard.Mix(bands), output_gain]), targets)
+    return BuiltPlugin(pedalboard.Pedalboard([input_gain, *above, output_gain]), targets)
 
 
 THIRD_OCTAVES_HZ = (

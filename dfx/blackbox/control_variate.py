@@ -21,6 +21,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.fft
 import torch
 
 FFT_SAMPLES = 1024
@@ -153,7 +154,8 @@ def _spectra(audio: np.ndarray, frames: int) -> np.ndarray:
     if short := -audio.shape[-1] % size:
         audio = np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, short)])
     # Windows do not overlap: half of the power is enough for statistics.
-    return np.fft.rfft(audio.reshape(*audio.shape[:-1], -1, size) * _window(size), FFT_SAMPLES)
+    # NumPy's transform of float32 takes two to six times as long as SciPy's.
+    return scipy.fft.rfft(audio.reshape(*audio.shape[:-1], -1, size) * _window(size), FFT_SAMPLES)
 
 
 @functools.cache

@@ -42,10 +42,10 @@ class Runs:
             for method, loss in {"input": 2.0, "output": 1.0}.items()
         ]
         for name in names:
-            for track in ("input", "output", "target"):
+            for track in ("input", "output", "target", "reference"):
                 soundfile.write(evaluation / "audio" / f"{name}_{track}.flac", np.full(100, int(name[-2:]) / 10), 22050)
             (evaluation / "automation" / f"{name}.csv").write_text("seconds,gain.gain_db\n0,10\n")
-        files = [{"name": name, "stem": name, "seconds": 0.005} for name in names]
+        files = [{"name": name, "stem": name, "seconds": 0.005, "reference": "a song"} for name in names]
         about = {"task": "TubeAmp", "interpolation": "hold", "sample_rate": 22050, "frame_samples": 100, "files": files}
         about["parameters"] = [vars(Parameter("gain.gain_db", "dB", -10, 10, 0))]
         write_evaluation(evaluation, about, {"fixed": {"gain.gain_db": float(number)}}, rows)
@@ -80,9 +80,10 @@ def test_the_page_has_the_files_and_settings_of_all_folds(runs):
     assert sorted(file["name"] for file in files) == [f"note_{i:02}" for i in range(7)]
     folds = {pair.name: number for number, fold in enumerate(runs.folds, 1) for pair in fold["test"]}
     for file in files:
-        assert file["settings"] == {"fixed": {"gain.gain_db": folds[file["name"]]}}
-        audio, _ = soundfile.read(runs.folder / "evaluation" / "audio" / f"{file['name']}_output.flac")
-        assert audio == pytest.approx(int(file["name"][-2:]) / 10, abs=1e-3)
+        assert file["settings"] == {"fixed": {"gain.gain_db": folds[file["name"]]}} and file["reference"] == "a song"
+        for track in ("output", "reference"):
+            audio, _ = soundfile.read(runs.folder / "evaluation" / "audio" / f"{file['name']}_{track}.flac")
+            assert audio == pytest.approx(int(file["name"][-2:]) / 10, abs=1e-3)
 
 
 def test_finished_folds_are_kept(runs):

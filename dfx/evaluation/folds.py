@@ -86,7 +86,7 @@ def _gather(evaluations: Sequence[Path], folder: Path) -> tuple[dict[str, Any], 
         for file in about["files"]:
             stem = file_stem(file["name"], [known["stem"] for known in files])
             files.append({**file, "stem": stem})
-            tracks = dict.fromkeys(("input", *about["methods"], "target"))
+            tracks = {"input", *about["methods"], "target", *file.keys() & {"reference"}}
             for place in (*(f"audio/{{}}_{track}.flac" for track in tracks), "automation/{}.csv"):
                 shutil.copyfile(evaluation / place.format(file["stem"]), folder / place.format(stem))
             for method, values in _read_json(evaluation, "settings").items():

@@ -93,9 +93,11 @@ def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(c
     trained = []
     monkeypatch.setattr(Task, "on_train_end", lambda self: trained.append(self.stage.name), raising=False)
     # Their media take longer than all the rest.
-    quick = {"logging__excerpts": 0} if is_published else {}
+    quick: dict[str, object] = {"logging__excerpts": 0} if is_published else {}
     if config.stem == "style":  # which cuts recordings in halves that are as long as a context
         quick |= {"data__root": "data/mastering", "model__init_args__context_samples": 65536}
+    if config.stem == "few_shot":
+        quick["model__init_args__stages__search_evaluations"] = 2
     cli = SmallCLI(
         config,
         **quick,

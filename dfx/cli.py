@@ -312,7 +312,7 @@ class DfxCLI(LightningCLI):
             return super().instantiate_trainer(logger=False, plugins=plugins, **kwargs)
         self.logger = self._make_logger()
         # Private, since Lightning has no public access to the parser of a subcommand.
-        self._files = {CONFIG: self._parser("fit").dump(self.config.fit, skip_none=False)}
+        self._files = {CONFIG: self._parser("fit").dump(self.config.fit, skip_none=False, skip_validation=True)}
         if "SLURM_JOB_ID" in os.environ:
             self._files[SLURM_JOB] = os.environ["SLURM_JOB_ID"]
         # Validates the trainer's options before anything runs; every stage has a trainer of its own.

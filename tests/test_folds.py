@@ -37,13 +37,13 @@ class Runs:
             (evaluation / part).mkdir(parents=True)
         names = [pair.name for pair in self.folds[number - 1]["test"]] if tested is None else tested
         rows = [
-            {"file": name, "group": name, "method": method, "loss": loss + int(name[-2:]), "left_out": {}}
+            {"file": name, "group": name, "method": method, "loss": loss + int(name[5:7]), "left_out": {}}
             for name in names
             for method, loss in {"input": 2.0, "output": 1.0}.items()
         ]
         for name in names:
             for track in ("input", "output", "target", "reference"):
-                soundfile.write(evaluation / "audio" / f"{name}_{track}.flac", np.full(100, int(name[-2:]) / 10), 22050)
+                soundfile.write(evaluation / "audio" / f"{name}_{track}.flac", np.full(100, int(name[5:7]) / 10), 22050)
             (evaluation / "automation" / f"{name}.csv").write_text("seconds,gain.gain_db\n0,10\n")
         files = [{"name": name, "stem": name, "seconds": 0.005, "reference": "a song"} for name in names]
         about = {"task": "TubeAmp", "interpolation": "hold", "sample_rate": 22050, "frame_samples": 100, "files": files}
@@ -90,6 +90,11 @@ def test_finished_folds_are_kept(runs):
     runs.train(2)
     text = runs.run()
     assert runs.trained == [2, 1, 3] and runs.run() == text and runs.trained == [2, 1, 3]
+
+
+def test_folds_of_a_task_that_takes_a_reference_test_both_halves_of_a_pair(runs):
+    halves = [[f"{pair.name}_{half}" for pair in fold["test"] for half in (1, 2)] for fold in runs.folds]
+    assert "14 files" in runs.run(lambda number: runs.train(number, halves[number - 1]))
 
 
 def test_a_finished_fold_that_has_tested_other_pairs_is_refused_before_others_are_trained(runs):

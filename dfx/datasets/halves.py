@@ -41,11 +41,16 @@ def halve(pairs: Sequence[Pair], degradation: Degradation, shortest_seconds: flo
             raise DataError(f"{fault}: {least}; leave it out, or lower model.init_args.context_samples")
         halves = [AudioPart.of(recording, first, samples) for first in (0, recording.samples - samples)]
         for number, (target, reference) in enumerate((halves, halves[::-1]), start=1):
-            name = f"{pair.name}_{number}"
+            name = name_half(pair, number)
             seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
             degrader = degrader_at(recording.sample_rate, recording.channels)
             halved.append(Pair(name, DegradedAudio.of(target, degrader, seed), target, pair.group, reference))
     return halved
+
+
+def name_half(pair: Pair, number: int) -> str:
+    """Return the name of a pair's first or second half, ``number`` 1 or 2."""
+    return f"{pair.name}_{number}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dfx.datasets.halves import name_half
 from dfx.datasets.pairs import Pair
 from dfx.effects.parameter import Parameter, ParameterSpace
 from dfx.errors import DataError, UserError
@@ -68,7 +69,8 @@ def _read_rows(run: Path, tested: Sequence[Pair]) -> list[dict[str, Any]]:
     if not is_evaluated(run):
         raise UserError(f"{run} ended without an evaluation: it needs validations, and must not be interrupted")
     rows: list[dict[str, Any]] = _read_json(run / "evaluation", "files")
-    if {row["file"] for row in rows} != {pair.name for pair in tested}:
+    halves = {name_half(pair, number) for pair in tested for number in (1, 2)}  # of a task that takes a reference
+    if {row["file"] for row in rows} not in ({pair.name for pair in tested}, halves):
         raise DataError(
             f"{run} has tested other pairs than fold {run.name[5:]} has now: restore the data and data.seed"
         )

@@ -129,7 +129,7 @@ def test_matchering_matches_two_channels_and_is_named_if_it_is_missing(monkeypat
     matchering = make_baselines(["matchering"], chain(GAIN), LOSS)["matchering"]
     evaluated = pair(1.0, samples=5000)
     torch.testing.assert_close(matchering(evaluated, automation(1.0)), 0.5 * evaluated["input"])
-    with pytest.raises(UserError, match="matchering: too short"):
+    with pytest.raises(UserError, match="matchering cannot process a file: too short"):
         matchering(pair(1.0, samples=4000), automation(1.0))
 
 

@@ -78,8 +78,8 @@ def match_with_matchering(audio: Tensor, reference: Tensor, sample_rate: int) ->
         config = matchering.Config(internal_sample_rate=sample_rate, allow_equality=True, temp_folder=folder)
         try:
             matchering.process(input, goal, [matchering.Result(output, "FLOAT")], config)
-        except RuntimeError as error:
-            raise UserError(f"matchering: {error}") from None
+        except Exception as error:  # it has one class, which is not exported, and lets others through
+            raise UserError(f"matchering cannot process a file: {error}") from None
         matched = torch.from_numpy(soundfile.read(output, dtype="float32")[0].T)
     return matched if len(audio) == 2 else matched.mean(dim=0, keepdim=True)
 

@@ -86,6 +86,8 @@ def with_effect(content: dict, effect: str) -> dict:
         ("vst3:Several#One/Two", False),
         ("au:AUDelay", False),
         ("python:package.Class", True),
+        ("python:dfx.effects.expander.Expander", False),
+        ("python:dfx.effects.expander.Other", True),
         ("vst3:/home/me/Downloads/X.vst3", True),
         ("vst3:X.vst3", True),
         ("vst3:here/X", True),

@@ -106,8 +106,8 @@ def build_page(models: Mapping[str, Model], limits: Limits, folder: str, main_th
         gradio.HTML(_ABOUT)
         with gradio.Row(equal_height=True):
             upload = gradio.File(label=f"Recording, at most {limits.minutes:g} minutes and {limits.megabytes} MB")
-            label = "Reference, a recording that the output is to sound like"
-            reference = gradio.File(label=label, visible=next(iter(models.values())).takes_reference)
+            is_visible = next(iter(models.values())).takes_reference
+            reference = gradio.File(label="Reference, to sound like", visible=is_visible)
             with gradio.Column():
                 choices = [(_title(name), name) for name in models]
                 name = gradio.Radio(choices, value=choices[0][1], label="Model", elem_classes="models")

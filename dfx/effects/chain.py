@@ -113,10 +113,14 @@ class EffectSpec:
         return cls(**given)
 
 
+_OWN = ("python:dfx.effects.expander.Expander",)
+"""Python classes that ship with dfx."""
+
+
 def is_foreign(effect: str) -> bool:
     """Return whether ``host:name`` is code that need not be an installed effect: a Python class, a plugin by path."""
     host, _, name = effect.partition(":")
-    if host in ("pedalboard", "lv2"):
+    if host in ("pedalboard", "lv2") or effect in _OWN:
         return False
     location = name.partition("#")[0]
     return host not in ("vst3", "au") or re.search(r"[/\\:]|\.(vst3|component)$", location) is not None

@@ -82,6 +82,7 @@ def test_results_print_the_commands_for_missing_runs(runs):
     printed = execute("3_results")
     for task in ("tube_amp", "nonspeech", "mastering"):
         assert f"python train.py fit --config configs/{task}.yaml" in printed
+    assert "python -m dfx.paper --scale small" in printed
     assert f"There is no sweep in {runs}/sweeps yet." in printed
 
 

@@ -14,7 +14,9 @@ from dfx.datasets import Degradation, PairedAudio
 from dfx.datasets.halves import halve
 from dfx.datasets.pairs import find_recordings
 from dfx.errors import UserError
+from dfx.render.pretrained import find_checkpoint
 from dfx.tasks import CheckpointError, StyleTransfer
+from dfx.tasks.finetuning import take_weights
 from dfx.tasks.loading import restore_degradation
 from tests import small_training
 from tests.known_effects import SAMPLE_RATE
@@ -202,3 +204,9 @@ def test_what_lacks_a_reference_is_refused_with_a_way_out(make_pairs):
         UserError, match=r"lasts 0.30 s, too short to be cut in halves: .* context, 0.19 s; leave it out"
     ):
         ready(make_pairs(10, seconds=0.3))
+
+
+def test_a_model_of_a_task_without_a_reference_is_no_start():
+    model = task(backbone="conv", context_samples=65536, frame_samples=32768)
+    with pytest.raises(CheckpointError, match="is of Mastering, and only one of it and StyleTransfer takes"):
+        take_weights(model, find_checkpoint("mastering"))

@@ -25,7 +25,7 @@ class Degradation:
     """Training pairs without pairs: the target is a finished recording, and the input is the same recording, degraded.
 
     Values are drawn for each excerpt from the seed, the epoch and its place in the epoch. Validation and test pairs
-    stay as they are.
+    stay as they are, except for tasks that take a reference, see :func:`dfx.datasets.halves.halve`.
 
     Args:
         effects: the chain that degrades, as ``model.effects``, with ``draw`` in place of ``train``. A value is drawn

@@ -28,11 +28,14 @@ def take_weights(task: Task, path: str) -> list[str]:
 
     Raises:
         CheckpointError: if the checkpoint cannot be used, names foreign code that the task does not have, or has
-            another backbone.
+            another backbone, or if only one of both takes a reference.
     """
     checkpoint = read_checkpoint(path)
     check_foreign(checkpoint["dfx"]["arguments"], task.arguments)
     model = build_task(checkpoint, path, trust=True)
+    if task.takes_reference != model.takes_reference:
+        fault = f"{path} is of {type(model).__name__}, and only one of it and {type(task).__name__} takes a reference"
+        raise CheckpointError(f"{fault}: begin with a model of the same task, or without one")
     try:
         for part in ("input_norm", "backbone"):
             task.encoder.get_submodule(part).load_state_dict(model.encoder.get_submodule(part).state_dict())

@@ -196,10 +196,10 @@ def bark_spectral_distortion(output: Tensor, target: Tensor) -> float:
         Undefined: if one of them is silent, or the target is below the threshold of hearing.
     """
     _check_sounding(output=output, target=target)
-    heard, wanted = (specific_loudness(audio.numpy(), METRIC_SAMPLE_RATE) for audio in (output, target))
+    reached, wanted = (specific_loudness(audio.numpy(), METRIC_SAMPLE_RATE) for audio in (output, target))
     if not wanted.any():
         raise Undefined("the target is below the threshold of hearing")
-    return float(((heard - wanted) ** 2).sum() / (wanted**2).sum())
+    return float(((reached - wanted) ** 2).sum() / (wanted**2).sum())
 
 
 def level_change(input: Tensor, output: Tensor, spans: Sequence[Span], sample_rate: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfx.audio.levels import db_to_amplitude
-from dfx.audio.loudness import SILENCE_LUFS, Loudness
+from dfx.audio.loudness import SILENCE_LUFS, Loudness, lufs
 from dfx.errors import UserError
 
 LARGEST_CHANGE_DB = 24.0
@@ -36,7 +36,7 @@ def match_recording(audio: Tensor, reference: Tensor, sample_rate: int) -> Tenso
         reference: ``(channels, samples)``, of any length and number of channels.
         sample_rate: of both, in Hz.
     """
-    loudness, wanted = (_loudness(each, sample_rate).integrated() for each in (audio, reference))
+    loudness, wanted = (lufs(each, sample_rate) for each in (audio, reference))
     if min(loudness, wanted) <= SILENCE_LUFS:
         return audio
     audio = bring_to(wanted, audio, sample_rate)
@@ -121,12 +121,8 @@ def _between(gains_db: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     return db_to_amplitude(np.interp(octaves, np.log2(third_octaves(frequencies[-1])), gains_db))
 
 
-def _loudness(audio: Tensor, sample_rate: int) -> Loudness:
-    loudness = Loudness(sample_rate)
-    loudness.add(audio)
-    return loudness
-
-
 def bring_to(loudness_lufs: float, audio: Tensor, sample_rate: int) -> Tensor:
     """Return audio, ``(channels, samples)``, with a gain that brings it to a loudness; silence as it is."""
-    return audio * db_to_amplitude(_loudness(audio, sample_rate).gain_db_to(loudness_lufs))
+    loudness = Loudness(sample_rate)
+    loudness.add(audio)
+    return audio * db_to_amplitude(loudness.gain_db_to(loudness_lufs))

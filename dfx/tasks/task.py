@@ -87,7 +87,7 @@ class Task(pl.LightningModule):
     """
 
     takes_reference: ClassVar[bool] = False
-    """Whether ``encode`` compares the context with a reference, see :class:`~dfx.tasks.StyleTransfer`."""
+    """True if ``encode`` needs a reference recording besides the context, as in :class:`~dfx.tasks.StyleTransfer`."""
 
     defaults: Tensor
 
@@ -137,9 +137,9 @@ class Task(pl.LightningModule):
         # The last stage has the whole chain: if it cannot be built, this fails before the data are read.
         self.enter_stage(len(self.stages) - 1)
         defaults = self.whole_chain.space.defaults.tolist()
-        shape = context_samples, frame_samples
-        rand, takes = distributed.rand_rows, self.takes_reference
-        self.encoder = Encoder(defaults, sample_rate, encoder, *shape, rand, takes)
+        lengths = context_samples, frame_samples
+        rand_rows, takes_reference = distributed.rand_rows, self.takes_reference
+        self.encoder = Encoder(defaults, sample_rate, encoder, *lengths, rand_rows, takes_reference)
         self.register_buffer("defaults", torch.as_tensor(defaults, dtype=torch.float32), persistent=False)
         self.loss = make_loss(loss)
         # Fails if a step is too short for the loss.

@@ -27,7 +27,7 @@ from dfx.encoder import EncoderOptions
 from dfx.errors import UserError
 from dfx.losses import LossOptions
 from dfx.tasks import TubeAmp
-from tests.known_effects import SAMPLE_RATE, known
+from tests.known_effects import SAMPLE_RATE, Gain, known
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 1.0
@@ -221,6 +221,58 @@ def test_a_timeout_of_zero_is_refused():
         RenderingOptions(timeout_seconds=0)
 
 
+# --- the main module -----------------------------------------------------------------------------------
+
+UNGUARDED = """
+import pickle
+import torch
+from dfx.blackbox import EffectLayer, RenderingOptions
+from dfx.effects import ChainSpec, EffectSpec
+
+print("the main module runs", flush=True)
+spec = ChainSpec([EffectSpec("python:beside.Reporting")], 22050)
+layer = EffectLayer(spec, rendering=RenderingOptions(workers=2, isolate=True))
+print(layer(torch.ones(2, 64), torch.full((2, 1), 0.25), torch.ones(2, dtype=torch.bool)).unique().item())
+print(layer.dead_parameters())
+
+class Own:
+    pass
+
+assert isinstance(pickle.loads(pickle.dumps(Own())), Own)
+"""
+
+BESIDE = """
+import sys
+from tests.known_effects import Gain
+
+class Reporting(Gain):
+    def __init__(self, sample_rate, channels):
+        print("torch is imported:", "torch" in sys.modules, flush=True)
+"""
+
+
+def test_a_script_without_a_guard_runs_once_and_its_workers_find_modules_beside_it_but_import_no_torch(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    (tmp_path / "beside.py").write_text(BESIDE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    lines = process.stdout.splitlines()
+    assert lines[0] == "the main module runs" and lines.count(lines[0]) == 1
+    assert "0.5" in lines and "[]" in lines
+    # Two workers.
+    assert lines.count("torch is imported: False") >= 2
+
+
+def test_an_effect_of_the_main_module_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "Own", Gain, raising=False)
+    layer = EffectLayer(ChainSpec([EffectSpec("python:__main__.Own")], SAMPLE_RATE))
+    with pytest.raises(EffectError, match=r"^python:__main__\.Own is in the main module.*: move the class to another"):
+        EffectLayer(layer.chain, rendering=RenderingOptions(isolate=True))
+
+
 # --- cleaning up ---------------------------------------------------------------------------------------
 
 
@@ -270,12 +322,11 @@ from dfx.blackbox.isolation import IsolatedLanes
 from dfx.blackbox.lanes import RenderingOptions
 from dfx.effects import ChainSpec, EffectSpec
 
-if __name__ == "__main__":
-    spec = ChainSpec([EffectSpec("python:tests.misbehaving.Hanging")], 22050)
-    lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=2, isolate=True))
-    for value in (0.25, VALUE):
-        lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[[0.25]]], [[[value]]]]), np.zeros(2, bool))
-        print(lanes._buffers[0].name, flush=True)
+spec = ChainSpec([EffectSpec("python:tests.misbehaving.Hanging")], 22050)
+lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=2, isolate=True))
+for value in (0.25, VALUE):
+    lanes.render(np.ones((2, 1, 64), np.float32), np.array([[[[0.25]]], [[[value]]]]), np.zeros(2, bool))
+    print(lanes._buffers[0].name, flush=True)
 """
 
 

@@ -65,10 +65,6 @@ def test_the_check_of_imports_finds_a_slow_one():
     assert slow_imports("import jsonargparse") == {"jsonargparse"}
 
 
-def test_the_process_of_an_isolated_effect_imports_no_training():
-    assert slow_imports("import runpy; runpy.run_path('train.py', run_name='__mp_main__')") == set()
-
-
 def test_the_container_has_the_plugins_that_the_readme_names():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.search(r"apt-get install --no-install-recommends (calf-plugins .*)", readme)

@@ -5,19 +5,24 @@ its name as soon as all workers have opened it, so that nothing remains however 
 built, restarts or renders, its worker writes the place of the effect and a deadline into a shared status. When a worker
 dies or is late, the status thus identifies the effect and its values. All workers are then stopped. Nothing has to be
 repaired, since a worker holds only live effects, and the history of the lanes is in this process.
+
+The processes do not import the main module of this one, so scripts need no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
+import types
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +33,7 @@ from typing import Any, cast
 import numpy as np
 
 from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, by_frame
-from dfx.effects import ChainSpec, RenderError
+from dfx.effects import ChainSpec, EffectError, RenderError
 from dfx.errors import UserError
 
 START_SECONDS = 120.0
@@ -39,6 +44,11 @@ _DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST = range(6)
 
 _NO_EFFECT = -1.0
 """Value of ``_FIRST`` while no effect is active."""
+
+_SPAWN = multiprocessing.get_context("spawn")
+"""Processes are not forked: a fork inherits locks held by plugins, and by threads that do not exist in it."""
+
+_HIDING = threading.Lock()
 
 _Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
@@ -61,8 +71,9 @@ def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: floa
     Raises:
         RenderError: if the process dies, or does not return within ``seconds``.
     """
-    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    answer = executor.submit(function, *arguments)
+    executor = ProcessPoolExecutor(1, mp_context=_SPAWN)
+    with _main_module_hidden():
+        answer = executor.submit(function, *arguments)
     try:
         return answer.result(seconds)
     except BrokenProcessPool:
@@ -76,15 +87,39 @@ def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: floa
         executor.shutdown(wait=False)
 
 
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Let processes that start meanwhile begin with an empty main module, instead of importing this one's again.
+
+    :mod:`multiprocessing` has no option for this: it names the file or module of ``__main__`` to a new process.
+    """
+    with _HIDING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
 class IsolatedLanes(Lanes):
     """Lanes whose workers are processes. Of n workers, worker k owns the lanes k, k + n, k + 2n and so on.
 
     This distributes every batch evenly, and a lane stays with its worker when batches grow. The processes start with
     the first frame. They end when the lanes are closed or garbage-collected, when an effect fails, and when this
     process ends in any way. After an error, new chains render: every lane should restart.
+
+    Raises:
+        EffectError: for an effect that is a class of the main module, which the processes do not import.
     """
 
     def __init__(self, spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> None:
+        for recipe in spec.recipes:
+            if recipe.host == "python" and recipe.effect.startswith("__main__."):
+                raise EffectError(
+                    f"python:{recipe.effect} is in the main module, which the processes of `rendering.isolate` do not "
+                    "import: move the class to another module"
+                )
         super().__init__(spec, renderings, options, **others)
         self._timeout_seconds = options.timeout_seconds
         self._processes: dict[int, _Worker] = {}
@@ -212,13 +247,12 @@ class _Worker:
     sent = 0.0
 
     def __init__(self, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
-        # Not forked: a fork inherits locks held by plugins, and by threads that do not exist in it.
-        context = multiprocessing.get_context("spawn")
-        self.status = context.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
-        self.connection, worker_end = context.Pipe()
+        self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
+        self.connection, worker_end = _SPAWN.Pipe()
         arguments = (worker_end, self.status, spec, renderings, timeout_seconds)
-        self._process = context.Process(target=_serve, args=arguments, name="lanes", daemon=True)
-        self._process.start()
+        self._process = _SPAWN.Process(target=_serve, args=arguments, name="lanes", daemon=True)
+        with _main_module_hidden():
+            self._process.start()
         # The worker then holds the only other end, so that its death closes the pipe.
         worker_end.close()
 

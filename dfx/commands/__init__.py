@@ -1,4 +1,4 @@
-"""The console scripts of the package; a process that a script starts imports this module and no more."""
+"""The console scripts of the package."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def run_train() -> None:
         with errors_in_one_line():
             print(file.read_text(encoding="utf-8"), end="")
         return
-    # Not at the top: the processes of isolated effects import this module too.
+    # Not at the top: importing torch takes seconds, and help does not need it.
     import_module("dfx.cli").main()
 
 

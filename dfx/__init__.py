@@ -18,7 +18,7 @@ def load(checkpoint: str, trust: bool = False, device: str = "auto") -> Model:
 
     Args:
         checkpoint: the path of a checkpoint that ``train.py`` wrote, or the name of a model that ships: ``mastering``,
-            ``nonspeech`` or ``tube_amp``. A file of such a name comes first.
+            ``nonspeech``, ``style`` or ``tube_amp``. A file of such a name comes first.
         trust: run the code of effects that are Python classes, or plugins given by path.
         device: of the encoder: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, a GPU if there is one.
 

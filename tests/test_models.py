@@ -11,6 +11,8 @@ import soundfile
 import torch
 
 import dfx
+from dfx.audio.reading import AudioSource
+from dfx.datasets.halves import halve
 from dfx.datasets.pairs import find_test_pairs
 from dfx.datasets.treatment import TreatedPairs
 from dfx.errors import UserError
@@ -18,26 +20,34 @@ from dfx.losses import loss_of_recordings
 from dfx.render import pretrained
 from dfx.render.__main__ import main
 from dfx.render.pretrained import find_checkpoint, list_models, read_card
-from dfx.tasks.loading import find_device
+from dfx.render.reference import distance_from
+from dfx.tasks import read_checkpoint
+from dfx.tasks.loading import find_device, restore_degradation
 from tests.refusals import refusal  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-MODELS = ["mastering", "nonspeech", "tube_amp"]
+MODELS = ["mastering", "nonspeech", "style", "tube_amp"]
 FILES = 3  # of the test split, to which the loss is compared
+
+
+def whole(source: AudioSource) -> np.ndarray:
+    return source.read(0, source.samples, source.sample_rate, 1).numpy()[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_renders_test_files_with_the_loss_of_its_card(name):
     card, model = read_card(name), dfx.load(name)
     task, sample_rate = model.task, card["sample_rate"]
-    pairs = TreatedPairs(find_test_pairs(str(ROOT / card["data"])), task.treatment, sample_rate, 1)
-    assert len(pairs) == len(card["loss_of_files"])
-    for index in range(FILES):
-        pair = pairs[index]
-        input = soundfile.read(ROOT / card["data"] / "input" / f"{pair['name']}.flac", dtype="float32")[0]
-        output = torch.from_numpy(model.render(input, sample_rate, interpolation="hold").audio)
-        loss = float(loss_of_recordings(task.loss, output[None, None], pair["target"][None]))
-        assert loss == pytest.approx(card["loss_of_files"][pair["name"]], rel=0.02)
+    pairs = find_test_pairs(str(ROOT / card["data"]))
+    if model.takes_reference:
+        degradation = restore_degradation(read_checkpoint(find_checkpoint(name)), name)
+        pairs = halve(pairs, degradation, task.window.context_samples / sample_rate)
+    assert {pair.name for pair in pairs} == set(card["loss_of_files"])
+    for pair, treated in zip(pairs[:FILES], TreatedPairs(pairs, task.treatment, sample_rate, 1)):
+        reference = pair.reference and whole(pair.reference)
+        output = model.render(whole(pair.input), sample_rate, interpolation="hold", reference=reference).audio
+        loss = float(loss_of_recordings(task.loss, torch.from_numpy(output)[None, None], treated["target"][None]))
+        assert loss == pytest.approx(card["loss_of_files"][pair.name], rel=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -105,6 +115,22 @@ def test_the_command_takes_a_name_where_it_takes_a_checkpoint(tmp_path):
     assert np.abs(output - audio).max() > 0.01
 
 
+def test_the_style_model_brings_a_recording_nearer_to_its_reference_and_asks_for_one_that_lacks(tmp_path):
+    recordings = ROOT / "data" / "mastering"
+    mix, song, out = recordings / "input" / "sectoid_feelings_1.flac", recordings / "target", tmp_path / "out.wav"
+    with pytest.raises(UserError, match=r"^this model needs a reference \(--reference\)"):
+        main(["style", str(mix), str(out)])
+    assert not out.exists()
+    distances = []
+    for reference in (song / "muldjord_chaos_god_1.flac", song / "sectoid_war_of_freedom_1.flac"):
+        arguments = ["style", str(mix), str(out), "--reference", str(reference), "--overwrite", "--quiet"]
+        main(arguments)
+        heard, *both = (torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in (reference, mix, out))
+        distance = distance_from(heard[None], 22050)
+        distances.append([distance(audio[None, None]) for audio in both])
+    assert all(after < 0.5 * before for before, after in distances)
+
+
 def test_a_file_comes_before_the_model_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mastering").write_text("mine")
@@ -115,7 +141,7 @@ def test_a_file_comes_before_the_model_of_its_name_and_a_folder_does_not(tmp_pat
 
 @pytest.mark.parametrize(
     "name, advice",
-    [("masterin", "did you mean 'mastering'?"), ("best.ckpt", "there are: mastering, nonspeech, tube_amp")],
+    [("masterin", "did you mean 'mastering'?"), ("best.ckpt", "there are: mastering, nonspeech, style, tube_amp")],
 )
 def test_an_unknown_name_is_refused_with_advice(name, advice):
     with pytest.raises(UserError) as error:

@@ -127,7 +127,7 @@ AUDIO = music(1.0, channels=2)
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"reference": AUDIO}, "this model takes no reference; models of configs/style.yaml do"),
+        ({"reference": AUDIO}, "this model takes no reference; style and models of configs/style.yaml do"),
         ({"reference": AUDIO, "target": AUDIO, "refine": 9}, "give one of them"),
         ({"reference": AUDIO.astype(int), "refine": 9}, "the reference is of int64"),
         ({"reference": 0 * AUDIO, "refine": 9}, "the reference is silent"),

@@ -2,7 +2,7 @@
 
     python -m dfx.render mastering mix.wav master.wav
     python -m dfx.render runs/tube_amp/checkpoints/best.ckpt input.wav output.wav
-    python -m dfx.render runs/style/checkpoints/best.ckpt mix.wav output.wav --reference song.wav
+    python -m dfx.render style mix.wav output.wav --reference song.wav
     python -m dfx.render best.ckpt folder/of/inputs folder/of/outputs
     python -m dfx.render best.ckpt input.wav output.flac --automation .csv --preset .py --project .rpp
     python -m dfx.render best.ckpt input.wav output.wav --refine 200 --target wanted.wav
@@ -19,9 +19,9 @@ treatment of the task (a high-pass, a loudness) is applied here too. An existing
 given, and an error leaves no partial output. Standard input is copied to a temporary file, because it is read more than
 once.
 
---reference names a recording that the output is to sound like, for a model that takes one, as those of
-configs/style.yaml do. It may have any sample rate, number of channels, and length of a second or more, and serves all
-files of a folder. Of more than two minutes, 24 excerpts of 5 s are read.
+--reference names a recording that the output is to sound like, for a model that takes one: style, or one that
+configs/style.yaml trains. It may have any sample rate, number of channels, and length of a second or more, and serves
+all files of a folder. Of more than two minutes, 24 excerpts of 5 s are read.
 
 --refine N searches one offset for every parameter, added to all that the model predicts, such that the output comes
 nearer to the recording --target of the same length, sample rate and channels, or to --reference, whatever the model.

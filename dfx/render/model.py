@@ -166,7 +166,7 @@ class Model:
         if self.takes_reference and not has_reference:
             raise UserError("this model needs a reference (--reference): a recording that the output is to sound like")
         if has_reference and not self.takes_reference and refine is None:
-            fault = "this model takes no reference; models of configs/style.yaml do"
+            fault = "this model takes no reference; style and models of configs/style.yaml do"
             raise UserError(f"{fault}: use one, or refine towards the reference with --refine")
         if has_reference and not self.takes_reference and has_target:
             raise UserError("refinement (refine) compares with a target or a reference: give one of them")

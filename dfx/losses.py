@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,11 +60,20 @@ def make_loss(options: LossOptions) -> Loss:
     return MultiResolutionSTFT(options.fft_sizes) if options.kind == "mrstft" else PaperLoss(options)
 
 
-@torch.no_grad()
 def loss_of_recordings(loss: Loss, output: Tensor, target: Tensor) -> float:
     """Return the loss of whole recordings, ``(batch, channels, samples)``; short ones are padded with silence."""
-    padding = max(0, loss.least_samples - output.shape[-1])
-    return float(loss(*(nn.functional.pad(audio, (0, padding)).contiguous() for audio in (output, target))))
+    return loss_against(loss, target)(output)
+
+
+def loss_against(loss: Loss, target: Tensor) -> Callable[[Tensor], float]:
+    """Return :func:`loss_of_recordings` as a function of the output alone; see :meth:`Loss.against`."""
+    padding = max(0, loss.least_samples - target.shape[-1])
+
+    def pad(audio: Tensor) -> Tensor:
+        return nn.functional.pad(audio, (0, padding)).contiguous()
+
+    compare = loss.against(pad(target))
+    return lambda output: float(compare(pad(output)))
 
 
 # FFT size: hop and window, in samples. Those of 512, 1024 and 2048 are auraloss' defaults.
@@ -74,6 +84,14 @@ class Loss(nn.Module):
     """A module ``(output, target) -> scalar`` that takes signals of at least ``least_samples``."""
 
     least_samples: int
+
+    def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the loss as a function of the output alone, to compare many outputs with one target.
+
+        Its values are those of the module to the last bit, without gradients. Outputs have the target's shape, type and
+        device.
+        """
+        return torch.no_grad()(lambda output: self(output, target))
 
 
 class MultiResolutionSTFT(Loss):
@@ -118,6 +136,36 @@ class MultiResolutionSTFT(Loss):
             output = output.float()
         return _SpectralDistance.apply(output, target.to(output.dtype), self.fft_sizes)
 
+    def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the loss as a function of the output alone, as the base does.
+
+        On a CPU, the target is analysed once. Its spectra take 56 bytes per sample with the default ``fft_sizes``.
+        """
+        if target.device.type != "cpu":
+            return super().against(target)
+        reach, groups = max(self.fft_sizes) // 2, _groups(target)
+        extended = _extend(target, reach)
+
+        def analyse_group(group: slice) -> list[list[Tensor]]:
+            return [[power for _, power in _analyse(extended[group], size, reach)] for size in self.fft_sizes]
+
+        true_powers = _map(analyse_group, groups)
+
+        @torch.no_grad()
+        def compare(output: Tensor) -> Tensor:
+            signals = _extend(output, reach)
+
+            def compare_group(group: slice, true_powers: list[list[Tensor]]) -> list[list[float]]:
+                sums = []
+                for size, kept in zip(self.fft_sizes, true_powers):
+                    blocks = zip(_analyse(signals[group], size, reach), kept)
+                    sums.append(_compare(((*block, true_power) for block, true_power in blocks), size, reach))
+                return sums
+
+            return output.new_tensor(_distance(_map(compare_group, groups, true_powers)))
+
+        return compare
+
 
 class _SpectralDistance(torch.autograd.Function):
     """auraloss' loss on a CPU, whose gradient is computed together with the value.
@@ -130,31 +178,26 @@ class _SpectralDistance(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, output: Tensor, target: Tensor, fft_sizes: list[int]) -> Tensor:
         reach = max(fft_sizes) // 2
-        signals = torch.stack([output.detach(), target]).flatten(1, 2)
-        signals = nn.functional.pad(signals, (reach, reach), mode="reflect")
+        signals = _extend(torch.stack([output.detach(), target]), reach)
         # For each size one of the squares, whose factor depends on all rows, and one of the log ratios.
         gradients = signals.new_zeros(len(fft_sizes), *signals.shape) if ctx.needs_input_grad[0] else None
 
         def compare(group: slice) -> list[list[float]]:
-            return [
-                _compare(signals[:, group], size, reach, None if gradients is None else gradients[k, :, group])
-                for k, size in enumerate(fft_sizes)
-            ]
+            sums = []
+            for k, size in enumerate(fft_sizes):
+                blocks = ((spectra[0], *powers) for spectra, powers in _analyse(signals[:, group], size, reach))
+                sums.append(_compare(blocks, size, reach, None if gradients is None else gradients[k, :, group]))
+            return sums
 
-        rows = max(1, _GROUP_SAMPLES // output.shape[-1])
-        groups = [slice(first, first + rows) for first in range(0, signals.shape[1], rows)]
-        with _starting:
-            threads = _threads(os.getpid(), torch.get_num_threads())
-        sums = np.sum(list(threads.map(compare, groups)), axis=0)
-        squares, energies, log_ratios, bins = sums.T
+        sums = _map(compare, _groups(output))
         if gradients is not None:
+            squares, energies, _, bins = np.sum(sums, axis=0).T
             # The root of an exact match has no slope: auraloss' is 0.
             of_squares = np.divide(1, np.sqrt(squares * energies), out=np.zeros_like(squares), where=squares != 0)
             factors = gradients.new_tensor(np.stack([of_squares, 1 / bins], axis=1) / len(bins))
-            ctx.gradient = _fold(
-                (factors.flatten() @ gradients.flatten(2).flatten(0, 1)).view_as(signals[0]), reach
-            ).view_as(output)
-        return output.new_tensor(np.mean(np.sqrt(squares / energies) + log_ratios / bins))
+            gradient = (factors.flatten() @ gradients.flatten(2).flatten(0, 1)).view_as(signals[0])
+            ctx.gradient = _fold(gradient, reach).view_as(output)
+        return output.new_tensor(_distance(sums))
 
     @staticmethod
     @once_differentiable
@@ -195,46 +238,83 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:
     return threads
 
 
-def _compare(signals: Tensor, fft_size: int, reach: int, gradients: Tensor | None) -> list[float]:
+def _groups(audio: Tensor) -> list[slice]:
+    """Return the rows of each group of signals ``(batch, channels, samples)``."""
+    count, rows = audio.shape[:2].numel(), max(1, _GROUP_SAMPLES // audio.shape[-1])
+    return [slice(first, first + rows) for first in range(0, count, rows)]
+
+
+def _map(function: Callable[..., Any], *groups: Iterable[Any]) -> list[Any]:
+    """Apply a function to each group in the threads."""
+    with _starting:
+        threads = _threads(os.getpid(), torch.get_num_threads())
+    return list(threads.map(function, *groups))
+
+
+def _extend(audio: Tensor, reach: int) -> Tensor:
+    """Reflect signals ``(..., batch, channels, samples)`` at either end: ``(..., rows, samples + 2 * reach)``."""
+    return nn.functional.pad(audio.flatten(-3, -2), (reach, reach), mode="reflect")
+
+
+def _distance(sums: list[list[list[float]]]) -> float:
+    """Return the loss from the sums of each group and FFT size, those of :func:`_compare`."""
+    squares, energies, log_ratios, bins = np.sum(sums, axis=0).T
+    return float(np.mean(np.sqrt(squares / energies) + log_ratios / bins))
+
+
+def _first_sample(fft_size: int, reach: int) -> int:
+    """Return where the first window begins: ``torch.stft`` centres windows, less the zeros that it puts around them."""
+    return reach - _RESOLUTIONS[fft_size][1] // 2
+
+
+def _analyse(signals: Tensor, fft_size: int, reach: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield spectra and powers, ``(..., rows, frames, bins)``, of blocks of frames; powers are at least the floor.
+
+    Args:
+        signals: ``(..., rows, samples)``, extended by ``reach`` samples at either end.
+    """
+    hop, length = _RESOLUTIONS[fft_size]
+    window = torch.hann_window(length, dtype=signals.dtype)
+    count = 1 + (signals.shape[-1] - 2 * reach) // hop
+    frames = signals[..., _first_sample(fft_size, reach) :].unfold(-1, length, hop)[..., :count, :]
+    size = max(1, _BLOCK_BINS // (signals.shape[-2] * (fft_size // 2 + 1)))
+    padded = signals.new_zeros(*frames.shape[:-2], min(size, count), fft_size)
+    for block in frames.split(size, dim=-2):
+        # A smaller last block leaves the zeros of its own frames in place.
+        padded = padded[..., : block.shape[-2], :]
+        torch.mul(block, window, out=padded[..., :length])
+        spectra = torch.fft.rfft(padded)
+        squares = torch.view_as_real(spectra).square()
+        yield spectra, (squares[..., 0] + squares[..., 1]).clamp_(min=_FLOOR)
+
+
+def _compare(
+    blocks: Iterable[tuple[Tensor, ...]], fft_size: int, reach: int, gradients: Tensor | None = None
+) -> list[float]:
     """Sum ``(X - Y)^2``, ``Y^2``, ``|ln X - ln Y|`` and 1 over the bins of magnitudes X and Y.
 
     Args:
-        signals: output and target ``(2, rows, samples)``, extended by ``reach`` samples at either end.
+        blocks: spectra of outputs, ``X^2`` and ``Y^2``, each ``(rows, frames, bins)``, of :func:`_analyse`.
         gradients: ``(2, rows, samples)``, zeros, to which half the gradient of the first sum and the gradient of the
             third are added.
     """
     hop, length = _RESOLUTIONS[fft_size]
-    window = torch.hann_window(length, dtype=signals.dtype)
-    # As torch.stft centres its windows, less the zeros that it puts around them.
-    first = reach - length // 2
-    count = 1 + (signals.shape[-1] - 2 * reach) // hop
-    frames = signals[..., first:].unfold(-1, length, hop)[..., :count, :]
-    size = max(1, _BLOCK_BINS // (signals.shape[1] * (fft_size // 2 + 1)))
-    sums = np.zeros(4)
-    padded = signals.new_zeros(*frames.shape[:2], min(size, count), fft_size)
-    for start in range(0, count, size):
-        block = frames[:, :, start : start + size]
-        # A smaller last block leaves the zeros of its own frames in place.
-        padded = padded[:, :, : block.shape[2]]
-        torch.mul(block, window, out=padded[..., :length])
-        spectra = torch.fft.rfft(padded)
-        squares = torch.view_as_real(spectra).square()
-        power = squares[..., 0] + squares[..., 1]
-        # Below the floor there is no slope: division by infinity removes it.
-        divisor = nn.functional.threshold(power[0], _FLOOR, math.inf)
-        magnitude, true = power.clamp_(min=_FLOOR).sqrt()
-        difference = magnitude - true
-        log_ratio = (power[0] / power[1]).log_()
+    start, sums = _first_sample(fft_size, reach), np.zeros(4)
+    for spectra, power, true_power in blocks:
+        magnitude = power.sqrt()
+        difference = magnitude - true_power.sqrt()
+        log_ratio = (power / true_power).log_()
         if gradients is not None:
-            slopes = torch.empty_like(power)
+            slopes = power.new_empty(2, *power.shape)
             torch.mul(magnitude, difference, out=slopes[0])
             torch.sign(log_ratio, out=slopes[1])
-            slopes /= divisor
-            audio = _transposed(spectra[0] * slopes, window, hop)
-            start = first + start * hop
+            # At the floor there is no slope: division by infinity removes it.
+            slopes /= nn.functional.threshold(power, _FLOOR, math.inf)
+            audio = _transposed(spectra * slopes, torch.hann_window(length, dtype=power.dtype), hop)
             gradients[..., start : start + audio.shape[-1]] += audio[..., : gradients.shape[-1] - start]
+            start += power.shape[-2] * hop
         flat = difference.flatten()
-        sums += float(flat.dot(flat)), float(power[1].sum()), 0.5 * float(log_ratio.abs_().sum()), flat.numel()
+        sums += float(flat.dot(flat)), float(true_power.sum()), 0.5 * float(log_ratio.abs_().sum()), flat.numel()
     return sums.tolist()
 
 

@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from dfx.alignment import align
 from dfx.errors import UserError
-from dfx.losses import LossOptions, make_loss
+from dfx.losses import LossOptions, loss_against, make_loss
 from tests.recordings import KINDS, delayed, planted
 
 PAPER = LossOptions(kind="paper")
@@ -130,6 +131,19 @@ def test_mrstft_without_gradients_is_the_same_to_the_last_bit():
     loss = make_loss(LossOptions())
     output, target = music(), music().roll(1, 0)
     assert loss(output, target) == differentiated(loss, output, target)[0]
+
+
+@pytest.mark.parametrize("options", [LossOptions(), PAPER])
+@pytest.mark.parametrize("batch, channels, samples", [(4, 1, 8192), (1, 2, 40000), (3, 1, 900)])
+def test_a_target_that_is_analysed_once_gives_each_output_the_same_loss_to_the_last_bit(
+    options, batch, channels, samples
+):
+    loss = make_loss(options)
+    target, *outputs = music(4 * batch * channels, samples).view(4, batch, channels, samples)
+    outputs.append(torch.zeros_like(target))
+    compare = loss_against(loss, target)
+    padded = [nn.functional.pad(audio, (0, max(0, loss.least_samples - samples))) for audio in (target, *outputs)]
+    assert [compare(output) for output in outputs] == [float(loss(output, padded[0])) for output in padded[1:]]
 
 
 def test_mrstft_of_bfloat16_is_computed_in_float32():

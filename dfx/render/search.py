@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dfx.effects.chain import ChainSpec
 from dfx.effects.effect import RenderError
 from dfx.errors import UserError
-from dfx.losses import Loss, loss_of_recordings
+from dfx.losses import Loss, loss_against
 
 _BATCH = 8
 """Recordings that the loss compares at once: 32 are slower, and with one alone silence outweighs everything."""
@@ -98,10 +98,10 @@ class Search:
         Raises:
             UserError: if every setting fails.
         """
+        losses = [loss_against(self._loss, batch) for batch in target.split(_BATCH)]
 
         def compare(output: Tensor) -> float:
-            batches = zip(output.split(_BATCH), target.split(_BATCH))
-            return float(np.mean([loss_of_recordings(self._loss, *batch) for batch in batches]))
+            return float(np.mean([loss(batch) for loss, batch in zip(losses, output.split(_BATCH))]))
 
         return self.minimize(compare, input, start, deviations, frame_samples)
 

@@ -60,7 +60,7 @@ class ControlVariate:
         self._forgetting_factor = forgetting_factor
         edges = np.geomspace(LOWEST_BAND_HZ, sample_rate / 2, BANDS)[:-1]
         band = np.searchsorted(edges, np.fft.rfftfreq(FFT_SAMPLES, 1 / sample_rate), side="right")
-        self._bands = (band[:, None] == np.arange(BANDS)).astype(np.float32)
+        self._bands = (band[:, None] == np.arange(BANDS)) * np.float32(2 / FFT_SAMPLES)
         cells = BANDS * (len(LEVELS_DBFS) + 1)
         # The normal equations of every cell, and their solution.
         self._squares = np.zeros((cells, parameters, parameters))
@@ -80,7 +80,8 @@ class ControlVariate:
         # Summed over channels and bins: (batch, [directions,] frames, windows, bands).
         power, gradient = (self._band_products(y, other) for other in (y, v))
         change = self._band_products(y[:, None], d)
-        level = np.digitize(10 * np.log10(power.sum(axis=-1) / (FFT_SAMPLES / 2) + 1e-12), LEVELS_DBFS)
+        level_dbfs = 10 * np.log10(power.sum(axis=-1) / (FFT_SAMPLES / 2) + 1e-12)
+        level = np.searchsorted(LEVELS_DBFS, level_dbfs, side="right")
         at_level = (level[..., None] == np.arange(len(LEVELS_DBFS) + 1)).astype(power.dtype)
         return Cells(*(_sum_by_level(products, at_level) for products in (power, gradient, change)))
 
@@ -105,8 +106,10 @@ class ControlVariate:
         by_frame = steps.swapaxes(1, 2)
         scaled = by_frame * variance[:, :, None]
         covariance = scaled @ by_frame.swapaxes(-1, -2)
-        # Singular where directions coincide.
-        solved = np.linalg.pinv(covariance, rcond=1e-6, hermitian=True) @ slopes.swapaxes(1, 2)[..., None]
+        # A pseudoinverse, since the covariance is singular where directions coincide.
+        power, axes = np.linalg.eigh(covariance)
+        inverse = np.divide(1.0, power, out=np.zeros_like(power), where=power > 1e-6 * power[..., -1:])
+        solved = axes @ (inverse[..., None] * (axes.swapaxes(-1, -2) @ slopes.swapaxes(1, 2)[..., None]))
         return (scaled.swapaxes(-1, -2) @ solved)[..., 0]
 
     def update(self, cells: Cells, steps: np.ndarray) -> None:
@@ -120,13 +123,12 @@ class ControlVariate:
         # Down-weight cells with almost no energy.
         weight = cells.power / (cells.power + 1e-4 * total + 1e-12)
         change = cells.change / (cells.power + 1e-9 * total + 1e-12)[:, None]
-        count, draws = steps.shape[0] * steps.shape[2], steps.shape[1]
-        flat, change = (array.swapaxes(0, 1).reshape(draws, count, -1) for array in (steps, change))
-        weight = weight.reshape(count, -1)
-        pairs = (flat[..., :, None] * flat[..., None, :]).sum(axis=0).reshape(count, -1)
-        squares = (weight.T @ pairs).reshape(self._squares.shape)
-        products = sum((weight * of_draw).T @ step for of_draw, step in zip(change, flat))
-        self._squares = self._forgetting_factor * self._squares + squares
+        by_frame, weighted = steps.swapaxes(1, 2), (change * weight[:, None]).swapaxes(1, 2)
+        pairs = by_frame.swapaxes(-1, -2) @ by_frame
+        cell_count, parameters = self._products.shape
+        squares = weight.reshape(-1, cell_count).T @ pairs.reshape(-1, parameters**2)
+        products = weighted.reshape(-1, cell_count).T @ by_frame.reshape(-1, parameters)
+        self._squares = self._forgetting_factor * self._squares + squares.reshape(self._squares.shape)
         self._products = self._forgetting_factor * self._products + products
         # The prior counts as a tenth of an example without any change; cells without data keep it.
         prior = 0.1 * np.square(steps).mean() * np.eye(steps.shape[-1])
@@ -143,8 +145,8 @@ class ControlVariate:
 
     def _band_products(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return ``Re <one, other>`` of spectra in every band, summed over channels."""
-        real = one.real * other.real + one.imag * other.imag
-        return real.sum(axis=-4) @ self._bands * np.float32(2 / FFT_SAMPLES)
+        products = one.real * other.real + one.imag * other.imag
+        return (products @ self._bands).sum(axis=-4)
 
 
 def _spectra(audio: np.ndarray, frames: int) -> np.ndarray:
@@ -167,5 +169,7 @@ def _window(samples: int) -> np.ndarray:
 
 def _sum_by_level(products: np.ndarray, at_level: np.ndarray) -> np.ndarray:
     """Sum ``(batch, [directions,] frames, windows, bands)`` to ``(batch, [directions,] frames, cells)``."""
-    by_level = np.einsum("b...fwn,bfwl->b...fnl", products, at_level, optimize=True)
+    if products.ndim > at_level.ndim:
+        at_level = at_level[:, None]
+    by_level = products.swapaxes(-1, -2) @ at_level
     return by_level.reshape(*by_level.shape[:-2], -1).astype(np.float64)

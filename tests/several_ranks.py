@@ -33,7 +33,7 @@ class Recorder(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, model: Any, optimizer: Any) -> None:
         self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
-        self.directions.append(model.effect_layer._perturbation._held.clone())
+        self.directions.append(model.effect_layer._perturbation.state_dict()["held"].clone())
 
 
 def main(pairs: str, folder: str, processes: int) -> None:

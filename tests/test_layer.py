@@ -52,8 +52,8 @@ def quadratic_gradient(audio: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 def test_spsa_averaged_over_all_signs_equals_the_exact_gradient_of_a_quadratic(at, sides):
     options = GradientOptions(directions="rademacher", sides=sides, draws=8, epsilon=1e-4)
     layer = EffectLayer(chain(known("Quadratic")), options)
-    every_sign = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)), dtype=torch.float64)
-    layer._perturbation.next = lambda restart, frames, count: every_sign[:, None].expand(len(restart), 8, 1, 3)
+    every_sign = np.array(list(itertools.product([-1.0, 1.0], repeat=3)))[:, None]
+    layer._perturbation.next = lambda restart, frames, count: np.stack([every_sign] * len(restart))
 
     audio, at = frames(2, 4096), torch.tensor([at, at], requires_grad=True)
     layer(audio, at, flags(2)).square().sum().backward()

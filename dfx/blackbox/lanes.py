@@ -75,8 +75,8 @@ class Lane:
             output: float32 ``(renderings, channels, samples)``, to write to.
         """
         audio = np.ascontiguousarray(audio)
-        for number, chain in enumerate(self._chains):
-            output[number] = chain.render(audio, values[number])
+        for chain, its_values, its_output in zip(self._chains, values, output):
+            its_output[:] = chain.render(audio, its_values)
 
 
 class Lanes:
@@ -169,17 +169,20 @@ class Lanes:
             self._lanes[lanes[row]].restart()
         output = self._output_buffer((len(lanes), self._renderings, *audio.shape[1:]))
         frames = values.shape[2]
-        given, rendered = by_frame(audio, frames), by_frame(output, frames)
+        # By row and frame; a loop over an array takes half of the time of as many indices.
+        given, wanted = by_frame(audio, frames).swapaxes(1, 2), values.swapaxes(1, 2)
+        rendered = np.moveaxis(by_frame(output, frames), 3, 1)
         failed = threading.Event()
 
         def work(rows: range) -> None:
+            block = slice(rows.start, rows.stop)
             try:
-                for row in rows:
+                for number, *of_row in zip(lanes[block], given[block], wanted[block], rendered[block]):
                     if failed.is_set():
                         return
-                    lane = self._lanes[lanes[row]]
-                    for frame in range(frames):
-                        lane.render(given[row, :, frame], values[row, :, frame], rendered[row, :, :, frame])
+                    lane = self._lanes[number]
+                    for of_frame in zip(*of_row):
+                        lane.render(*of_frame)
             except BaseException:
                 failed.set()
                 raise

@@ -84,17 +84,17 @@ class EffectLayer(nn.Module):
         audio = input.detach().to("cpu", torch.float32).contiguous().numpy()
         audio = audio if input.dim() == 3 else audio[:, None]
         nominal = parameters.detach().to("cpu", torch.float64).numpy()
-        restart = restart.to("cpu", torch.bool)
-        self._check(input, audio, nominal, restart)
+        restarts = restart.to("cpu", torch.bool).numpy()
+        self._check(input, audio, nominal, restarts)
         if not (torch.is_grad_enabled() and parameters.requires_grad):
-            rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restart)
+            rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restarts)
             return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
 
         # Draw for the examples of all ranks, since the variance depends on the directions of the whole batch.
-        all_restart = torch.from_numpy(distributed.gather_array(restart.numpy()))
-        directions = self._perturbation.next(all_restart, *nominal.shape[1:])[distributed.rank_rows(len(all_restart))]
-        points = self._estimator.points(nominal, directions.numpy(), self.progress)
-        rendered = self._render(self._training_lanes, audio, points.parameters, restart)
+        all_restarts = distributed.gather_array(restarts)
+        directions = self._perturbation.next(all_restarts, *nominal.shape[1:])[distributed.rank_rows(len(all_restarts))]
+        points = self._estimator.points(nominal, directions, self.progress)
+        rendered = self._render(self._training_lanes, audio, points.parameters, restarts)
         output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
         return _BlackBox.apply(parameters, output, rendered, points, self._estimator)
 
@@ -150,17 +150,17 @@ class EffectLayer(nn.Module):
         moved = nominal + np.where(nominal > 0.5, -step, step) * np.eye(count + 1, count, -1)[:, None]
         audio = np.broadcast_to(input.to("cpu", torch.float32).numpy(), (count + 1, *input.shape))
         with contextlib.closing(make_lanes(self.chain, 1, self._rendering)) as lanes:
-            rendered = self._render(lanes, audio, moved[:, None], torch.ones(count + 1, dtype=torch.bool))[:, 0]
+            rendered = self._render(lanes, audio, moved[:, None], np.ones(count + 1, dtype=bool))[:, 0]
         change = np.sqrt(np.square(rendered[1:] - rendered[0], dtype=np.float64).mean(axis=(1, 2)))
         level = np.sqrt(np.square(rendered[0], dtype=np.float64).mean())
         change[change <= ROUNDING * level] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(change > 0, 20 * np.log10(change / level), -np.inf)
 
-    def _render(self, lanes: Lanes, audio: np.ndarray, parameters: np.ndarray, restart: Tensor) -> np.ndarray:
-        return lanes.render(audio, self.chain.space.denormalize(parameters), restart.numpy())
+    def _render(self, lanes: Lanes, audio: np.ndarray, parameters: np.ndarray, restart: np.ndarray) -> np.ndarray:
+        return lanes.render(audio, self.chain.space.denormalize(parameters), restart)
 
-    def _check(self, input: Tensor, audio: np.ndarray, parameters: np.ndarray, restart: Tensor) -> None:
+    def _check(self, input: Tensor, audio: np.ndarray, parameters: np.ndarray, restart: np.ndarray) -> None:
         expected = len(self.chain.parameters)
         batch, channels, samples = audio.shape if audio.ndim == 3 else (0, 0, 0)
         if input.dim() not in (2, 3) or samples == 0:
@@ -172,7 +172,7 @@ class EffectLayer(nn.Module):
         if samples % parameters.shape[1]:
             raise ValueError(f"{samples} samples cannot be split into {parameters.shape[1]} equal frames")
         if restart.shape != (batch,):
-            raise ValueError(f"restart is {tuple(restart.shape)}; expected {(batch,)}")
+            raise ValueError(f"restart is {restart.shape}; expected {(batch,)}")
         if input.requires_grad:
             raise ValueError("the effect layer has no gradient with respect to its input: detach it")
         # Written so that NaN fails as well.
@@ -192,14 +192,13 @@ class _BlackBox(torch.autograd.Function):
     def forward(
         ctx: Any, parameters: Tensor, output: Tensor, rendered: np.ndarray, points: Points, estimator: Estimator
     ) -> Tensor:
-        ctx.save_for_backward(parameters)
+        ctx.dtype, ctx.device = parameters.dtype, parameters.device
         ctx.rendered, ctx.points, ctx.estimator = rendered, points, estimator
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (parameters,) = ctx.saved_tensors
         grad = grad_output.to("cpu", torch.float32).contiguous().numpy().reshape(ctx.rendered[:, 0].shape)
         estimate = ctx.estimator.estimate(grad, ctx.rendered, ctx.points)
-        return torch.from_numpy(estimate).to(parameters), None, None, None, None
+        return torch.from_numpy(estimate).to(ctx.device, ctx.dtype), None, None, None, None

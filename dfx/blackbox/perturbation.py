@@ -1,7 +1,7 @@
 """Directions in which parameters are perturbed.
 
-A random direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at once, as a
-tensor ``(batch, draws, P)``: the gradient of the encoder's weights sums over the batch, so its variance depends on the
+A random direction has an entry of -1 or +1 for every parameter. Directions are drawn for a whole batch at once, as an
+array ``(batch, draws, P)``: the gradient of the encoder's weights sums over the batch, so its variance depends on the
 correlation between the directions of different examples.
 """
 
@@ -35,9 +35,9 @@ class Perturbation:
     def __init__(self, directions: Directions, redraw: Redraw, draws: int, seed: int) -> None:
         self._sample, self._redraw, self._draws = _SAMPLERS[directions], redraw, draws
         self._generator = torch.Generator().manual_seed(seed)
-        self._held: Tensor | None = None
+        self._held: np.ndarray | None = None
 
-    def next(self, restart: Tensor, frames: int, parameters: int) -> Tensor:
+    def next(self, restart: np.ndarray, frames: int, parameters: int) -> np.ndarray:
         """Return the directions of the next step.
 
         Args:
@@ -53,25 +53,26 @@ class Perturbation:
         """
         batch = len(restart)
         if self._redraw == "frame":
-            drawn = self._sample(batch * frames, self._draws, parameters, self._generator)
-            return drawn.reshape(batch, frames, -1, parameters).transpose(1, 2)
+            drawn = self._sample(batch * frames, self._draws, parameters, self._generator).numpy()
+            return drawn.reshape(batch, frames, -1, parameters).swapaxes(1, 2)
         if self._held is not None and len(self._held) != batch:
             raise ValueError(
                 f"{batch} lanes follow {len(self._held)}: directions held for an excerpt need a constant batch size"
             )
-        if self._held is None or bool(restart.any()):
-            drawn = self._sample(batch, self._draws, parameters, self._generator)
-            self._held = drawn if self._held is None else torch.where(restart[:, None, None], drawn, self._held)
+        if self._held is None or restart.any():
+            drawn = self._sample(batch, self._draws, parameters, self._generator).numpy()
+            self._held = drawn if self._held is None else np.where(restart[:, None, None], drawn, self._held)
         return self._held[:, :, None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the generator and the held directions, as tensors."""
-        return {"generator": self._generator.get_state(), "held": self._held}
+        held = None if self._held is None else torch.from_numpy(self._held)
+        return {"generator": self._generator.get_state(), "held": held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`."""
         self._generator.set_state(state["generator"].cpu())
-        self._held = state["held"]
+        self._held = None if state["held"] is None else state["held"].cpu().numpy()
 
 
 def rademacher(batch: int, draws: int, parameters: int, generator: torch.Generator) -> Tensor:

@@ -40,6 +40,7 @@ def script(name: str):
 AUDIOMDPI = script("prepare_audiomdpi").AUDIOMDPI
 DAPS = script("prepare_daps").DAPS
 cambridge = script("prepare_cambridge_mt")
+draw_pairs = script("draw_pairs")
 
 
 def sound(seed: int = 0, samples: int = 4410, gain: float = 0.1, channels: int = 1) -> np.ndarray:
@@ -427,6 +428,33 @@ def test_scripts_run_from_anywhere_and_end_with_one_line(tmp_path):
     command = [sys.executable, str(DATA / "prepare_daps.py"), "--archive", "nothing.tar.gz"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (1, "error: nothing.tar.gz: no such file\n")
+
+
+# Draws of a few pairs
+
+
+def test_a_draw_is_of_different_groups_and_the_same_again(tmp_path, capsys):
+    names = [f"note{number // 2}_{number % 2}" for number in range(24)]
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+        for name in names:
+            soundfile.write(tmp_path / side / f"{name}.wav", sound(), RATE)
+
+    def draw(seed: int, *options: str) -> dict[str, list[str]]:
+        draw_pairs.main([str(tmp_path), str(tmp_path / "draw"), f"--seed={seed}", "--group=note[0-9]+", *options])
+        splits = find_pairs(str(tmp_path / "draw"))
+        return {split: [pair.name for pair in splits[split]] for split in SPLITS}
+
+    splits = draw(0)
+    drawn = [name for split in SPLITS for name in splits[split]]
+    assert [len(splits[split]) for split in SPLITS] == [5, 1, 4]
+    assert len({name.split("_")[0] for name in drawn}) == 10
+    assert capsys.readouterr().out.splitlines()[-1] == f"test: {drawn[-1]}"
+    assert draw(0) == splits != draw(1)
+    with pytest.raises(DataError, match="12 groups of pairs are too few for 13 pairs of different groups"):
+        draw(0, "--train=8")
+    with pytest.raises(UserError, match="validation is 0"):
+        draw(0, "--validation=0")
 
 
 # Cambridge-MT

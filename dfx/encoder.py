@@ -21,7 +21,10 @@ SPECTRUM_BANDS = 16
 SILENT_POWER, USUAL_LEVEL = 0.02, 3.0
 """Power of a mel frame, over all bands, of white noise at -70 dBFS, and its logarithm for music at about -23 LUFS."""
 
-Backbone = Literal["inception", "mobilenet_v2", "conv"]
+_DB_PER_FEATURE = 10.0
+"""With it, the features of a summary are about as large as those of a network."""
+
+Backbone = Literal["inception", "mobilenet_v2", "conv", "summary"]
 
 
 @dataclass
@@ -31,10 +34,12 @@ class EncoderOptions:
     Args:
         backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
             and take every context separately. ``conv`` is smaller, and takes the contexts of
-            consecutive frames in one pass.
-        width: multiplies the numbers of channels, in (0, 16]; ``inception`` has one size. At 1.0, ``inception`` has
-            2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million; ``mobilenet_v2`` at 0.35 and
-            ``conv`` train on a CPU.
+            consecutive frames in one pass. ``summary`` is no network: the logits of the parameters are a linear
+            function of level, fluctuation and average spectrum of the context, for few recordings. Training starts
+            where rendering shows how they change the balance, see :mod:`dfx.tasks.balance`.
+        width: multiplies the numbers of channels, in (0, 16]; ``inception`` and ``summary`` have one size. At 1.0,
+            ``inception`` has 2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million;
+            ``mobilenet_v2`` at 0.35 and ``conv`` train on a CPU.
         start_at_defaults: start with every parameter at its effect's default.
         dropout: dropout probability, in [0, 1), of the features between backbone and head, drawn for every example
             and step; it reduces overfitting to few recordings (Srivastava et al. 2014).
@@ -53,10 +58,11 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), width="(0, 16]", dropout="[0, 1)")
-        if self.backbone == "conv" and self.conventions == "keras":
-            raise UserError("conv is not a network of Keras: set the encoder's conventions to torch")
-        if self.backbone == "inception" and self.width != 1:
-            raise UserError(f"inception has one size: set the encoder's width to 1 instead of {self.width:g}")
+        if self.backbone in ("conv", "summary") and self.conventions == "keras":
+            raise UserError(f"{self.backbone} is not a network of Keras: set the encoder's conventions to torch")
+        if self.backbone in ("inception", "summary") and self.width != 1:
+            fault = f"{self.backbone} has one size"
+            raise UserError(f"{fault}: set the encoder's width to 1 instead of {self.width:g}")
 
 
 class LogMel(nn.Module):
@@ -145,7 +151,8 @@ class Encoder(nn.Module):
         takes_reference: predict parameters that make the audio of the context sound like a reference.
 
     Raises:
-        UserError: if the context is too short, or if ``conv`` is given a frame that is no multiple of 256 samples.
+        UserError: if the context is too short, if ``conv`` is given a frame that is no multiple of 256 samples, or if
+            ``summary`` is to take a reference.
     """
 
     def __init__(
@@ -162,11 +169,14 @@ class Encoder(nn.Module):
         if context_samples < FFT_SAMPLES + HOP_SAMPLES:
             fault = f"a context of {context_samples} samples is too short: the encoder needs two mel frames"
             raise UserError(f"{fault}; set context_samples to {FFT_SAMPLES + HOP_SAMPLES} or more")
+        if takes_reference and options.backbone == "summary":
+            fault = "the task compares the summary of the context with that of a reference already"
+            raise UserError(f"{fault}: set the encoder's backbone to conv or mobilenet_v2")
         self.context_samples = context_samples
         self.frame_samples = frame_samples
         self.log_mel = LogMel(sample_rate)
-        # As in the paper, one mean and one variance for all bands.
-        self.input_norm = nn.BatchNorm2d(1)
+        # As in the paper, one mean and one variance for all bands. A summary is in dB, which they would change.
+        self.input_norm = nn.Identity() if options.backbone == "summary" else nn.BatchNorm2d(1)
         self.backbone, features = _make_backbone(options, context_samples, frame_samples)
         # The layout with the fastest kernels of convolution and pooling. torch's stubs lack this form of `to`.
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -179,6 +189,20 @@ class Encoder(nn.Module):
                 self.head.weight.mul_(0.1)  # with small weights the bias dominates
                 self.head.bias.copy_(_logit(torch.tensor(defaults)))
         self.dropout = Dropout(options.dropout, rand) if options.dropout else nn.Identity()
+
+    @torch.no_grad()
+    def start_at_line(self, weight: Tensor, bias: Tensor, mean: Tensor) -> None:
+        """Predict parameters whose logits are ``bias + weight @ (summary - mean)``, until training changes them.
+
+        Args:
+            weight: ``(P, 18)``, per dB of :func:`summarize`.
+            bias: ``(P,)``.
+            mean: summary of a mean context, ``(18,)``.
+        """
+        assert isinstance(self.backbone, Summary)
+        self.backbone.mean.copy_(mean)
+        self.head.weight.copy_(weight * _DB_PER_FEATURE)
+        self.head.bias.copy_(bias)
 
     @torch.no_grad()
     def start_at(self, parameters: Tensor) -> None:
@@ -243,6 +267,8 @@ def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples:
         return _mobilenet_v2(options.width, options.conventions == "keras")
     if options.backbone == "inception":
         return Inception(), 256
+    if options.backbone == "summary":
+        return Summary(), 2 + SPECTRUM_BANDS
     conv = Conv(options.width, context_samples, frame_samples)
     return conv, conv.out_features
 
@@ -401,6 +427,23 @@ def _follow_keras(network: nn.Module, momentum: float = 0.99) -> None:
         elif isinstance(module, Conv2dNormActivation) and module[0].stride == (2, 2):
             module[0].padding = (0, 0)
             module.insert(0, _SamePadding())
+
+
+class Summary(nn.Module):
+    """Level, fluctuation and average spectrum of a context, see :func:`summarize`, in bels, and relative to their mean.
+
+    The mean is measured before training, see :mod:`dfx.tasks.balance`.
+    """
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 + SPECTRUM_BANDS))
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        # Without sound, a context is taken to be like the mean.
+        return (summarize(log_mel)[:, 0] - self.mean).nan_to_num(0.0) / _DB_PER_FEATURE
 
 
 class Conv(nn.Module):

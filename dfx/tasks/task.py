@@ -20,12 +20,13 @@ from dfx.datasets.frames import Window
 from dfx.datasets.treatment import Augmentation, Treatment
 from dfx.effects import ChainSpec, EffectError, EffectSpec
 from dfx.effects.parameter import Scale
-from dfx.encoder import Encoder, EncoderOptions
+from dfx.encoder import Encoder, EncoderOptions, Summary
 from dfx.errors import CHANNELS, SAMPLE_RATES, UserError, check_numbers
 from dfx.losses import LossOptions, make_loss
 from dfx.metrics import compare
 from dfx.render.automation import Interpolation
 from dfx.render.streaming import Rendering, StreamingOptions, render_array
+from dfx.tasks.balance import Line, find_balance
 from dfx.tasks.checkpoint import (
     CheckpointError,
     SavedTask,
@@ -225,20 +226,36 @@ class Task(pl.LightningModule):
                 "leave them out of `train`, or set `keep_dead_parameters: true`"
             )
 
-    def _search_start(self) -> None:
-        """Search the best single setting for the training pairs, and make the encoder start there."""
+    def _find_start(self) -> None:
+        """Search where training starts on the training pairs, and make the encoder start there."""
+        evaluations, follows_summary = self.stage_options.search_evaluations, self._follows_summary
+        if self.start is not None or not (evaluations or follows_summary):
+            return  # a resumed run, or a later stage, has its start
         if self._data is None:
-            raise UserError("stages.search_evaluations needs the training pairs of a PairedAudio data module")
-        pairs, evaluations = self._data.whole_pairs("train"), self.stage_options.search_evaluations
-        found: list[Start] = []
+            option = "stages.search_evaluations" if evaluations else "encoder.backbone summary"
+            raise UserError(f"{option} needs the training pairs of a PairedAudio data module")
+        pairs, seed = self._data.whole_pairs("train"), self._data.seed
+        progress = None if self.trainer.progress_bar_callback else False
+        found: list[tuple[Start, Line | None]] = []
         if distributed.is_rank_zero():
-            progress = None if self.trainer.progress_bar_callback else False
-            found = [search_start(self.whole_chain, self.loss, pairs, evaluations, self._data.seed, progress)]
-        (start,) = distributed.gather_list(found)
+            setting = self.defaults.cpu()
+            if evaluations:
+                start = search_start(self.whole_chain, self.loss, pairs, evaluations, seed, progress)
+                found, setting = [(start, None)], torch.tensor(start["parameters"])
+            if follows_summary:
+                found = [find_balance(self.whole_chain, self.encoder, self.loss, pairs, setting, seed, progress)]
+        ((start, line),) = distributed.gather_list(found)
         self._start_at(start)
-        self.encoder.start_at(self.defaults)
+        if line is None:
+            self.encoder.start_at(self.defaults)
+        else:
+            self.encoder.start_at_line(*line)
         if distributed.is_rank_zero():
             print(f"training starts at {describe_start(start)} for the {len(pairs)} training pairs")
+
+    @property
+    def _follows_summary(self) -> bool:
+        return isinstance(self.encoder.backbone, Summary) and self.start_from is None
 
     def _start_at(self, start: Start | None) -> None:
         self.start = start
@@ -262,9 +279,7 @@ class Task(pl.LightningModule):
         return make_optimizer(self.parameters(), self._optimizer_of_stage, self._total_steps)
 
     def on_fit_start(self) -> None:
-        # A resumed run, or a later stage, has its start.
-        if self.stage_options.search_evaluations and self.start is None:
-            self._search_start()
+        self._find_start()
         per_frame = self.effect_layer.renderings if self.stage.renders else 0
         if distributed.is_rank_zero():
             prefix = f"{self.stage.name}: " if len(self.stages) > 1 else ""

@@ -1,0 +1,139 @@
+"""Where training starts with the backbone ``summary``: parameters that bring the balance nearer to the targets'.
+
+Few songs do not tell how parameters follow from a mix, but rendering tells how the average spectrum follows from the
+parameters. The logits of the parameters start at
+
+    z(x) = z0 + share * W (m - x),    W = (J^T J + ridge)^-1 J^T
+
+where x is the average spectrum of the input in dB, m that of the targets, and J are the slopes of the spectrum and the
+loudness of the output by each logit, measured at z0. With a share of 1, every output would have the spectrum of the
+mean target. The share with the least training loss is less: inputs differ less from their own targets than from the
+mean one.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dfx.audio.loudness import lufs
+from dfx.datasets.excerpts import draw_excerpts
+from dfx.datasets.treatment import TreatedPairs
+from dfx.effects import ChainSpec
+from dfx.encoder import Encoder
+from dfx.losses import Loss, loss_against
+from dfx.tasks.start import Start
+
+_EXCERPTS, _RENDERED = 64, 16
+_STEP = 0.2
+"""Of a logit, to both sides: at most 0.05 of a parameter's range."""
+_RIDGE = 0.05
+"""Relative to the mean square response of a parameter: parameters with little response stay where they are."""
+_LOUDNESS_STEPS = 3
+_SHARES = np.linspace(0, 1, 11)
+_BANDS = slice(2, None)
+"""Of :func:`dfx.encoder.summarize`. Level and fluctuation of the input are left to training."""
+
+
+class Line(NamedTuple):
+    """Logits as a linear function of a summary: ``bias + weight @ (summary - mean)``.
+
+    Args:
+        weight: ``(P, 18)``, per dB.
+        bias: ``(P,)``.
+        mean: of the training inputs, ``(18,)`` in dB.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+
+
+def find_balance(
+    chain: ChainSpec,
+    encoder: Encoder,
+    loss: Loss,
+    pairs: TreatedPairs,
+    parameters: Tensor,
+    seed: int,
+    progress: bool | None = None,
+) -> tuple[Start, Line]:
+    """Return the setting z0, at which outputs are as loud as the targets, and the line around it. On the main thread.
+
+    Spectra are those of 64 excerpts as long as the encoder's context. 16 of them are rendered.
+
+    Args:
+        chain: whose parameters to predict.
+        encoder: whose context and summary to use.
+        loss: decides the share.
+        pairs: for training.
+        parameters: to begin with, ``(P,)`` in [0, 1].
+        seed: of the excerpts.
+        progress: show a bar on stderr; by default if that is a terminal.
+
+    Raises:
+        RenderError: if an effect fails.
+    """
+    encoder, loss = copy.deepcopy(encoder).cpu(), copy.deepcopy(loss).cpu()
+    longest = max(pair.input.samples_at(chain.sample_rate) for pair in pairs.pairs)
+    samples = min(encoder.context_samples, longest)
+    inputs, targets = draw_excerpts(pairs, _EXCERPTS, samples, torch.Generator().manual_seed(seed))
+    rendered, compare = inputs[:_RENDERED], loss_against(loss, targets[:_RENDERED])
+    live = chain.build()
+    hides = None if progress is None else not progress
+
+    def render(logits: Tensor) -> Tensor:
+        values = chain.space.denormalize(logits.sigmoid().expand(len(rendered), -1).double().numpy())
+        return torch.stack([torch.from_numpy(live.render_whole(x.numpy(), v)) for x, v in zip(rendered, values)])
+
+    def summarize(audio: Tensor) -> Tensor:
+        return encoder.summarize(audio).double()
+
+    def respond(logits: Tensor) -> Tensor:
+        """Return the loudness of the output and its mean spectrum, ``(17,)`` in dB."""
+        output = render(logits)
+        loudness = torch.tensor([_loudness(output, chain.sample_rate)])
+        return torch.cat([loudness, summarize(output).nanmean(0).nan_to_num(0.0)[_BANDS]])
+
+    logits = parameters.double().clamp(0.02, 0.98).logit()
+    steps = tqdm(_STEP * torch.eye(len(logits)).double(), "Measuring", unit="parameter", leave=False, disable=hides)
+    slopes = [(respond(logits + step) - respond(logits - step)) / (2 * _STEP) for step in steps]
+    jacobian = torch.stack(slopes, dim=1)
+    square = jacobian.T @ jacobian
+    ridge = _RIDGE * square.trace() / len(square) * torch.eye(len(square))
+    inverse = torch.linalg.solve(square + ridge, jacobian.T)
+    by_loudness, by_band = inverse[:, 0], inverse[:, 1:]
+
+    wanted = _loudness(targets[:_RENDERED], chain.sample_rate)
+    for _ in range(_LOUDNESS_STEPS):
+        logits = logits + by_loudness * (wanted - _loudness(render(logits), chain.sample_rate))
+
+    mean, mean_target = (summarize(audio).nanmean(0).nan_to_num(0.0) for audio in (inputs, targets))
+    change = by_band @ (mean_target - mean)[_BANDS]
+    weight = torch.zeros(len(logits), len(mean)).double()
+    weight[:, _BANDS] = -by_band
+    summaries = (summarize(rendered) - mean).nan_to_num(0.0)
+    losses: dict[float, float] = {}
+    for share in _SHARES:
+        losses[share] = compare(render(logits + share * (change + summaries @ weight.T)))
+        if losses[share] > min(losses.values()):
+            break
+    share = min(losses, key=losses.__getitem__)
+    setting = logits.sigmoid()
+    start = Start(
+        parameters=setting.tolist(),
+        values=dict(zip(chain.space.names, chain.space.denormalize(setting.numpy()).tolist())),
+        loss=losses[share],
+        loss_of_defaults=losses[0],
+        evaluations=len(losses),
+        share=float(share),
+    )
+    return start, Line((share * weight).float(), (logits + share * change).float(), mean.float())
+
+
+def _loudness(excerpts: Tensor, sample_rate: int) -> float:
+    """Return the integrated loudness in LUFS of all excerpts, ``(batch, channels, samples)``, one after another."""
+    return lufs(excerpts.transpose(0, 1).flatten(1), sample_rate)

@@ -1,0 +1,152 @@
+"""The start of training with the backbone ``summary``: a share of the way to the mean spectrum of the targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy
+import soundfile
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from dfx.encoder import Encoder, EncoderOptions
+from dfx.errors import UserError
+from dfx.tasks import Mastering, StyleTransfer
+from dfx.tasks import task as task_module
+from tests.small_training import trainer, weights
+
+RATE = 22050
+CHAIN = [
+    {"effect": "pedalboard:LowShelfFilter", "train": {"gain_db": [-12, 12]}, "fixed": {"cutoff_frequency_hz": 400}},
+    {"effect": "pedalboard:HighShelfFilter", "train": {"gain_db": [-12, 12]}, "fixed": {"cutoff_frequency_hz": 3000}},
+    {"effect": "pedalboard:Gain", "train": {"gain_db": {"range": [-24, 24], "default": 0}}},
+]
+
+
+def noise(tilt_db: float, seed: int) -> np.ndarray:
+    """Return 1.5 s of noise at 0.1, whose high frequencies are raised by so many dB."""
+    audio = np.random.default_rng(seed).standard_normal(RATE * 3 // 2)
+    sections = scipy.signal.butter(1, 1500, output="sos", fs=RATE)
+    low = scipy.signal.sosfilt(sections, audio)
+    tilted = low + 10 ** (tilt_db / 20) * (audio - low)
+    return (0.1 * tilted / tilted.std()).astype(np.float32)
+
+
+def write_pairs(root, pairs):
+    for side in ("input", "target"):
+        (root / side).mkdir(parents=True)
+    for number, pair in enumerate(pairs):
+        for side, audio in zip(("input", "target"), pair):
+            soundfile.write(root / side / f"{number}.wav", audio, RATE, "FLOAT")
+    return root
+
+
+@pytest.fixture
+def balanced(tmp_path):
+    """Pairs whose inputs differ in balance, and whose targets have the same one and are 6 dB louder."""
+    tilts = np.linspace(-6, 6, 12)
+    return write_pairs(tmp_path / "balanced", [(noise(tilt, i), 2 * noise(0, i)) for i, tilt in enumerate(tilts)])
+
+
+@pytest.fixture
+def faithful(tmp_path):
+    """Pairs whose inputs differ in balance, and whose targets keep it and are 6 dB louder."""
+    tilts = np.linspace(-6, 6, 12)
+    audio = [noise(tilt, i) for i, tilt in enumerate(tilts)]
+    return write_pairs(tmp_path / "faithful", [(each, 2 * each) for each in audio])
+
+
+def model(**options) -> Mastering:
+    torch.manual_seed(0)
+    return Mastering(
+        CHAIN,
+        context_samples=16384,
+        frame_samples=8192,
+        treatment=task_module.Treatment(),
+        encoder=EncoderOptions("summary"),
+        **options,
+    )
+
+
+def data(root, module):
+    return task_module.PairedAudio(
+        str(root), RATE, 1, module.window, module.treatment, batch_size=4, excerpt_seconds=1.0, check_audio=False
+    )
+
+
+def fit(module, root, *callbacks, epochs=1, ckpt_path=None):
+    trainer(epochs=epochs, callbacks=callbacks).fit(module, datamodule=data(root, module), ckpt_path=ckpt_path)
+    return module
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    monkeypatch.setattr(Mastering, "training_step", lambda self, batch, batch_idx: None)
+
+
+def test_all_of_the_way_if_all_targets_have_one_balance(balanced, untrained, capsys):
+    module = fit(model(), balanced)
+    assert module.start["share"] >= 0.8
+    assert module.start["loss"] < 0.8 * module.start["loss_of_defaults"]
+    bright, dark = (torch.from_numpy(noise(tilt, 99))[None] for tilt in (6, -6))
+    spectra = [module.encoder.summarize(audio[None])[0, 2:] for audio in (bright, dark)]
+    rendered = [torch.from_numpy(module.render(audio).audio) for audio in (bright, dark)]
+    matched = [module.encoder.summarize(audio[None])[0, 2:] for audio in rendered]
+    assert (matched[0] - matched[1]).abs().mean() < 0.5 * (spectra[0] - spectra[1]).abs().mean()
+    share = f"training starts at {module.start['share']:.0%} of the way to the mean spectrum of the targets"
+    assert share in capsys.readouterr().out
+
+
+def test_none_of_the_way_if_targets_keep_the_balance_of_their_inputs(faithful, untrained):
+    module = fit(model(), faithful)
+    assert module.start["share"] == 0
+    assert module.start["values"]["gain.gain_db"] == pytest.approx(6, abs=1.5)
+    audio = torch.from_numpy(noise(4, 99))[None]
+    output = torch.from_numpy(module.render(audio).audio)
+    assert 20 * torch.log10(output.std() / audio.std()) == pytest.approx(6, abs=0.3)
+    assert module.start["loss"] == module.start["loss_of_defaults"]
+
+
+def test_logits_are_a_line_over_the_summary():
+    encoder = Encoder([0.5, 0.5], RATE, EncoderOptions("summary"), 16384, 8192)
+    weight, bias, mean = torch.randn(2, 18) / 10, torch.randn(2), torch.randn(18)
+    encoder.start_at_line(weight, bias, mean)
+    audio = torch.from_numpy(noise(3, 0))[None, None, :16384]
+    expected = bias + weight @ (encoder.summarize(audio)[0] - mean)
+    torch.testing.assert_close(encoder(audio)[0, 0].logit(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoder(torch.zeros_like(audio))[0, 0].logit(), bias, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_resumes_to_the_bit_without_measuring_again(balanced, tmp_path, monkeypatch):
+    uninterrupted = fit(model(), balanced, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), epochs=2)
+    monkeypatch.setattr(task_module, "find_balance", lambda *arguments: pytest.fail("it is measured again"))
+    resumed = fit(model(), balanced, epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert resumed.start == uninterrupted.start
+    assert torch.equal(weights(resumed), weights(uninterrupted))
+    assert torch.equal(resumed.encoder.backbone.mean, uninterrupted.encoder.backbone.mean)
+
+
+def test_the_line_is_drawn_around_the_best_single_setting_if_one_is_searched(balanced, untrained):
+    options = task_module.StageOptions(search_evaluations=40)
+    searched, plain = fit(model(stages=options), balanced), fit(model(), balanced)
+    assert searched.start["values"] != plain.start["values"]
+    assert searched.start["loss"] < searched.start["loss_of_defaults"]
+
+
+def test_without_pairs_to_measure_the_backbone_is_refused(balanced):
+    module = model()
+    loaded = data(balanced, module)
+    loaded.setup("fit")
+    with pytest.raises(UserError, match="encoder.backbone summary needs the training pairs of a PairedAudio"):
+        trainer().fit(module, train_dataloaders=loaded.val_dataloader())
+
+
+@pytest.mark.parametrize("options", [{"width": 0.5}, {"conventions": "keras"}])
+def test_options_of_networks_are_refused(options):
+    with pytest.raises(UserError, match="summary (has one size|is not a network)"):
+        EncoderOptions("summary", **options)
+
+
+def test_a_task_that_takes_a_reference_is_refused():
+    with pytest.raises(UserError, match="with that of a reference already: set the encoder's backbone to conv"):
+        StyleTransfer(CHAIN, encoder=EncoderOptions("summary"))

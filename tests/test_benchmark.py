@@ -66,3 +66,10 @@ def test_the_control_fails_while_other_processes_keep_the_cores_busy():
     with contextlib.closing(speed_module._Control(2 * available_cores())) as control:
         # Every core has two processes.
         assert not any(control.passes() for _ in range(3))
+
+
+def test_the_control_fails_while_other_work_slows_one_process_as_much_as_all(monkeypatch):
+    with contextlib.closing(speed_module._Control(1)) as control:
+        seconds = itertools.chain([1.0, 1.0], itertools.repeat(1.2))
+        monkeypatch.setattr(speed_module.timeit, "timeit", lambda *_, **how: next(seconds))
+        assert control.passes() and not control.passes()

@@ -187,7 +187,7 @@ class Encoder(nn.Module):
         if options.start_at_defaults:
             with torch.no_grad():
                 self.head.weight.mul_(0.1)  # with small weights the bias dominates
-                self.head.bias.copy_(_logit(torch.tensor(defaults)))
+                self.head.bias.copy_(clamped_logit(torch.tensor(defaults)))
         self.dropout = Dropout(options.dropout, rand) if options.dropout else nn.Identity()
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ class Encoder(nn.Module):
     def start_at(self, parameters: Tensor) -> None:
         """Predict these parameters, ``(P,)`` in [0, 1], for any context, until training changes the head."""
         self.head.weight.zero_()
-        self.head.bias.copy_(_logit(parameters))
+        self.head.bias.copy_(clamped_logit(parameters))
 
     def summarize(self, reference: Tensor) -> Tensor:
         """Return the summaries of references, ``(batch, channels, samples)``, of any length from 1280 samples on."""
@@ -256,8 +256,8 @@ class Encoder(nn.Module):
         return torch.cat([references[..., :1], references - contexts], dim=-1).nan_to_num(0.0)
 
 
-def _logit(parameters: Tensor) -> Tensor:
-    """Invert the sigmoid. Parameters at a bound start inside it, where the sigmoid has a slope."""
+def clamped_logit(parameters: Tensor) -> Tensor:
+    """Invert the sigmoid, in float32. Parameters at a bound are moved inside it, where the sigmoid has a slope."""
     return parameters.float().clamp(0.02, 0.98).logit()
 
 

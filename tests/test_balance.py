@@ -97,9 +97,10 @@ def test_all_of_the_way_if_all_targets_have_one_balance(balanced, untrained, cap
     assert share in capsys.readouterr().out
 
 
-def test_none_of_the_way_if_targets_keep_the_balance_of_their_inputs(faithful, untrained):
+def test_none_of_the_way_if_targets_keep_the_balance_of_their_inputs(faithful, untrained, capsys):
     module = fit(model(), faithful)
     assert module.start["share"] == 0
+    assert "training starts at 0% of the way to the mean spectrum of the targets" in capsys.readouterr().out
     assert module.start["values"]["gain.gain_db"] == pytest.approx(6, abs=1.5)
     audio = torch.from_numpy(noise(4, 99))[None]
     output = torch.from_numpy(module.render(audio).audio)

@@ -55,7 +55,7 @@ def test_the_best_gain_is_found_also_at_the_end_of_its_range(gain):
     input = pair(1.0)["input"]
     search = Search(chain(GAIN), LOSS, evaluations=100)
     found = search(input[None], gain * input[None])
-    assert search.values_by_name(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
+    assert search.chain.space.values_by_name(found.parameters)["gain.gain"] == pytest.approx(gain, abs=0.02)
 
 
 def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone():
@@ -74,7 +74,7 @@ def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone()
 def test_settings_that_fail_count_as_the_worst():
     input = pair(1.0)["input"][None]
     search = Search(chain(("NotFinite", {})), LOSS, evaluations=60)
-    assert search.values_by_name(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
+    assert search.chain.space.values_by_name(search(input, 2 * input).parameters)["not_finite.gain"] <= 1.5
     with pytest.raises(UserError, match="no setting"):
         Search(chain(("NotFinite", {"train": {"gain": (1.6, 2.0)}})), LOSS, evaluations=60)(input, input)
 

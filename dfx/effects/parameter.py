@@ -108,5 +108,9 @@ class ParameterSpace:
         np.copyto(values, self._high, where=parameters == 1.0)
         return np.minimum(np.maximum(values, self._low), self._high)
 
+    def values_by_name(self, parameters: np.ndarray) -> dict[str, float]:
+        """Return the values of parameters ``(P,)`` in [0, 1], in their units."""
+        return dict(zip(self.names, self.denormalize(parameters).tolist()))
+
     def _warp(self, values: np.ndarray) -> np.ndarray:
         return np.where(self._is_log, np.log(np.where(self._is_log, values, 1.0)), values)

@@ -112,7 +112,7 @@ def _constant(search: Search, parameters: np.ndarray) -> Baseline:
     def render(pair: AudioPair, automation: Automation) -> Tensor:
         return search.render(pair["input"], parameters)
 
-    return Baseline(render, search.values_by_name(parameters))
+    return Baseline(render, search.chain.space.values_by_name(parameters))
 
 
 def _levelled(training: AudioPairs, sample_rate: int) -> Baseline:
@@ -127,7 +127,7 @@ def _per_file(search: Search, is_warm: bool = False) -> Baseline:
     def render(pair: AudioPair, automation: Automation) -> Tensor:
         start = automation.parameters.mean(axis=0) if is_warm else None
         found = search(pair["input"][None], pair["target"][None], start)
-        settings[str(pair["name"])] = search.values_by_name(found.parameters)
+        settings[str(pair["name"])] = search.chain.space.values_by_name(found.parameters)
         return search.render(pair["input"], found.parameters)
 
     return Baseline(render, settings)
@@ -139,7 +139,7 @@ def _per_reference(search: Search) -> Baseline:
 
     def render(pair: AudioPair, automation: Automation) -> Tensor:
         found = search.minimize(distance_from(_reference_of(pair), search.chain.sample_rate), pair["input"][None])
-        settings[str(pair["name"])] = search.values_by_name(found.parameters)
+        settings[str(pair["name"])] = search.chain.space.values_by_name(found.parameters)
         return search.render(pair["input"], found.parameters)
 
     return Baseline(render, settings)

@@ -176,10 +176,6 @@ class Search:
             self._idle.put(chain)
         return torch.from_numpy(np.ascontiguousarray(output))
 
-    def values_by_name(self, parameters: np.ndarray) -> dict[str, float]:
-        """Return the values of parameters ``(P,)`` in [0, 1], in their units."""
-        return dict(zip(self.chain.space.names, self.chain.space.denormalize(parameters).tolist()))
-
     def _evolution(self, start: np.ndarray) -> cma.CMAEvolutionStrategy:
         random = np.random.default_rng(self._seed)
         options = {"bounds": [0, 1], "maxfevals": self._evaluations - 1, "verbose": -9}

@@ -1,7 +1,7 @@
 """Where training starts with the backbone ``summary``: parameters that bring the balance nearer to the targets'.
 
-Few songs do not tell how parameters follow from a mix, but rendering tells how the average spectrum follows from the
-parameters. The logits of the parameters start at
+Few songs are not enough to learn how the parameters depend on a mix, but rendering measures how the average spectrum
+depends on the parameters. The logits of the parameters start at
 
     z(x) = z0 + share * W (m - x),    W = (J^T J + ridge)^-1 J^T
 
@@ -23,7 +23,7 @@ from dfx.audio.loudness import lufs
 from dfx.datasets.excerpts import draw_excerpts
 from dfx.datasets.treatment import TreatedPairs
 from dfx.effects import ChainSpec
-from dfx.encoder import Encoder
+from dfx.encoder import Encoder, clamped_logit
 from dfx.losses import Loss, loss_against
 from dfx.tasks.start import Start
 
@@ -98,7 +98,7 @@ def find_balance(
         loudness = torch.tensor([_loudness(output, chain.sample_rate)])
         return torch.cat([loudness, summarize(output).nanmean(0).nan_to_num(0.0)[_BANDS]])
 
-    logits = parameters.double().clamp(0.02, 0.98).logit()
+    logits = clamped_logit(parameters).double()
     steps = tqdm(_STEP * torch.eye(len(logits)).double(), "Measuring", unit="parameter", leave=False, disable=hides)
     slopes = [(respond(logits + step) - respond(logits - step)) / (2 * _STEP) for step in steps]
     jacobian = torch.stack(slopes, dim=1)
@@ -107,9 +107,9 @@ def find_balance(
     inverse = torch.linalg.solve(square + ridge, jacobian.T)
     by_loudness, by_band = inverse[:, 0], inverse[:, 1:]
 
-    wanted = _loudness(targets[:_RENDERED], chain.sample_rate)
+    target_lufs = _loudness(targets[:_RENDERED], chain.sample_rate)
     for _ in range(_LOUDNESS_STEPS):
-        logits = logits + by_loudness * (wanted - _loudness(render(logits), chain.sample_rate))
+        logits = logits + by_loudness * (target_lufs - _loudness(render(logits), chain.sample_rate))
 
     mean, mean_target = (summarize(audio).nanmean(0).nan_to_num(0.0) for audio in (inputs, targets))
     change = by_band @ (mean_target - mean)[_BANDS]
@@ -125,7 +125,7 @@ def find_balance(
     setting = logits.sigmoid()
     start = Start(
         parameters=setting.tolist(),
-        values=dict(zip(chain.space.names, chain.space.denormalize(setting.numpy()).tolist())),
+        values=chain.space.values_by_name(setting.numpy()),
         loss=losses[share],
         loss_of_defaults=losses[0],
         evaluations=len(losses),

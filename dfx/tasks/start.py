@@ -22,7 +22,7 @@ class Start(TypedDict):
     loss: float
     loss_of_defaults: float
     evaluations: int  # settings that were tried
-    share: float  # of the way to the mean target's spectrum, see dfx.tasks.balance; 0 for a single setting
+    share: float | None  # of the way to the mean target's spectrum, see dfx.tasks.balance; None for a single setting
 
 
 def search_start(
@@ -54,17 +54,17 @@ def search_start(
     found = search(*excerpts)
     return Start(
         parameters=found.parameters.tolist(),
-        values=search.values_by_name(found.parameters),
+        values=chain.space.values_by_name(found.parameters),
         loss=found.loss,
         loss_of_defaults=found.first_loss,
         evaluations=found.evaluations,
-        share=0.0,
+        share=None,
     )
 
 
 def describe_start(start: Start) -> str:
     """Return in words how good a start is."""
-    if start.get("share"):
+    if start["share"] is not None:
         losses = f"loss {start['loss']:.4g}, without it {start['loss_of_defaults']:.4g}"
         return f"{start['share']:.0%} of the way to the mean spectrum of the targets ({losses})"
     losses = f"loss {start['loss']:.4g}, at the defaults {start['loss_of_defaults']:.4g}"

@@ -247,7 +247,8 @@ from tests.known_effects import Gain
 
 class Reporting(Gain):
     def __init__(self, sample_rate, channels):
-        print("torch is imported:", "torch" in sys.modules, flush=True)
+        # One write: workers share the stream.
+        print(f"torch is imported: {'torch' in sys.modules}\\n", end="", flush=True)
 """
 
 

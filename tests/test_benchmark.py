@@ -5,6 +5,8 @@ import itertools
 import json
 import math
 
+import pytest
+
 from dfx.benchmark import speed as speed_module
 from dfx.benchmark.__main__ import main
 from dfx.benchmark.chains import chains, notes
@@ -46,13 +48,15 @@ def test_speed_reports_a_row_for_each_number_of_workers_and_ratios_that_agree_wi
         assert math.isclose(row["layer_over_limit"], row["layer_ms"] * row["workers"] / row["bare_ms"])
 
 
-def test_speed_counts_only_rounds_between_two_controls_that_pass(monkeypatch):
+def test_speed_counts_only_rounds_between_two_controls_that_find_enough_free_cores(monkeypatch):
     monkeypatch.setattr(speed_module, "_time_turn", lambda run: [run()])
     candidates = {"candidate": itertools.count().__next__}
-    passes = iter([True, False, True, True]).__next__
-    assert speed_module._medians(candidates, passes, seconds=0, label="") == ({"candidate": 2}, 3, 1)
-    medians, *rounds = speed_module._medians(candidates, lambda: False, seconds=0, label="")
-    assert math.isnan(medians["candidate"]) and rounds == [3, 0]
+    free_cores = iter([2, 1, 0, 2, 2, 2]).__next__
+    monkeypatch.setattr(speed_module, "_MIN_ROUNDS", 5)
+    medians, *rounds = speed_module._medians(candidates, free_cores, [1, 2], seconds=0, label="")
+    assert medians == {1: {"candidate": 3}, 2: {"candidate": 3.5}} and rounds == [5, {1: 3, 2: 2}]
+    medians, *rounds = speed_module._medians(candidates, lambda: 0, [1], seconds=0, label="")
+    assert math.isnan(medians[1]["candidate"]) and rounds == [5, {1: 0}]
 
 
 def test_figures_that_no_round_gave_are_null_in_json(monkeypatch, capsys):
@@ -62,14 +66,16 @@ def test_figures_that_no_round_gave_are_null_in_json(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == [{"passed": 0, "layer_ms": None}]
 
 
-def test_the_control_fails_while_other_processes_keep_the_cores_busy():
+def test_the_control_does_not_find_all_cores_free_while_other_processes_keep_them_busy():
     with contextlib.closing(speed_module._Control(2 * available_cores())) as control:
         # Every core has two processes.
-        assert not any(control.passes() for _ in range(3))
+        assert all(control.free_cores() <= 1 for _ in range(3))
 
 
-def test_the_control_fails_while_other_work_slows_one_process_as_much_as_all(monkeypatch):
-    with contextlib.closing(speed_module._Control(1)) as control:
-        seconds = itertools.chain([1.0, 1.0], itertools.repeat(1.2))
-        monkeypatch.setattr(speed_module.timeit, "timeit", lambda *_, **how: next(seconds))
-        assert control.passes() and not control.passes()
+@pytest.mark.parametrize("alone, together, free", [(1.0, 1.0, 3), (1.0, 1.2, 1), (1.2, 1.2, 0), (1.2, 1.0, 0)])
+def test_the_control_compares_the_time_of_processes_with_their_cpu_time(alone, together, free, monkeypatch):
+    with contextlib.closing(speed_module._Control(3)) as control:
+        monkeypatch.setattr(control, "ask", lambda messages: [1.0])
+        clock = iter([0.0, alone, alone + together]).__next__
+        monkeypatch.setattr(speed_module.time, "perf_counter", clock)
+        assert control.free_cores() == free

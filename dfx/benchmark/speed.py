@@ -32,7 +32,7 @@ _STEPS = 8
 _MIN_ROUNDS = 3
 _TURN_SECONDS = 0.02
 _MAX_DEVIATION = 0.1
-"""Largest excess over the shortest time at which the control passes, as a fraction of it."""
+"""Largest excess over the CPU time at which the control passes, as a fraction of it."""
 
 
 _Run = Callable[[Callable[[range], None], int], None]
@@ -53,11 +53,12 @@ def speed(
             untimed call, in at least three rounds. A control runs before and after every round, see :class:`_Control`.
 
     Yields:
-        A row for each chain, mode, batch and number of workers: medians over the rounds in which both controls passed,
-        NaN if there are none. The limit is the time of the same renderings in a plain loop on one thread, divided by
-        the number of workers.
+        A row for each chain, mode, batch and number of workers, 1 and all cores: medians over the rounds in which both
+        controls found enough cores free, NaN if there are none. The limit is the time of the same renderings in a plain
+        loop on one thread, divided by the number of workers. It needs as many cores; the figures from
+        ``original_over_layer`` on need all.
 
-        - ``rounds``, ``passed``: all rounds, and those in which the cores were free for the benchmark;
+        - ``rounds``, ``passed``: all rounds, and those in which as many cores as workers were free;
         - ``layer_over_limit``: forward and backward pass of the layer;
         - ``threads_over_limit``: the plain loop on as many threads, without the layer;
         - ``original_over_layer``: the original design (a process per example, pickled audio, two-sided SPSA);
@@ -112,46 +113,56 @@ def _measure(chain: BenchmarkChain, mode: str, batch: int, seconds: float) -> It
             "step": _training_step(make_layer(cores), input, target, frames),
         }
         label = f"{chain.name}, {mode}, batch {batch}"
-        median, rounds, passed = _medians(candidates, control.passes, seconds, label)
+        medians, rounds, passed = _medians(candidates, control.free_cores, sorted(layers), seconds, label)
         original_mb = original.memory_mb()
     row = {"chain": chain.name, "host": chain.spec.recipes[0].host, "mode": mode, "batch": batch, "parameters": count}
     row |= {"renderings": with_regression.renderings, "layer_mb": layer_mb, "original_mb": original_mb}
-    row |= {"rounds": rounds, "passed": passed}
-    row |= {f"{name}_ms": 1e3 * median[name] for name in ("bare", "original", "step")}
-    for workers in layers:
-        layer, limit = median[f"layer {workers}"], median["bare"] / workers
+    on_all = medians[cores]
+    row |= {"rounds": rounds, "original_ms": 1e3 * on_all["original"], "step_ms": 1e3 * on_all["step"]}
+    for workers, median in medians.items():
+        layer, bare = median[f"layer {workers}"], median["bare"]
         yield {
             **row,
             "workers": workers,
+            "passed": passed[workers],
             "layer_ms": 1e3 * layer,
-            "layer_over_limit": layer / limit,
-            "threads_over_limit": median[f"threads {workers}"] / limit,
-            "original_over_layer": median["original"] / layer,
-            "isolated_over_layer": median["isolated"] / median[f"layer {cores}"],
-            "regression_over_layer": median["regression"] / median[f"layer {cores}"],
-            "share_of_step": median[f"layer {cores}"] / median["step"],
+            "bare_ms": 1e3 * bare,
+            "layer_over_limit": layer / (bare / workers),
+            "threads_over_limit": median[f"threads {workers}"] / (bare / workers),
+            "original_over_layer": on_all["original"] / on_all[f"layer {workers}"],
+            "isolated_over_layer": on_all["isolated"] / on_all[f"layer {cores}"],
+            "regression_over_layer": on_all["regression"] / on_all[f"layer {cores}"],
+            "share_of_step": on_all[f"layer {cores}"] / on_all["step"],
         }
 
 
 def _medians(
-    candidates: dict[str, Callable[[], None]], passes: Callable[[], bool], seconds: float, label: str
-) -> tuple[dict[str, float], int, int]:
-    """Return the median time of each candidate, the number of rounds, and that of the rounds that count."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    passed, free = 0, passes()
+    candidates: dict[str, Callable[[], None]],
+    free_cores: Callable[[], int],
+    workers: Sequence[int],
+    seconds: float,
+    label: str,
+) -> tuple[dict[int, dict[str, float]], int, dict[int, int]]:
+    """Return the median time of each candidate, the number of rounds, and how many of them count.
+
+    Times and counts are given for each number of workers: of the rounds with as many free cores.
+    """
+    turns: list[tuple[int, dict[str, list[float]]]] = []
+    free = free_cores()
     end = time.perf_counter() + seconds
     with tqdm(desc=label, unit="round", leave=False) as progress:
         while progress.n < _MIN_ROUNDS or time.perf_counter() < end:
-            turns = {name: _time_turn(run) for name, run in candidates.items()}
-            was_free, free = free, passes()
-            if was_free and free:
-                passed += 1
-                for name, turn in turns.items():
-                    times[name] += turn
+            turn = {name: _time_turn(run) for name, run in candidates.items()}
+            was_free, free = free, free_cores()
+            turns.append((min(was_free, free), turn))
             progress.update()
-        rounds = progress.n
-    medians = {name: statistics.median(of_calls) if of_calls else math.nan for name, of_calls in times.items()}
-    return medians, rounds, passed
+    medians, passed = {}, {}
+    for count in workers:
+        counted = [turn for cores, turn in turns if cores >= count]
+        calls = {name: [seconds for turn in counted for seconds in turn[name]] for name in candidates}
+        medians[count] = {name: statistics.median(of) if of else math.nan for name, of in calls.items()}
+        passed[count] = len(counted)
+    return medians, len(turns), passed
 
 
 def _time_turn(run: Callable[[], None]) -> list[float]:
@@ -237,12 +248,11 @@ class _Processes:
             self.pipes.append(pipe)
             self.processes.append(process)
 
-    def ask(self, messages: Sequence[Any]) -> None:
-        """Send one message to each of the first processes, and receive their answers."""
+    def ask(self, messages: Sequence[Any]) -> list[Any]:
+        """Send one message to each of the first processes, and return their answers."""
         for pipe, message in zip(self.pipes, messages):
             pipe.send(message)
-        for pipe, _ in zip(self.pipes, messages):
-            pipe.recv()
+        return [pipe.recv() for pipe, _ in zip(self.pipes, messages)]
 
     def close(self) -> None:
         # Closing the pipes is not enough: processes that were forked later hold their ends too.
@@ -255,31 +265,38 @@ class _Processes:
 class _Control(_Processes):
     """Tests whether the machine leaves its cores to the benchmark.
 
-    A process for each core spins through a loop: first one of them alone, then all together. If all cores are free
-    and deliver their full speed, both take the shortest time so far. Compared with each other alone, they would also
-    agree while other work slows both.
+    A process for each core spins through a loop: first one of them alone, then all together. On free cores, both take
+    the CPU time of the first, however fast the cores are at the moment. Compared with each other, they would also agree
+    while other work slows both.
     """
 
     _ITERATIONS = 1_000_000
 
     def __init__(self, cores: int) -> None:
         super().__init__(_spin, [()] * cores)
-        self._shortest = math.inf
 
-    def passes(self) -> bool:
+    def free_cores(self) -> int:
+        """Return the number of all cores if they are free, 1 if that is shown of one core only, or 0."""
         messages = [self._ITERATIONS] * len(self.pipes)
-        alone, together = (
-            timeit.timeit(functools.partial(self.ask, part), number=1) for part in (messages[:1], messages)
-        )
-        self._shortest = min(self._shortest, alone, together)
-        return max(alone, together) <= (1 + _MAX_DEVIATION) * self._shortest
+        start = time.perf_counter()
+        (cpu_seconds,) = self.ask(messages[:1])
+        middle = time.perf_counter()
+        self.ask(messages)
+        alone, together = middle - start, time.perf_counter() - middle
+        longest = (1 + _MAX_DEVIATION) * cpu_seconds
+        if alone > longest:
+            return 0
+        return 1 if together > longest else len(messages)
 
 
 def _spin(pipe: Connection) -> None:
+    """Spin for each number of iterations that is received, and answer with the CPU time in seconds."""
     while True:
-        for _ in range(pipe.recv()):
+        iterations = pipe.recv()
+        start = time.process_time()
+        for _ in range(iterations):
             pass
-        pipe.send("done")
+        pipe.send(time.process_time() - start)
 
 
 class _OriginalDesign(_Processes):

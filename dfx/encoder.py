@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torchaudio
 import torchvision
@@ -12,12 +13,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
+from dfx.audio.loudness import weight_power
 from dfx.errors import UserError, check_numbers
 
 FFT_SAMPLES = 1024
 HOP_SAMPLES = 256
 MEL_BANDS = 128
 SPECTRUM_BANDS = 16
+SUMMARY_FEATURES = 2 + SPECTRUM_BANDS
 SILENT_POWER, USUAL_LEVEL = 0.02, 3.0
 """Power of a mel frame, over all bands, of white noise at -70 dBFS, and its logarithm for music at about -23 LUFS."""
 
@@ -35,8 +38,9 @@ class EncoderOptions:
         backbone: ``inception`` (Lee et al. 2020) and ``mobilenet_v2`` (Sandler et al. 2018) are the paper's
             and take every context separately. ``conv`` is smaller, and takes the contexts of
             consecutive frames in one pass. ``summary`` is no network: the logits of the parameters are a linear
-            function of level, fluctuation and average spectrum of the context, for few recordings. Training starts
-            where rendering shows how they change the balance, see :mod:`dfx.tasks.balance`.
+            function of level, fluctuation and average spectrum of the context, and of the reference where there is
+            one, for few recordings. Training starts where rendering shows how they change the balance, see
+            :mod:`dfx.tasks.balance`.
         width: multiplies the numbers of channels, in (0, 16]; ``inception`` and ``summary`` have one size. At 1.0,
             ``inception`` has 2.8 million parameters, ``mobilenet_v2`` 2.2 million and ``conv`` 0.3 million;
             ``mobilenet_v2`` at 0.35 and ``conv`` train on a CPU.
@@ -74,6 +78,7 @@ class LogMel(nn.Module):
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
+        self.sample_rate = sample_rate
         self.mel = torchaudio.transforms.MelSpectrogram(
             sample_rate, FFT_SAMPLES, hop_length=HOP_SAMPLES, n_mels=MEL_BANDS, center=False, mel_scale="htk"
         )
@@ -86,23 +91,37 @@ class LogMel(nn.Module):
         return torch.log10(power @ self.mel.mel_scale.fb + 1e-6)[:, None]
 
 
-def summarize(log_mel: Tensor) -> Tensor:
-    """Return level, fluctuation and average spectrum of a log-mel spectrogram, ``(..., frames, 128)``, in dB.
+class Summarizer(nn.Module):
+    """Level, fluctuation and average spectrum of a log-mel spectrogram, ``(..., frames, 128)``, in dB.
 
-    Frames without sound do not count. The level is that of the mean power, relative to music at -23 LUFS. The
-    fluctuation is the standard deviation of the level over time. The average spectrum, of 16 bands of eight mel bands,
-    is relative to the level. The result is ``(..., 18)``, and NaN without sound.
+    Frames without sound do not count. The level is that of the mean power with the weighting of loudness (ITU-R
+    BS.1770), relative to music at -23 LUFS. The fluctuation is the standard deviation of the level over time. The
+    average spectrum, of 16 bands of eight mel bands, is relative to the level. The result is ``(..., 18)``, and NaN
+    without sound.
     """
-    power = (10**log_mel).unflatten(-1, (SPECTRUM_BANDS, -1)).sum(-1)
-    total = power.sum(-1, keepdim=True)
-    sounds = (total > SILENT_POWER).to(power)
 
-    def mean(values: Tensor) -> Tensor:
-        return (sounds * values).sum(-2) / sounds.sum(-2)
+    weights: Tensor
 
-    level = mean(total).log10()
-    fluctuation = mean((total.log10() - mean(total.log10())[..., None, :]).square()).sqrt()
-    return 10 * torch.cat([level - USUAL_LEVEL, fluctuation, mean(power).log10() - level], dim=-1)
+    def __init__(self, log_mel: LogMel) -> None:
+        super().__init__()
+        filters = log_mel.mel.mel_scale.fb
+        frequencies = np.linspace(0, log_mel.sample_rate / 2, len(filters))
+        gains = torch.from_numpy(weight_power(frequencies, log_mel.sample_rate)).to(filters)
+        # The narrowest filters, between two frequencies of the transform, are empty.
+        self.register_buffer("weights", gains @ filters / filters.sum(0).clamp(min=1e-9), persistent=False)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        mel_power = 10**log_mel
+        power = mel_power.unflatten(-1, (SPECTRUM_BANDS, -1)).sum(-1)
+        loudness = (mel_power * self.weights).sum(-1, keepdim=True)
+        sounds = (power.sum(-1, keepdim=True) > SILENT_POWER).to(power)
+
+        def mean(values: Tensor) -> Tensor:
+            return (sounds * values).sum(-2) / sounds.sum(-2)
+
+        level = mean(loudness).log10()
+        fluctuation = mean((loudness.log10() - mean(loudness.log10())[..., None, :]).square()).sqrt()
+        return 10 * torch.cat([level - USUAL_LEVEL, fluctuation, mean(power).log10() - level], dim=-1)
 
 
 class Dropout(nn.Module):
@@ -138,8 +157,8 @@ class Encoder(nn.Module):
 
     Under autocast, the backbone runs in the lower precision, and its input and the parameters keep theirs.
 
-    With ``takes_reference``, the last layer also gets the difference between the summaries of a reference and of the
-    context, see :func:`summarize`: few recordings suffice to learn how parameters follow from it.
+    With ``takes_reference``, the last layer also gets the level of a reference and the difference between its summary
+    and that of the context, see :class:`Summarizer`: few recordings suffice to learn how parameters follow from them.
 
     Args:
         defaults: the effects' defaults in [0, 1], one for each parameter.
@@ -151,8 +170,7 @@ class Encoder(nn.Module):
         takes_reference: predict parameters that make the audio of the context sound like a reference.
 
     Raises:
-        UserError: if the context is too short, if ``conv`` is given a frame that is no multiple of 256 samples, or if
-            ``summary`` is to take a reference.
+        UserError: if the context is too short, or if ``conv`` is given a frame that is no multiple of 256 samples.
     """
 
     def __init__(
@@ -169,18 +187,19 @@ class Encoder(nn.Module):
         if context_samples < FFT_SAMPLES + HOP_SAMPLES:
             fault = f"a context of {context_samples} samples is too short: the encoder needs two mel frames"
             raise UserError(f"{fault}; set context_samples to {FFT_SAMPLES + HOP_SAMPLES} or more")
-        if takes_reference and options.backbone == "summary":
-            fault = "the task compares the summary of the context with that of a reference already"
-            raise UserError(f"{fault}: set the encoder's backbone to conv or mobilenet_v2")
         self.context_samples = context_samples
         self.frame_samples = frame_samples
+        self.takes_reference = takes_reference
         self.log_mel = LogMel(sample_rate)
+        self.summarizer = Summarizer(self.log_mel)
         # As in the paper, one mean and one variance for all bands. A summary is in dB, which they would change.
         self.input_norm = nn.Identity() if options.backbone == "summary" else nn.BatchNorm2d(1)
-        self.backbone, features = _make_backbone(options, context_samples, frame_samples)
+        self.backbone, features = _make_backbone(options, self.summarizer, context_samples, frame_samples)
         # The layout with the fastest kernels of convolution and pooling. torch's stubs lack this form of `to`.
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = nn.Linear(features + takes_reference * (3 + SPECTRUM_BANDS), len(defaults))
+        if takes_reference:
+            features += 1 + SUMMARY_FEATURES
+        self.head = nn.Linear(features, len(defaults))
         if options.conventions == "keras":
             _follow_keras(self.input_norm, momentum=0.99)
             _follow_keras(self.head)
@@ -192,10 +211,11 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_at_line(self, weight: Tensor, bias: Tensor, mean: Tensor) -> None:
-        """Predict parameters whose logits are ``bias + weight @ (summary - mean)``, until training changes them.
+        """Predict parameters whose logits are ``bias + weight @ features``, until training changes them.
 
         Args:
-            weight: ``(P, 18)``, per dB of :func:`summarize`.
+            weight: ``(P, F)``, per dB. The features are the summary of the context minus ``mean`` and, with a
+                reference, its level and its summary minus that of the context; ``F`` is 18 or 37.
             bias: ``(P,)``.
             mean: summary of a mean context, ``(18,)``.
         """
@@ -210,10 +230,13 @@ class Encoder(nn.Module):
         self.head.weight.zero_()
         self.head.bias.copy_(clamped_logit(parameters))
 
-    def summarize(self, reference: Tensor) -> Tensor:
-        """Return the summaries of references, ``(batch, channels, samples)``, of any length from 1280 samples on."""
-        with torch.autocast(reference.device.type, enabled=False):
-            return summarize(self.log_mel(reference.mean(dim=1)))[:, 0]
+    def summarize(self, audio: Tensor) -> Tensor:
+        """Return the summaries ``(batch, 18)`` of recordings ``(batch, channels, samples)`` of 1280 samples or more.
+
+        In dB, see :class:`Summarizer`.
+        """
+        with torch.autocast(audio.device.type, enabled=False):
+            return self.summarizer(self.log_mel(audio.mean(dim=1)))[:, 0]
 
     def forward(self, context: Tensor, reference: Tensor | None = None) -> Tensor:
         """Predict parameters in (0, 1), ``(batch, frames, P)``.
@@ -246,14 +269,14 @@ class Encoder(nn.Module):
             return torch.sigmoid(self.head(features))
 
     def _compare(self, log_mel: Tensor, reference: Tensor, frames: int) -> Tensor:
-        """Return the level of the reference and its difference from the contexts, ``(batch, frames, 19)``."""
+        """Return the level of the reference and its difference from the contexts, in bels, ``(batch, frames, 19)``."""
         if isinstance(self.backbone, Conv):
             size = 1 + (self.context_samples - FFT_SAMPLES) // HOP_SAMPLES
             log_mel = log_mel[:, 0].unfold(1, size, self.frame_samples // HOP_SAMPLES).transpose(2, 3)
-        contexts = summarize(log_mel).flatten(0, -2).unflatten(0, (-1, frames))
+        contexts = self.summarizer(log_mel).flatten(0, -2).unflatten(0, (-1, frames))
         references = reference[:, None].expand_as(contexts)
         # Without sound, there is no difference.
-        return torch.cat([references[..., :1], references - contexts], dim=-1).nan_to_num(0.0)
+        return torch.cat([references[..., :1], references - contexts], dim=-1).nan_to_num(0.0) / _DB_PER_FEATURE
 
 
 def clamped_logit(parameters: Tensor) -> Tensor:
@@ -261,14 +284,16 @@ def clamped_logit(parameters: Tensor) -> Tensor:
     return parameters.float().clamp(0.02, 0.98).logit()
 
 
-def _make_backbone(options: EncoderOptions, context_samples: int, frame_samples: int) -> tuple[nn.Module, int]:
+def _make_backbone(
+    options: EncoderOptions, summarizer: Summarizer, context_samples: int, frame_samples: int
+) -> tuple[nn.Module, int]:
     """Return a network from ``(batch, 1, mel frames, 128)`` to ``(batch, features)``, and its number of features."""
     if options.backbone == "mobilenet_v2":
         return _mobilenet_v2(options.width, options.conventions == "keras")
     if options.backbone == "inception":
         return Inception(), 256
     if options.backbone == "summary":
-        return Summary(), 2 + SPECTRUM_BANDS
+        return Summary(summarizer), SUMMARY_FEATURES
     conv = Conv(options.width, context_samples, frame_samples)
     return conv, conv.out_features
 
@@ -430,20 +455,21 @@ def _follow_keras(network: nn.Module, momentum: float = 0.99) -> None:
 
 
 class Summary(nn.Module):
-    """Level, fluctuation and average spectrum of a context, see :func:`summarize`, in bels, and relative to their mean.
+    """Level, fluctuation and average spectrum of a context, see :class:`Summarizer`, in bels, relative to their mean.
 
     The mean is measured before training, see :mod:`dfx.tasks.balance`.
     """
 
     mean: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, summarizer: Summarizer) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(2 + SPECTRUM_BANDS))
+        self.summarizer = summarizer
+        self.register_buffer("mean", torch.zeros(SUMMARY_FEATURES))
 
     def forward(self, log_mel: Tensor) -> Tensor:
         # Without sound, a context is taken to be like the mean.
-        return (summarize(log_mel)[:, 0] - self.mean).nan_to_num(0.0) / _DB_PER_FEATURE
+        return (self.summarizer(log_mel)[:, 0] - self.mean).nan_to_num(0.0) / _DB_PER_FEATURE
 
 
 class Conv(nn.Module):

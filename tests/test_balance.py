@@ -1,6 +1,8 @@
-"""The start of training with the backbone ``summary``: a share of the way to the mean spectrum of the targets."""
+"""The start of training with the backbone ``summary``: a share of the way to the spectrum of targets or references."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import soundfile
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from dfx.audio.loudness import lufs
+from dfx.datasets import Degradation
 from dfx.encoder import Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.tasks import Mastering, StyleTransfer
@@ -148,6 +152,44 @@ def test_options_of_networks_are_refused(options):
         EncoderOptions("summary", **options)
 
 
-def test_a_task_that_takes_a_reference_is_refused():
-    with pytest.raises(UserError, match="with that of a reference already: set the encoder's backbone to conv"):
-        StyleTransfer(CHAIN, encoder=EncoderOptions("summary"))
+@pytest.fixture
+def styled(tmp_path):
+    """Recordings that differ in balance and level, for a task that takes their halves as references."""
+    tilts = torch.linspace(-6, 6, 8)[torch.randperm(8, generator=torch.Generator().manual_seed(0))]
+    audio = [10 ** (i / 20) * np.tile(noise(float(tilt), i), 2) for i, tilt in enumerate(tilts)]
+    return write_pairs(tmp_path / "styled", [(each, each) for each in audio])
+
+
+@pytest.fixture
+def transfer(styled, monkeypatch):
+    """Style transfer that starts from the recordings, and is not trained."""
+    monkeypatch.setattr(StyleTransfer, "training_step", lambda self, batch, batch_idx: None)
+    torch.manual_seed(0)
+    options = {"context_samples": 16384, "frame_samples": 8192, "encoder": EncoderOptions("summary")}
+    module = StyleTransfer(CHAIN, **options)
+    shelf = {"effect": CHAIN[1]["effect"], "draw": {"gain_db": {"deviation": 6}, "cutoff_frequency_hz": [1000, 4000]}}
+    loaded = task_module.PairedAudio(
+        str(styled), RATE, 1, module.window, module.treatment, batch_size=4, excerpt_seconds=1.0, check_audio=False,
+        degradation=Degradation([shelf]), takes_reference=True,
+    )  # fmt: skip
+    trainer(epochs=1).fit(module, datamodule=loaded)
+    return module
+
+
+def test_with_a_reference_training_starts_where_the_output_has_its_balance_and_loudness(capsys, transfer):
+    assert "of the way to the spectrum of the reference" in capsys.readouterr().out
+    assert transfer.start["share"] >= 0.6
+    input = transfer.treat(torch.from_numpy(noise(0, 99))[None])
+    for tilt, gain in itertools.product((-5, 5), (1.2, 2)):
+        reference = gain * torch.from_numpy(noise(tilt, 50))[None]
+        transfer.set_reference(reference)
+        output = torch.from_numpy(transfer.render(input).audio)
+        before, after = (
+            (spectrum(transfer, audio) - spectrum(transfer, reference)).abs().mean() for audio in (input, output)
+        )
+        assert after < 0.5 * before
+        assert lufs(output, RATE) == pytest.approx(lufs(reference, RATE), abs=1.5)
+
+
+def spectrum(module, audio: torch.Tensor) -> torch.Tensor:
+    return module.encoder.summarize(audio[None])[0, 2:]

@@ -1,11 +1,14 @@
 import copy
 import math
 
+import numpy as np
 import pytest
+import scipy
 import torch
 from torch import nn
 from torch.nn import functional
 
+from dfx.audio.loudness import lufs
 from dfx.encoder import BatchNorm, Conv, Dropout, Encoder, EncoderOptions, Inception, LogMel, _SameMaxPool, _SamePadding
 from dfx.errors import UserError
 
@@ -343,3 +346,20 @@ def test_contexts_of_other_lengths_are_refused():
     for samples in (20479, 20480 + 512):
         with pytest.raises(ValueError, match="no context of 20480"):
             encoder()(torch.zeros(1, 1, samples))
+
+
+@pytest.mark.parametrize("cutoff_hz", [80, 1000, 8000])
+def test_the_level_of_a_summary_follows_loudness_and_not_power(cutoff_hz):
+    encoder = Encoder([0.5], 22050, EncoderOptions("summary"), 16384, 8192)
+    white = 0.1 * np.random.default_rng(0).standard_normal((1, 88200))
+    low = scipy.signal.sosfilt(scipy.signal.butter(4, cutoff_hz, fs=22050, output="sos"), white)
+    white, low = (torch.from_numpy(audio).float() for audio in (white, low))
+    levels = encoder.summarize(torch.stack([white, low]))[:, 0]
+    assert levels[1] - levels[0] == pytest.approx(lufs(low, 22050) - lufs(white, 22050), abs=0.3)
+
+
+def test_the_bands_of_a_summary_are_relative_to_its_level():
+    encoder = Encoder([0.5], 22050, EncoderOptions("summary"), 16384, 8192)
+    audio = 0.1 * torch.randn(1, 1, 22050)
+    quiet, loud = encoder.summarize(torch.cat([audio, 2 * audio]))
+    torch.testing.assert_close(loud - quiet, 6.0206 * torch.eye(18)[0], atol=1e-3, rtol=0)

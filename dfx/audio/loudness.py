@@ -26,6 +26,15 @@ def lufs(audio: Tensor, sample_rate: int) -> float:
     return loudness.integrated()
 
 
+def weight_power(frequencies_hz: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the factors that frequencies have in the power that loudness is measured from (K-weighting)."""
+    gains = np.ones(len(frequencies_hz))
+    for stage in _meter(sample_rate)._filters.values():
+        response = scipy.signal.freqz(stage.b, stage.a, frequencies_hz, fs=sample_rate)[1]
+        gains *= np.square(np.abs(stage.passband_gain * response))
+    return gains
+
+
 class Loudness:
     """The integrated loudness of all parts that were added so far, equal to :func:`lufs` of them joined.
 

@@ -1,6 +1,6 @@
 """Pairs of recordings, and excerpts of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +18,17 @@ class AudioPairs(Protocol):
     def __getitem__(self, index: int, /) -> AudioPair: ...
 
 
-def draw_excerpts(pairs: AudioPairs, count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_excerpts(
+    pairs: AudioPairs,
+    count: int,
+    samples: int,
+    generator: torch.Generator,
+    sides: Sequence[str] = ("input", "target"),
+) -> Tensor:
     """Draw excerpts at random places, each of another pair as long as there are enough.
 
     Returns:
-        Input and target, each ``(count, channels, samples)``; shorter pairs are padded with silence.
+        The excerpts of each side, ``(sides, count, channels, samples)``; shorter pairs are padded with silence.
     """
     order = torch.randperm(len(pairs), generator=generator).tolist()
     excerpts = []
@@ -30,7 +36,6 @@ def draw_excerpts(pairs: AudioPairs, count: int, samples: int, generator: torch.
         pair = pairs[order[i % len(order)]]
         spare = max(0, pair["input"].shape[-1] - samples)
         start = int(torch.randint(spare + 1, (), generator=generator))
-        both = torch.stack([pair[side][:, start : start + samples] for side in ("input", "target")])
-        excerpts.append(nn.functional.pad(both, (0, samples - both.shape[-1])))
-    input, target = torch.stack(excerpts, dim=1)
-    return input, target
+        cut = torch.stack([pair[side][:, start : start + samples] for side in sides])
+        excerpts.append(nn.functional.pad(cut, (0, samples - cut.shape[-1])))
+    return torch.stack(excerpts, dim=1)

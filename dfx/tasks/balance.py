@@ -5,10 +5,14 @@ depends on the parameters. The logits of the parameters start at
 
     z(x) = z0 + share * W (m - x),    W = (J^T J + ridge)^-1 J^T
 
-where x is the average spectrum of the input in dB, m that of the targets, and J are the slopes of the spectrum and the
-loudness of the output by each logit, measured at z0. With a share of 1, every output would have the spectrum of the
-mean target. The share with the least training loss is less: inputs differ less from their own targets than from the
-mean one.
+where x is the average spectrum of the input in dB, relative to its loudness, m that of the targets, and J are the
+slopes of the levels of the output's bands by each logit, measured at z0. With a share of 1, every output would have the
+spectrum of the mean target, and its loudness: where a spectrum is relative to the loudness, a change of one into
+another keeps it. The share with the least training loss is less: inputs differ less from their own targets than from
+the mean one.
+
+For a task that takes a reference, m is the spectrum r of the reference. Its loudness L, relative to the mean reference,
+is added to all bands: z(x, r, L) = z0 + W (share * (r - x) + L).
 """
 
 import copy
@@ -35,14 +39,14 @@ _RIDGE = 0.05
 _LOUDNESS_STEPS = 3
 _SHARES = np.linspace(0, 1, 11)
 _BANDS = slice(2, None)
-"""Of :func:`dfx.encoder.summarize`. Level and fluctuation of the input are left to training."""
+"""Of :class:`dfx.encoder.Summarizer`. Level and fluctuation of the input are left to training."""
 
 
 class Line(NamedTuple):
-    """Logits as a linear function of a summary: ``bias + weight @ (summary - mean)``.
+    """Logits as a linear function of summaries; see :meth:`dfx.encoder.Encoder.start_at_line`.
 
     Args:
-        weight: ``(P, 18)``, per dB.
+        weight: ``(P, 18)`` or, with a reference, ``(P, 37)``, per dB.
         bias: ``(P,)``.
         mean: of the training inputs, ``(18,)`` in dB.
     """
@@ -80,7 +84,8 @@ def find_balance(
     encoder, loss = copy.deepcopy(encoder).cpu(), copy.deepcopy(loss).cpu()
     longest = max(pair.input.samples_at(chain.sample_rate) for pair in pairs.pairs)
     samples = min(encoder.context_samples, longest)
-    inputs, targets = draw_excerpts(pairs, _EXCERPTS, samples, torch.Generator().manual_seed(seed))
+    sides = ("input", "target", "reference") if encoder.takes_reference else ("input", "target")
+    inputs, targets, *references = draw_excerpts(pairs, _EXCERPTS, samples, torch.Generator().manual_seed(seed), sides)
     rendered, compare = inputs[:_RENDERED], loss_against(loss, targets[:_RENDERED])
     live = chain.build()
     hides = None if progress is None else not progress
@@ -93,10 +98,8 @@ def find_balance(
         return encoder.summarize(audio).double()
 
     def respond(logits: Tensor) -> Tensor:
-        """Return the loudness of the output and its mean spectrum, ``(17,)`` in dB."""
-        output = render(logits)
-        loudness = torch.tensor([_loudness(output, chain.sample_rate)])
-        return torch.cat([loudness, summarize(output).nanmean(0).nan_to_num(0.0)[_BANDS]])
+        """Return the mean level of each band of the output, ``(16,)`` in dB."""
+        return _band_levels(summarize(render(logits))).nanmean(0).nan_to_num(0.0)
 
     logits = clamped_logit(parameters).double()
     steps = tqdm(_STEP * torch.eye(len(logits)).double(), "Measuring", unit="parameter", leave=False, disable=hides)
@@ -104,21 +107,22 @@ def find_balance(
     jacobian = torch.stack(slopes, dim=1)
     square = jacobian.T @ jacobian
     ridge = _RIDGE * square.trace() / len(square) * torch.eye(len(square))
-    inverse = torch.linalg.solve(square + ridge, jacobian.T)
-    by_loudness, by_band = inverse[:, 0], inverse[:, 1:]
+    by_band = torch.linalg.solve(square + ridge, jacobian.T)
+    by_level = by_band.sum(1)
 
     target_lufs = _loudness(targets[:_RENDERED], chain.sample_rate)
     for _ in range(_LOUDNESS_STEPS):
-        logits = logits + by_loudness * (target_lufs - _loudness(render(logits), chain.sample_rate))
+        logits = logits + by_level * (target_lufs - _loudness(render(logits), chain.sample_rate))
 
-    mean, mean_target = (summarize(audio).nanmean(0).nan_to_num(0.0) for audio in (inputs, targets))
-    change = by_band @ (mean_target - mean)[_BANDS]
-    weight = torch.zeros(len(logits), len(mean)).double()
-    weight[:, _BANDS] = -by_band
-    summaries = (summarize(rendered) - mean).nan_to_num(0.0)
+    summaries = summarize(inputs)
+    wanted = summarize(references[0]) if references else summarize(targets).nanmean(0).expand_as(summaries)
+    mean, mean_wanted = (each.nanmean(0).nan_to_num(0.0) for each in (summaries, wanted))
+    # Without sound, there is nothing to change.
+    changes = (wanted - summaries)[:_RENDERED, _BANDS].nan_to_num(0.0) @ by_band.T
+    levels = (wanted - mean_wanted)[:_RENDERED, :1].nan_to_num(0.0) * by_level
     losses: dict[float, float] = {}
     for share in _SHARES:
-        losses[share] = compare(render(logits + share * (change + summaries @ weight.T)))
+        losses[share] = compare(render(logits + levels + share * changes))
         if losses[share] > min(losses.values()):
             break
     share = min(losses, key=losses.__getitem__)
@@ -131,7 +135,18 @@ def find_balance(
         evaluations=len(losses),
         share=float(share),
     )
-    return start, Line((share * weight).float(), (logits + share * change).float(), mean.float())
+    weight = torch.zeros(len(logits), len(mean)).double()
+    weight[:, _BANDS] = share * by_band
+    if references:
+        bias, weight = logits - mean_wanted[0] * by_level, torch.cat([0 * weight, by_level[:, None], weight], dim=1)
+    else:
+        bias, weight = logits + weight @ (mean_wanted - mean), -weight
+    return start, Line(weight.float(), bias.float(), mean.float())
+
+
+def _band_levels(summaries: Tensor) -> Tensor:
+    """Return the levels of all bands, which a summary has relative to the level of the whole."""
+    return summaries[:, _BANDS] + summaries[:, :1]
 
 
 def _loudness(excerpts: Tensor, sample_rate: int) -> float:

@@ -22,7 +22,7 @@ class Start(TypedDict):
     loss: float
     loss_of_defaults: float
     evaluations: int  # settings that were tried
-    share: float | None  # of the way to the mean target's spectrum, see dfx.tasks.balance; None for a single setting
+    share: float | None  # of the way to the wanted spectrum, see dfx.tasks.balance; None for a single setting
 
 
 def search_start(
@@ -62,10 +62,11 @@ def search_start(
     )
 
 
-def describe_start(start: Start) -> str:
-    """Return in words how good a start is."""
+def describe_start(start: Start, takes_reference: bool = False) -> str:
+    """Return in words how good the start is, of a task that takes a reference or not."""
     if start["share"] is not None:
         losses = f"loss {start['loss']:.4g}, without it {start['loss_of_defaults']:.4g}"
-        return f"{start['share']:.0%} of the way to the mean spectrum of the targets ({losses})"
+        wanted = "spectrum of the reference" if takes_reference else "mean spectrum of the targets"
+        return f"{start['share']:.0%} of the way to the {wanted} ({losses})"
     losses = f"loss {start['loss']:.4g}, at the defaults {start['loss_of_defaults']:.4g}"
     return f"the best of {start['evaluations']} settings ({losses})"

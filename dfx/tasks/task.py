@@ -251,7 +251,8 @@ class Task(pl.LightningModule):
         else:
             self.encoder.start_at_line(*line)
         if distributed.is_rank_zero():
-            print(f"training starts at {describe_start(start)} for the {len(pairs)} training pairs")
+            where = describe_start(start, self.takes_reference)
+            print(f"training starts at {where} for the {len(pairs)} training pairs")
 
     @property
     def _follows_summary(self) -> bool:

@@ -1,6 +1,7 @@
 """The effect layer: gradients, lanes, resumption, errors."""
 
 import itertools
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -322,9 +323,8 @@ def test_a_restored_layer_continues_to_the_bit(redraw, tmp_path):
 
 @EVERY_ESTIMATOR
 @pytest.mark.parametrize("workers", [2, 7])
-def test_the_number_of_workers_changes_no_bit(options, workers, monkeypatch):
-    # All workers run, however little work there is.
-    monkeypatch.setattr(workers_module, "_MIN_SECONDS", 1e-9)
+def test_the_number_of_workers_changes_no_bit(options, workers):
+    # All workers run in the first steps, however little work there is.
     one, several = (
         EffectLayer(chain(*TUBE), GradientOptions(**options), RenderingOptions(workers=count)) for count in (1, workers)
     )
@@ -394,6 +394,23 @@ def test_output_memory_is_reused_when_nothing_refers_to_it(isolate):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak - before < audio.nbytes * layer.renderings / 2
+
+
+@pytest.mark.parametrize("times, fastest", [({1: 4, 2: 3, 4: 2, 8: 1}, 8), ({1: 4, 2: 3, 4: 5, 8: 6}, 2)])
+def test_as_many_threads_run_as_were_fastest(times, fastest, monkeypatch):
+    pool, counts, now, lock = Workers(8), [], [0.0], threading.Lock()
+    choose = pool._choose
+    monkeypatch.setattr(pool, "_choose", lambda limit: counts.append(choose(limit)) or counts[-1])
+    monkeypatch.setattr(workers_module.time, "perf_counter", lambda: now[0])
+
+    def work(rows: range) -> None:
+        with lock:
+            now[0] += len(rows) * times[counts[-1]]
+
+    for _ in range(150):
+        pool.run(work, 16)
+    # Later, only one run tries another number.
+    assert counts[:9] == [8] * 9 and counts[12:].count(fastest) == 137
 
 
 def test_an_error_of_any_kind_in_a_worker_is_raised():

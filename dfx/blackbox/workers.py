@@ -9,8 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 _BLOCKS_PER_WORKER = 4
 """With several blocks per worker, the others take over from one that starts late or loses its core."""
 
-_MIN_SECONDS = 1e-4
-"""Least amount of work that justifies another worker; waking it takes about half as long."""
+_TRIAL_RUNS = 100
+"""Runs from one trial of another number of threads to the next."""
+
+_FIRST_TRIAL = 10
+"""First run with another number of threads than the largest."""
 
 
 def available_cores() -> int:
@@ -29,7 +32,9 @@ def cores_per_rank() -> int:
 class Workers:
     """A pool of threads, including the calling thread.
 
-    It adapts to the work: as many threads run as the time of the previous rows justifies.
+    It adapts to the work: as many threads run as were fastest. These can be fewer than there are, since a thread has to
+    be woken up, and since effects hold the interpreter's lock for a part of each call. Now and then, a run tries half
+    or twice as many.
 
     Args:
         count: maximum number of threads; by default the number of cores, which the ranks of a machine share.
@@ -38,7 +43,9 @@ class Workers:
     def __init__(self, count: int | None = None) -> None:
         self._count = count
         self._executor: ThreadPoolExecutor | None = None
-        self._seconds_per_row = _MIN_SECONDS
+        self._runs = 0
+        self._seconds: dict[int, float] = {}
+        """Time of a row by the number of threads that ran."""
 
     @functools.cached_property
     def count(self) -> int:
@@ -51,13 +58,11 @@ class Workers:
         Raises:
             Exception: raised by ``work``; blocks that have not started are dropped.
         """
-        workers = max(1, min(self.count, rows, round(rows * self._seconds_per_row / _MIN_SECONDS)))
+        workers = self._choose(min(self.count, rows))
         size = -(-rows // (workers * _BLOCKS_PER_WORKER if workers > 1 else 1))
         blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
-        seconds: list[float] = []
 
         def run_blocks() -> None:
-            start = time.perf_counter()
             while True:
                 try:
                     # list.pop and list.append are atomic.
@@ -69,8 +74,8 @@ class Workers:
                 except BaseException:
                     blocks.clear()
                     raise
-            seconds.append(time.perf_counter() - start)
 
+        start = time.perf_counter()
         futures: list[Future[None]] = []
         if workers > 1:
             if self._executor is None:
@@ -80,10 +85,23 @@ class Workers:
             run_blocks()
         finally:
             wait(futures)
-        # The wake-up cost is left out: it would call for more workers where one is faster.
-        self._seconds_per_row = sum(seconds) / rows
+        seconds = (time.perf_counter() - start) / rows
+        # The shortest time so far, since other jobs only add to it; but it rises, since the work may have changed.
+        self._seconds[workers] = min(seconds, 1.1 * self._seconds.get(workers, seconds))
         for future in futures:
             future.result()
+
+    def _choose(self, limit: int) -> int:
+        """Return the number of threads for the next run, at most ``limit``."""
+        self._runs += 1
+        if self._runs < _FIRST_TRIAL:
+            return limit
+        tried = [count for count in self._seconds if count <= limit]
+        fastest = min(tried, key=self._seconds.__getitem__, default=limit)
+        others = {max(1, fastest // 2), min(2 * fastest, limit)} - {fastest}
+        if not others or (others <= set(tried) and self._runs % _TRIAL_RUNS):
+            return fastest
+        return min(others, key=lambda count: self._seconds.get(count, 0.0))
 
     def close(self) -> None:
         """End the threads; the next :meth:`run` starts new ones."""

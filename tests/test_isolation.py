@@ -309,6 +309,26 @@ def test_memory_that_a_worker_never_opened_has_no_name_either(monkeypatch):
             SharedMemory(memory.name)
 
 
+def test_too_little_shared_memory_is_an_error_that_leaves_no_process_and_no_memory(monkeypatch):
+    created = []
+
+    def create(*args, **how) -> SharedMemory:
+        created.append(SharedMemory(*args, **how))
+        return created[-1]
+
+    def fail(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(isolation, "SharedMemory", create)
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    lanes = lanes_with(misbehaving("Hanging"))
+    with pytest.raises(UserError, match="there are no .* MiB of shared memory left: set `rendering.isolate` to false"):
+        render(lanes, 0.25)
+    assert multiprocessing.active_children() == [] and len(created) == 1
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(created[0].name)
+
+
 def test_lanes_that_are_collected_leave_no_process():
     lanes = lanes_with(misbehaving("Hanging"))
     render(lanes, 0.25)

@@ -219,7 +219,19 @@ class _Buffers:
     def __init__(self, shape: _Shape, name: str | None = None) -> None:
         rows, renderings, frames, parameters, channels, samples = self.shape = shape
         values, audio = 8 * rows * renderings * frames * parameters, 4 * rows * channels * samples
-        self._shared = SharedMemory(name, create=name is None, size=values + (1 + renderings) * audio)
+        size = values + (1 + renderings) * audio
+        self._shared = SharedMemory(name, create=name is None, size=size)
+        if name is None and hasattr(os, "posix_fallocate"):
+            try:
+                # Memory that is not available is an error here, and a fatal signal at its first use.
+                os.posix_fallocate(self._shared._fd, 0, size)  # type: ignore[attr-defined]
+            except OSError:
+                self._shared.close()
+                self._shared.unlink()
+                raise UserError(
+                    f"there are no {size / 2**20:.1f} MiB of shared memory left: set `rendering.isolate` to false, or "
+                    "enlarge it (in Docker with --shm-size)"
+                ) from None
         self.name = self._shared.name
         buffer = self._shared.buf
         self.values = np.ndarray((rows, renderings, frames, parameters), np.float64, buffer)

@@ -409,8 +409,8 @@ def test_as_many_threads_run_as_were_fastest(times, fastest, monkeypatch):
 
     for _ in range(150):
         pool.run(work, 16)
-    # Later, only one run tries another number.
-    assert counts[:9] == [8] * 9 and counts[12:].count(fastest) == 137
+    # Later, few runs try another number.
+    assert counts[:9] == [8] * 9 and counts[12:].count(fastest) > 120
 
 
 def test_an_error_of_any_kind_in_a_worker_is_raised():

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 _BLOCKS_PER_WORKER = 4
 """With several blocks per worker, the others take over from one that starts late or loses its core."""
 
-_TRIAL_RUNS = 100
-"""Runs from one trial of another number of threads to the next."""
+_FORGETTING_FACTOR = 0.99
+"""Factor of a time for each run since it was measured: trials of other numbers of threads cost about 1 %."""
 
 _FIRST_TRIAL = 10
 """First run with another number of threads than the largest."""
@@ -34,7 +34,7 @@ class Workers:
 
     It adapts to the work: as many threads run as were fastest. These can be fewer than there are, since a thread has to
     be woken up, and since effects hold the interpreter's lock for a part of each call. Now and then, a run tries half
-    or twice as many.
+    or twice as many; the more often, the less they differ.
 
     Args:
         count: maximum number of threads; by default the number of cores, which the ranks of a machine share.
@@ -44,8 +44,8 @@ class Workers:
         self._count = count
         self._executor: ThreadPoolExecutor | None = None
         self._runs = 0
-        self._seconds: dict[int, float] = {}
-        """Time of a row by the number of threads that ran."""
+        self._times: dict[int, tuple[float, int]] = {}
+        """Seconds of a row, by the number of threads, and the run that measured them last."""
 
     @functools.cached_property
     def count(self) -> int:
@@ -87,7 +87,8 @@ class Workers:
             wait(futures)
         seconds = (time.perf_counter() - start) / rows
         # The shortest time so far, since other jobs only add to it; but it rises, since the work may have changed.
-        self._seconds[workers] = min(seconds, 1.1 * self._seconds.get(workers, seconds))
+        shortest, _ = self._times.get(workers, (seconds, 0))
+        self._times[workers] = min(seconds, 1.1 * shortest), self._runs
         for future in futures:
             future.result()
 
@@ -96,12 +97,15 @@ class Workers:
         self._runs += 1
         if self._runs < _FIRST_TRIAL:
             return limit
-        tried = [count for count in self._seconds if count <= limit]
-        fastest = min(tried, key=self._seconds.__getitem__, default=limit)
-        others = {max(1, fastest // 2), min(2 * fastest, limit)} - {fastest}
-        if not others or (others <= set(tried) and self._runs % _TRIAL_RUNS):
-            return fastest
-        return min(others, key=lambda count: self._seconds.get(count, 0.0))
+        # Times fall until they are measured again: a core may have become free.
+        expected = {
+            count: seconds * _FORGETTING_FACTOR ** (self._runs - run)
+            for count, (seconds, run) in self._times.items()
+            if count <= limit
+        }
+        fastest = min(expected, key=expected.__getitem__, default=limit)
+        near = (max(1, fastest // 2), fastest, min(2 * fastest, limit))
+        return min(near, key=lambda count: expected.get(count, 0.0))
 
     def close(self) -> None:
         """End the threads; the next :meth:`run` starts new ones."""

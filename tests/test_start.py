@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from dfx.callbacks.run_folder import RunFolder
 from dfx.errors import UserError
 from dfx.losses import LossOptions, make_loss
+from dfx.render.search import Found, Search
 from dfx.tasks import Task
 from dfx.tasks import task as task_module
 from dfx.tasks.stages import StageOptions
@@ -63,6 +64,23 @@ def test_the_search_is_the_same_again_and_another_with_another_seed(louder):
     assert one == same != other
 
 
+def test_the_better_of_two_searches_is_kept_and_no_two_seeds_share_one(louder, monkeypatch):
+    losses, seeds = iter([2.0, 1.0, 1.0, 2.0]), []
+
+    def search(self: Search, input: torch.Tensor, target: torch.Tensor) -> Found:
+        seeds.append(self._seed)
+        loss = next(losses)
+        return Found(np.array([loss / 4]), loss, 3.0, 5)
+
+    monkeypatch.setattr(Search, "__call__", search)
+    module = data(louder, model())
+    module.setup("fit")
+    for seed in (0, 1):
+        start = search_start(model().whole_chain, make_loss(LossOptions()), module.whole_pairs("train"), 10, seed)
+        assert start["loss"] == 1 and start["parameters"] == [0.25] and start["evaluations"] == 10
+    assert len(set(seeds)) == 4
+
+
 def test_every_training_pair_is_searched_over_and_no_more_than_a_minute_of_audio(louder, monkeypatch):
     compared = []
     monkeypatch.setattr("dfx.render.search.Search.__call__", lambda self, input, target: compared.append(input))
@@ -74,7 +92,7 @@ def test_every_training_pair_is_searched_over_and_no_more_than_a_minute_of_audio
         pairs.pairs = many * list(pairs.pairs)
         with pytest.raises(AttributeError):  # nothing is found
             search_start(model().whole_chain, make_loss(LossOptions()), pairs, 10, 0)
-    assert [len(excerpts) for excerpts in compared] == [8, 32]
+    assert [len(excerpts) for excerpts in compared] == [8, 8, 32, 32]
     assert all(excerpts.shape[-1] == longest for excerpts in compared)
 
 

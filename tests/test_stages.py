@@ -169,7 +169,7 @@ def test_pretraining_brings_the_encoder_to_the_defaults_without_rendering(config
         raise AssertionError("rendered")
 
     monkeypatch.setattr(EffectLayer, "forward", render)
-    change(config, "model.init_args.stages", pretraining_epochs=15, pretraining_learning_rate=0.02)
+    change(config, "model.init_args.stages", pretraining_epochs=40, pretraining_learning_rate=0.005)
     with pytest.raises(AssertionError, match="rendered"):
         fit(config)
     model = load_task(str(config.parent / "runs" / "run" / "checkpoints" / "pretraining" / "best.ckpt"), trust=True)

@@ -99,7 +99,9 @@ def find_balance(
 
     def respond(logits: Tensor) -> Tensor:
         """Return the mean level of each band of the output, ``(16,)`` in dB."""
-        return _band_levels(summarize(render(logits))).nanmean(0).nan_to_num(0.0)
+        summaries = summarize(render(logits))
+        # A summary has them relative to the level of the whole.
+        return (summaries[:, _BANDS] + summaries[:, :1]).nanmean(0).nan_to_num(0.0)
 
     logits = clamped_logit(parameters).double()
     steps = tqdm(_STEP * torch.eye(len(logits)).double(), "Measuring", unit="parameter", leave=False, disable=hides)
@@ -138,15 +140,11 @@ def find_balance(
     weight = torch.zeros(len(logits), len(mean)).double()
     weight[:, _BANDS] = share * by_band
     if references:
-        bias, weight = logits - mean_wanted[0] * by_level, torch.cat([0 * weight, by_level[:, None], weight], dim=1)
+        bias = logits - mean_wanted[0] * by_level
+        weight = torch.cat([torch.zeros_like(weight), by_level[:, None], weight], dim=1)
     else:
         bias, weight = logits + weight @ (mean_wanted - mean), -weight
     return start, Line(weight.float(), bias.float(), mean.float())
-
-
-def _band_levels(summaries: Tensor) -> Tensor:
-    """Return the levels of all bands, which a summary has relative to the level of the whole."""
-    return summaries[:, _BANDS] + summaries[:, :1]
 
 
 def _loudness(excerpts: Tensor, sample_rate: int) -> float:

@@ -144,25 +144,16 @@ class MultiResolutionSTFT(Loss):
         if target.device.type != "cpu":
             return super().against(target)
         reach, groups = max(self.fft_sizes) // 2, _groups(target)
-        extended = _extend(target, reach)
-
-        def analyse_group(group: slice) -> list[list[Tensor]]:
-            return [[power for _, power in _analyse(extended[group], size, reach)] for size in self.fft_sizes]
-
-        true_powers = _map(analyse_group, groups)
+        targets = _extend(target, reach)
+        kept = [_map(list, [_magnitudes(targets[group], size, reach) for group in groups]) for size in self.fft_sizes]
 
         @torch.no_grad()
         def compare(output: Tensor) -> Tensor:
-            signals = _extend(output, reach)
-
-            def compare_group(group: slice, true_powers: list[list[Tensor]]) -> list[list[float]]:
-                sums = []
-                for size, kept in zip(self.fft_sizes, true_powers):
-                    blocks = zip(_analyse(signals[group], size, reach), kept)
-                    sums.append(_compare(((*block, true_power) for block, true_power in blocks), size, reach))
-                return sums
-
-            return output.new_tensor(_distance(_map(compare_group, groups, true_powers)))
+            outputs, sums = _extend(output, reach), []
+            for size, true_magnitudes in zip(self.fft_sizes, kept):
+                spectra = [_analyse(outputs[group], size, reach) for group in groups]
+                sums.append(np.sum(_map(_compare, spectra, true_magnitudes), axis=0))
+            return output.new_tensor(_distance(sums))
 
         return compare
 
@@ -170,34 +161,29 @@ class MultiResolutionSTFT(Loss):
 class _SpectralDistance(torch.autograd.Function):
     """auraloss' loss on a CPU, whose gradient is computed together with the value.
 
-    Threads take groups of examples and go through them in blocks of frames, whose temporaries stay in the cache. Groups
-    and blocks depend on the shape alone, so the result does not depend on the number of threads.
+    Threads take groups of examples and go through them in blocks of frames. Groups and blocks depend on the shape
+    alone, so the result does not depend on the number of threads.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, output: Tensor, target: Tensor, fft_sizes: list[int]) -> Tensor:
-        reach = max(fft_sizes) // 2
-        signals = _extend(torch.stack([output.detach(), target]), reach)
-        # For each size one of the squares, whose factor depends on all rows, and one of the log ratios.
-        gradients = signals.new_zeros(len(fft_sizes), *signals.shape) if ctx.needs_input_grad[0] else None
-
-        def compare(group: slice) -> list[list[float]]:
-            sums = []
-            for k, size in enumerate(fft_sizes):
-                blocks = ((spectra[0], *powers) for spectra, powers in _analyse(signals[:, group], size, reach))
-                sums.append(_compare(blocks, size, reach, None if gradients is None else gradients[k, :, group]))
-            return sums
-
-        sums = _map(compare, _groups(output))
-        if gradients is not None:
-            squares, energies, _, bins = np.sum(sums, axis=0).T
-            # The root of an exact match has no slope: auraloss' is 0.
-            of_squares = np.divide(1, np.sqrt(squares * energies), out=np.zeros_like(squares), where=squares != 0)
-            factors = gradients.new_tensor(np.stack([of_squares, 1 / bins], axis=1) / len(bins))
-            gradient = (factors.flatten() @ gradients.flatten(2).flatten(0, 1)).view_as(signals[0])
-            ctx.gradient = _fold(gradient, reach).view_as(output)
-        return output.new_tensor(_distance(sums))
+        reach, groups = max(fft_sizes) // 2, _groups(output)
+        outputs, targets = (_extend(signals, reach) for signals in (output.detach(), target))
+        gradient = torch.zeros_like(outputs) if ctx.needs_input_grad[0] else None
+        all_sums = []
+        for size in fft_sizes:
+            spectra = [_analyse(outputs[group], size, reach) for group in groups]
+            true_magnitudes = [_magnitudes(targets[group], size, reach) for group in groups]
+            compared: list[list[_Compared] | None] = [None if gradient is None else [] for _ in groups]
+            sums = np.sum(_map(_compare, spectra, true_magnitudes, compared), axis=0)
+            if gradient is not None:
+                differentiate = functools.partial(_differentiate, sums=sums, fft_size=size, reach=reach)
+                _map(differentiate, compared, [gradient[group] for group in groups])
+            all_sums.append(sums)
+        if gradient is not None:
+            ctx.gradient = _fold(gradient, reach).view_as(output) / len(fft_sizes)
+        return output.new_tensor(_distance(all_sums))
 
     @staticmethod
     @once_differentiable
@@ -205,11 +191,14 @@ class _SpectralDistance(torch.autograd.Function):
         return slope * ctx.gradient, None, None
 
 
-_FLOOR = 1e-8
-"""auraloss' least power of a bin."""
+_FLOOR = 1e-4
+"""auraloss' least magnitude of a bin."""
 
 _GROUP_SAMPLES = 1 << 14
-_BLOCK_BINS = 1 << 16
+_BLOCK_BINS = 1 << 18
+
+_Compared = tuple[Tensor, Tensor, Tensor]
+"""The spectrum of a block of outputs, its magnitudes X and the differences X - Y, each ``(rows, frames, bins)``."""
 
 
 _starting = threading.Lock()
@@ -252,13 +241,13 @@ def _map(function: Callable[..., Any], *groups: Iterable[Any]) -> list[Any]:
 
 
 def _extend(audio: Tensor, reach: int) -> Tensor:
-    """Reflect signals ``(..., batch, channels, samples)`` at either end: ``(..., rows, samples + 2 * reach)``."""
-    return nn.functional.pad(audio.flatten(-3, -2), (reach, reach), mode="reflect")
+    """Reflect signals ``(batch, channels, samples)`` at either end: ``(rows, samples + 2 * reach)``."""
+    return nn.functional.pad(audio.flatten(0, 1), (reach, reach), mode="reflect")
 
 
-def _distance(sums: list[list[list[float]]]) -> float:
-    """Return the loss from the sums of each group and FFT size, those of :func:`_compare`."""
-    squares, energies, log_ratios, bins = np.sum(sums, axis=0).T
+def _distance(sums: list[np.ndarray]) -> float:
+    """Return the loss from the sums of each FFT size, those of :func:`_compare`."""
+    squares, energies, log_ratios, bins = np.transpose(sums)
     return float(np.mean(np.sqrt(squares / energies) + log_ratios / bins))
 
 
@@ -267,55 +256,77 @@ def _first_sample(fft_size: int, reach: int) -> int:
     return reach - _RESOLUTIONS[fft_size][1] // 2
 
 
+_window = functools.cache(lambda length, dtype: torch.hann_window(length, dtype=dtype))
+
+
 def _analyse(signals: Tensor, fft_size: int, reach: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield spectra and powers, ``(..., rows, frames, bins)``, of blocks of frames; powers are at least the floor.
+    """Yield spectra and magnitudes, ``(rows, frames, bins)``, of blocks of frames; magnitudes are at least the floor.
 
     Args:
-        signals: ``(..., rows, samples)``, extended by ``reach`` samples at either end.
+        signals: ``(rows, samples)``, extended by ``reach`` samples at either end.
     """
     hop, length = _RESOLUTIONS[fft_size]
-    window = torch.hann_window(length, dtype=signals.dtype)
+    window = _window(length, signals.dtype)
     count = 1 + (signals.shape[-1] - 2 * reach) // hop
-    frames = signals[..., _first_sample(fft_size, reach) :].unfold(-1, length, hop)[..., :count, :]
-    size = max(1, _BLOCK_BINS // (signals.shape[-2] * (fft_size // 2 + 1)))
-    padded = signals.new_zeros(*frames.shape[:-2], min(size, count), fft_size)
-    for block in frames.split(size, dim=-2):
+    frames = signals[:, _first_sample(fft_size, reach) :].unfold(-1, length, hop)[:, :count]
+    size = max(1, _BLOCK_BINS // (len(signals) * (fft_size // 2 + 1)))
+    padded = signals.new_zeros(len(signals), min(size, count), fft_size)
+    for block in frames.split(size, dim=1):
         # A smaller last block leaves the zeros of its own frames in place.
-        padded = padded[..., : block.shape[-2], :]
+        padded = padded[:, : block.shape[1]]
         torch.mul(block, window, out=padded[..., :length])
         spectra = torch.fft.rfft(padded)
         squares = torch.view_as_real(spectra).square()
-        yield spectra, (squares[..., 0] + squares[..., 1]).clamp_(min=_FLOOR)
+        yield spectra, (squares[..., 0] + squares[..., 1]).sqrt_().clamp_(min=_FLOOR)
+
+
+def _magnitudes(signals: Tensor, fft_size: int, reach: int) -> Iterator[Tensor]:
+    """Yield the magnitudes of :func:`_analyse`."""
+    return (magnitude for _, magnitude in _analyse(signals, fft_size, reach))
 
 
 def _compare(
-    blocks: Iterable[tuple[Tensor, ...]], fft_size: int, reach: int, gradients: Tensor | None = None
+    spectra: Iterable[tuple[Tensor, Tensor]],
+    true_magnitudes: Iterable[Tensor],
+    compared: list[_Compared] | None = None,
 ) -> list[float]:
     """Sum ``(X - Y)^2``, ``Y^2``, ``|ln X - ln Y|`` and 1 over the bins of magnitudes X and Y.
 
     Args:
-        blocks: spectra of outputs, ``X^2`` and ``Y^2``, each ``(rows, frames, bins)``, of :func:`_analyse`.
-        gradients: ``(2, rows, samples)``, zeros, to which half the gradient of the first sum and the gradient of the
-            third are added.
+        spectra: of blocks of outputs, and X, of :func:`_analyse`.
+        true_magnitudes: Y, of the same blocks.
+        compared: to which the blocks are appended, for :func:`_differentiate`.
+    """
+    sums = np.zeros(4)
+    for (spectrum, magnitude), true_magnitude in zip(spectra, true_magnitudes):
+        difference = magnitude - true_magnitude
+        log_ratio = (magnitude / true_magnitude).log_()
+        if compared is not None:
+            compared.append((spectrum, magnitude, difference))
+        terms = difference.square(), true_magnitude.square(), log_ratio.abs_()
+        sums += *(float(term.sum()) for term in terms), difference.numel()
+    return sums.tolist()
+
+
+def _differentiate(compared: list[_Compared], gradient: Tensor, sums: np.ndarray, fft_size: int, reach: int) -> None:
+    """Add the gradient of the distance at one FFT size to ``gradient``, ``(rows, samples)``.
+
+    Args:
+        compared: blocks of :func:`_compare`.
+        sums: of :func:`_compare`, over all rows.
     """
     hop, length = _RESOLUTIONS[fft_size]
-    start, sums = _first_sample(fft_size, reach), np.zeros(4)
-    for spectra, power, true_power in blocks:
-        magnitude = power.sqrt()
-        difference = magnitude - true_power.sqrt()
-        log_ratio = (power / true_power).log_()
-        if gradients is not None:
-            slopes = power.new_empty(2, *power.shape)
-            torch.mul(magnitude, difference, out=slopes[0])
-            torch.sign(log_ratio, out=slopes[1])
-            # At the floor there is no slope: division by infinity removes it.
-            slopes /= nn.functional.threshold(power, _FLOOR, math.inf)
-            audio = _transposed(spectra * slopes, torch.hann_window(length, dtype=power.dtype), hop)
-            gradients[..., start : start + audio.shape[-1]] += audio[..., : gradients.shape[-1] - start]
-            start += power.shape[-2] * hop
-        flat = difference.flatten()
-        sums += float(flat.dot(flat)), float(true_power.sum()), 0.5 * float(log_ratio.abs_().sum()), flat.numel()
-    return sums.tolist()
+    squares, energies, _, bins = sums
+    # The root of an exact match has no slope: auraloss' is 0.
+    of_difference = 1 / math.sqrt(squares * energies) if squares else 0.0
+    window, start = _window(length, gradient.dtype), _first_sample(fft_size, reach)
+    for spectrum, magnitude, difference in compared:
+        # At the floor there is no slope: the inverse of infinity removes it.
+        inverse = nn.functional.threshold(magnitude, _FLOOR, math.inf).reciprocal_()
+        slope = (of_difference * difference).addcmul_(difference.sign(), inverse, value=1 / bins).mul_(inverse)
+        audio = _transposed(spectrum * slope, window, hop)
+        gradient[:, start : start + audio.shape[-1]] += audio[:, : gradient.shape[-1] - start]
+        start += spectrum.shape[1] * hop
 
 
 def _transposed(spectra: Tensor, window: Tensor, hop: int) -> Tensor:

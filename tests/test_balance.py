@@ -60,10 +60,10 @@ def faithful(tmp_path):
     return write_pairs(tmp_path / "faithful", [(each, 2 * each) for each in audio])
 
 
-def model(**options) -> Mastering:
+def model(effects=CHAIN, **options) -> Mastering:
     torch.manual_seed(0)
     return Mastering(
-        CHAIN,
+        effects,
         context_samples=16384,
         frame_samples=8192,
         treatment=task_module.Treatment(),
@@ -110,6 +110,42 @@ def test_none_of_the_way_if_targets_keep_the_balance_of_their_inputs(faithful, u
     output = torch.from_numpy(module.render(audio).audio)
     assert 20 * torch.log10(output.std() / audio.std()) == pytest.approx(6, abs=0.3)
     assert module.start["loss"] == module.start["loss_of_defaults"]
+
+
+def pulsing(depth_db: float, seed: int) -> np.ndarray:
+    """Return noise at -20 LUFS, whose level rises and falls by so many dB in 0.5 s."""
+    audio = noise(0, seed)
+    audio *= 10 ** (depth_db / 40 * np.sin(4 * np.pi * np.arange(len(audio)) / RATE))
+    gain_db = -20 - lufs(torch.from_numpy(audio)[None], RATE)
+    return (10 ** (gain_db / 20) * audio).astype(np.float32)
+
+
+def test_a_limiter_leaves_inputs_that_fluctuate_as_loud_as_others(tmp_path, untrained):
+    inputs = [pulsing(depth, i) for i, depth in enumerate(np.linspace(0, 20, 12))]
+    root = write_pairs(tmp_path / "pulsing", [(each, 2 * inputs[0]) for each in inputs])
+    limiter = {"effect": "pedalboard:BrickwallLimiter", "fixed": {"ceiling_db": -3, "release_ms": 100}}
+    module = fit(model(effects=[*CHAIN, limiter]), root)
+
+    def loudness() -> list[float]:
+        heard = [torch.from_numpy(pulsing(depth, 99))[None] for depth in (0, 18)]
+        return [lufs(torch.from_numpy(module.render(audio).audio), RATE) for audio in heard]
+
+    steady, fluctuating = loudness()
+    assert np.mean([steady, fluctuating]) == pytest.approx(-14, abs=0.5)
+    difference = abs(steady - fluctuating)
+    module.encoder.head.weight.data.zero_()
+    steady, fluctuating = loudness()
+    assert fluctuating < steady - 1
+    assert difference < 0.5 * (steady - fluctuating)
+
+
+def test_silent_recordings_do_not_count(faithful, untrained):
+    silence = np.zeros(RATE * 3 // 2, np.float32)
+    before = fit(model(), faithful).start["values"]["gain.gain_db"]
+    for side in ("input", "target"):
+        soundfile.write(faithful / side / "12.wav", silence, RATE, "FLOAT")
+    after = fit(model(), faithful).start["values"]["gain.gain_db"]
+    assert after == pytest.approx(before, abs=1)
 
 
 def test_logits_are_a_line_over_the_summary():

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dfx.audio.loudness import lufs
+from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.datasets.excerpts import draw_excerpts
 from dfx.datasets.treatment import TreatedPairs
 from dfx.effects import ChainSpec
@@ -38,8 +38,8 @@ _RIDGE = 0.05
 """Relative to the mean square response of a parameter: parameters with little response stay where they are."""
 _LOUDNESS_STEPS = 3
 _SHARES = np.linspace(0, 1, 11)
-_BANDS = slice(2, None)
-"""Of :class:`dfx.encoder.Summarizer`. Level and fluctuation of the input are left to training."""
+_FLUCTUATION, _BANDS = 1, slice(2, None)
+"""Of :class:`dfx.encoder.Summarizer`. The level of the input is left to training."""
 
 
 class Line(NamedTuple):
@@ -67,7 +67,7 @@ def find_balance(
 ) -> tuple[Start, Line]:
     """Return the setting z0, at which outputs are as loud as the targets, and the line around it. On the main thread.
 
-    Spectra are those of 64 excerpts as long as the encoder's context. 16 of them are rendered.
+    Spectra are those of 64 excerpts as long as the encoder's context. 16 of them are rendered, and at the end all.
 
     Args:
         chain: whose parameters to predict.
@@ -86,20 +86,20 @@ def find_balance(
     samples = min(encoder.context_samples, longest)
     sides = ("input", "target", "reference") if encoder.takes_reference else ("input", "target")
     inputs, targets, *references = draw_excerpts(pairs, _EXCERPTS, samples, torch.Generator().manual_seed(seed), sides)
-    rendered, compare = inputs[:_RENDERED], loss_against(loss, targets[:_RENDERED])
+    compare = loss_against(loss, targets[:_RENDERED])
     live = chain.build()
     hides = None if progress is None else not progress
 
     def render(logits: Tensor) -> Tensor:
-        values = chain.space.denormalize(logits.sigmoid().expand(len(rendered), -1).double().numpy())
-        return torch.stack([torch.from_numpy(live.render_whole(x.numpy(), v)) for x, v in zip(rendered, values)])
+        values = chain.space.denormalize(logits.sigmoid().double().numpy())
+        return torch.stack([torch.from_numpy(live.render_whole(x.numpy(), v)) for x, v in zip(inputs, values)])
 
     def summarize(audio: Tensor) -> Tensor:
         return encoder.summarize(audio).double()
 
     def respond(logits: Tensor) -> Tensor:
         """Return the mean level of each band of the output, ``(16,)`` in dB."""
-        summaries = summarize(render(logits))
+        summaries = summarize(render(logits.expand(_RENDERED, -1)))
         # A summary has them relative to the level of the whole.
         return (summaries[:, _BANDS] + summaries[:, :1]).nanmean(0).nan_to_num(0.0)
 
@@ -112,22 +112,46 @@ def find_balance(
     by_band = torch.linalg.solve(square + ridge, jacobian.T)
     by_level = by_band.sum(1)
 
-    target_lufs = _loudness(targets[:_RENDERED], chain.sample_rate)
-    for _ in range(_LOUDNESS_STEPS):
-        logits = logits + by_level * (target_lufs - _loudness(render(logits), chain.sample_rate))
-
     summaries = summarize(inputs)
     wanted = summarize(references[0]) if references else summarize(targets).nanmean(0).expand_as(summaries)
     mean, mean_wanted = (each.nanmean(0).nan_to_num(0.0) for each in (summaries, wanted))
     # Without sound, there is nothing to change.
-    changes = (wanted - summaries)[:_RENDERED, _BANDS].nan_to_num(0.0) @ by_band.T
-    levels = (wanted - mean_wanted)[:_RENDERED, :1].nan_to_num(0.0) * by_level
+    changes = (wanted - summaries)[:, _BANDS].nan_to_num(0.0) @ by_band.T
+    levels = (wanted - mean_wanted)[:, :1].nan_to_num(0.0) * by_level
+    fluctuations = (summaries[:, _FLUCTUATION] - mean[_FLUCTUATION]).nan_to_num(0.0)
+    terms = torch.stack([torch.ones_like(fluctuations), fluctuations], dim=1)
+
+    def follow(loudness: Tensor, share: float) -> Tensor:
+        """Return the logits of all excerpts with the offset and the slope of l(x), ``(2,)``."""
+        return logits + (terms @ loudness)[:, None] * by_level + levels + share * changes
+
+    input_lufs, target_lufs = _loudness(inputs, chain.sample_rate), _loudness(targets, chain.sample_rate)
+    sounds = torch.minimum(input_lufs, target_lufs) > SILENCE_LUFS
+    wanted_lufs = target_lufs
+    if not references:
+        wanted_lufs = input_lufs + (target_lufs - input_lufs)[sounds].mean()
+
+    # Inputs that fluctuate alike, within about a decibel, do not determine a slope.
+    prior = torch.diag(torch.tensor([1e-9, _EXCERPTS])).double()
+
+    def find_loudness(loudness: Tensor, share: float, count: int) -> Tensor:
+        """Return the offset and the slope at which the first excerpts are as loud as wanted."""
+        for _ in range(_LOUDNESS_STEPS):
+            rendered_lufs = _loudness(render(follow(loudness, share)[:count]), chain.sample_rate)
+            counts = sounds[:count] & (rendered_lufs > SILENCE_LUFS)
+            used, missing = terms[:count][counts], (wanted_lufs[:count] - rendered_lufs)[counts]
+            loudness = loudness + torch.linalg.solve(used.T @ used + prior, used.T @ missing)
+        return loudness
+
+    loudness = find_loudness(torch.zeros(2).double(), 0.0, _RENDERED)
     losses: dict[float, float] = {}
     for share in _SHARES:
-        losses[share] = compare(render(logits + levels + share * changes))
+        losses[share] = compare(render(follow(loudness, share)[:_RENDERED]))
         if losses[share] > min(losses.values()):
             break
     share = min(losses, key=losses.__getitem__)
+    loudness = find_loudness(loudness, share, _EXCERPTS)
+    logits = logits + loudness[0] * by_level
     setting = logits.sigmoid()
     start = Start(
         parameters=setting.tolist(),
@@ -137,16 +161,18 @@ def find_balance(
         evaluations=len(losses),
         share=float(share),
     )
-    weight = torch.zeros(len(logits), len(mean)).double()
-    weight[:, _BANDS] = share * by_band
+    by_summary = torch.zeros(len(logits), len(mean)).double()
+    by_summary[:, _BANDS] = share * by_band
+    by_input = torch.zeros_like(by_summary)
+    by_input[:, _FLUCTUATION] = loudness[1] * by_level
     if references:
         bias = logits - mean_wanted[0] * by_level
-        weight = torch.cat([torch.zeros_like(weight), by_level[:, None], weight], dim=1)
+        weight = torch.cat([by_input, by_level[:, None], by_summary], dim=1)
     else:
-        bias, weight = logits + weight @ (mean_wanted - mean), -weight
+        bias, weight = logits + by_summary @ (mean_wanted - mean), by_input - by_summary
     return start, Line(weight.float(), bias.float(), mean.float())
 
 
-def _loudness(excerpts: Tensor, sample_rate: int) -> float:
-    """Return the integrated loudness in LUFS of all excerpts, ``(batch, channels, samples)``, one after another."""
-    return lufs(excerpts.transpose(0, 1).flatten(1), sample_rate)
+def _loudness(excerpts: Tensor, sample_rate: int) -> Tensor:
+    """Return the integrated loudness in LUFS of each excerpt of ``(batch, channels, samples)``."""
+    return torch.tensor([lufs(excerpt, sample_rate) for excerpt in excerpts]).double()

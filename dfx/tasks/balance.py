@@ -3,16 +3,20 @@
 Few songs are not enough to learn how the parameters depend on a mix, but rendering measures how the average spectrum
 depends on the parameters. The logits of the parameters start at
 
-    z(x) = z0 + share * W (m - x),    W = (J^T J + ridge)^-1 J^T
+    z(x) = z0 + W (share * (m - x) + l(x)),    W = (J^T J + ridge)^-1 J^T
 
 where x is the average spectrum of the input in dB, relative to its loudness, m that of the targets, and J are the
-slopes of the levels of the output's bands by each logit, measured at z0. With a share of 1, every output would have the
-spectrum of the mean target, and its loudness: where a spectrum is relative to the loudness, a change of one into
-another keeps it. The share with the least training loss is less: inputs differ less from their own targets than from
-the mean one.
+slopes of the levels of the output's bands by each logit, measured at the setting to begin with. With a share of 1,
+every output would have the spectrum of the mean target. The share with the least training loss is less: inputs differ
+less from their own targets than from the mean one.
 
-For a task that takes a reference, m is the spectrum r of the reference. Its loudness L, relative to the mean reference,
-is added to all bands: z(x, r, L) = z0 + W (share * (r - x) + L).
+A limiter attenuates the peaks of an input that fluctuates, so its output is quieter than others. Thus l(x) is
+proportional to the fluctuation of the input's level, relative to that of the mean input, and is added to all bands. It
+and z0 are such that the effects raise the loudness of all inputs alike, and outputs are as loud as the targets on
+average.
+
+For a task that takes a reference, m is the spectrum of the reference. Its loudness, relative to that of the mean
+reference, is added to l(x), and outputs are brought to the loudness of their own targets.
 """
 
 import copy

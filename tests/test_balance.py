@@ -121,14 +121,14 @@ def pulsing(depth_db: float, seed: int) -> np.ndarray:
 
 
 def test_a_limiter_leaves_inputs_that_fluctuate_as_loud_as_others(tmp_path, untrained):
-    inputs = [pulsing(depth, i) for i, depth in enumerate(np.linspace(0, 20, 12))]
-    root = write_pairs(tmp_path / "pulsing", [(each, 2 * inputs[0]) for each in inputs])
+    audio = [pulsing(depth, i) for i, depth in enumerate(np.linspace(0, 20, 12))]
+    root = write_pairs(tmp_path / "pulsing", [(each, 2 * audio[0]) for each in audio])
     limiter = {"effect": "pedalboard:BrickwallLimiter", "fixed": {"ceiling_db": -3, "release_ms": 100}}
     module = fit(model(effects=[*CHAIN, limiter]), root)
 
     def loudness() -> list[float]:
-        heard = [torch.from_numpy(pulsing(depth, 99))[None] for depth in (0, 18)]
-        return [lufs(torch.from_numpy(module.render(audio).audio), RATE) for audio in heard]
+        inputs = [torch.from_numpy(pulsing(depth, 99))[None] for depth in (0, 18)]
+        return [lufs(torch.from_numpy(module.render(audio).audio), RATE) for audio in inputs]
 
     steady, fluctuating = loudness()
     assert np.mean([steady, fluctuating]) == pytest.approx(-14, abs=0.5)

@@ -13,10 +13,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dfx.audio.loudness import lufs
 from dfx.datasets import Degradation
-from dfx.encoder import Encoder, EncoderOptions
+from dfx.encoder import SUMMARY_FEATURES, Encoder, EncoderOptions
 from dfx.errors import UserError
 from dfx.tasks import Mastering, StyleTransfer
 from dfx.tasks import task as task_module
+from dfx.tasks.balance import smooth_bands
 from tests.small_training import trainer, weights
 
 RATE = 22050
@@ -148,6 +149,13 @@ def test_silent_recordings_do_not_count(faithful, untrained):
     assert after == pytest.approx(before, abs=1)
 
 
+def test_smoothing_keeps_what_all_bands_have_and_halves_what_one_has_alone():
+    smoothing = smooth_bands(16)
+    everywhere, alone = torch.ones(16).double(), torch.eye(16).double()[5]
+    torch.testing.assert_close(smoothing @ everywhere, everywhere)
+    assert (smoothing @ alone)[4:7].tolist() == [0.25, 0.5, 0.25]
+
+
 def test_logits_are_a_line_over_the_summary():
     encoder = Encoder([0.5, 0.5], RATE, EncoderOptions("summary"), 16384, 8192)
     weight, bias, mean = torch.randn(2, 18) / 10, torch.randn(2), torch.randn(18)
@@ -197,34 +205,65 @@ def styled(tmp_path):
 
 
 @pytest.fixture
-def transfer(styled, monkeypatch):
-    """Style transfer that starts from the recordings, and is not trained."""
+def transfer(monkeypatch):
+    """Start style transfer from the recordings of a folder, and do not train it."""
     monkeypatch.setattr(StyleTransfer, "training_step", lambda self, batch, batch_idx: None)
-    torch.manual_seed(0)
-    options = {"context_samples": 16384, "frame_samples": 8192, "encoder": EncoderOptions("summary")}
-    module = StyleTransfer(CHAIN, **options)
-    shelf = {"effect": CHAIN[1]["effect"], "draw": {"gain_db": {"deviation": 6}, "cutoff_frequency_hz": [1000, 4000]}}
-    loaded = task_module.PairedAudio(
-        str(styled), RATE, 1, module.window, module.treatment, batch_size=4, excerpt_seconds=1.0, check_audio=False,
-        degradation=Degradation([shelf]), takes_reference=True,
-    )  # fmt: skip
-    trainer(epochs=1).fit(module, datamodule=loaded)
-    return module
+
+    def start(root, context_samples: int = 16384) -> StyleTransfer:
+        torch.manual_seed(0)
+        options = {"frame_samples": 8192, "encoder": EncoderOptions("summary")}
+        module = StyleTransfer(CHAIN, context_samples=context_samples, **options)
+        draw = {"gain_db": {"deviation": 6}, "cutoff_frequency_hz": [1000, 4000]}
+        loaded = task_module.PairedAudio(
+            str(root), RATE, 1, module.window, module.treatment, batch_size=4, excerpt_seconds=1.0, check_audio=False,
+            degradation=Degradation([{"effect": CHAIN[1]["effect"], "draw": draw}]), takes_reference=True,
+        )  # fmt: skip
+        trainer(epochs=1).fit(module, datamodule=loaded)
+        return module
+
+    return start
 
 
-def test_with_a_reference_training_starts_where_the_output_has_its_balance_and_loudness(capsys, transfer):
+def test_with_a_reference_training_starts_where_the_output_has_its_balance_and_loudness(styled, transfer, capsys):
+    module = transfer(styled)
     assert "of the way to the spectrum of the reference" in capsys.readouterr().out
-    assert transfer.start["share"] >= 0.6
-    input = transfer.treat(torch.from_numpy(noise(0, 99))[None])
+    assert module.start["share"] >= 0.6
+    input = module.treat(torch.from_numpy(noise(0, 99))[None])
     for tilt, gain in itertools.product((-5, 5), (1.2, 2)):
         reference = gain * torch.from_numpy(noise(tilt, 50))[None]
-        transfer.set_reference(reference)
-        output = torch.from_numpy(transfer.render(input).audio)
+        module.set_reference(reference)
+        output = torch.from_numpy(module.render(input).audio)
         before, after = (
-            (spectrum(transfer, audio) - spectrum(transfer, reference)).abs().mean() for audio in (input, output)
+            (spectrum(module, audio) - spectrum(module, reference)).abs().mean() for audio in (input, output)
         )
         assert after < 0.5 * before
         assert lufs(output, RATE) == pytest.approx(lufs(reference, RATE), abs=1.5)
+
+
+def interrupted(depth_db: float, seed: int) -> np.ndarray:
+    """Return noise at -20 LUFS, quieter by so many dB in its second half."""
+    audio = noise(0, seed)
+    audio[len(audio) // 2 :] *= 10 ** (-depth_db / 20)
+    gain_db = -20 - lufs(torch.from_numpy(audio)[None], RATE)
+    return (10 ** (gain_db / 20) * audio).astype(np.float32)
+
+
+def test_a_reference_with_quiet_passages_makes_the_output_as_loud_as_one_without(tmp_path, transfer):
+    depths = np.linspace(0, 30, 8)
+    recordings = [np.concatenate([interrupted(0, i), interrupted(depth, 9 + i)]) for i, depth in enumerate(depths)]
+    root = write_pairs(tmp_path / "interrupted", [(each, each) for each in recordings])
+    module = transfer(root, context_samples=32768)
+    input = module.treat(torch.from_numpy(noise(0, 99))[None])
+
+    def loudness(depth: float) -> float:
+        module.set_reference(torch.from_numpy(interrupted(depth, 50))[None])
+        return lufs(torch.from_numpy(module.render(input).audio), RATE)
+
+    difference = abs(loudness(25) - loudness(0))
+    difference_of_fluctuation = SUMMARY_FEATURES + 1 + 1
+    module.encoder.head.weight.data[:, difference_of_fluctuation] = 0
+    assert loudness(25) < loudness(0) - 1.5
+    assert difference < 0.5
 
 
 def spectrum(module, audio: torch.Tensor) -> torch.Tensor:

@@ -109,6 +109,21 @@ def test_both_gradients_train_by_the_same_command_and_finished_runs_are_kept(tmp
     draw_twin(rows).savefig(tmp_path / "twin.png")
 
 
+@pytest.mark.slow
+def test_with_folds_each_pair_is_tested_once_and_losses_are_compared_pair_by_pair(make_pairs, tmp_path, monkeypatch):
+    root = make_pairs(6, seconds=2.5)
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    options = [f"--trainer.{name}=1" for name in ("max_epochs", "limit_train_batches", "limit_val_batches")]
+    options += [CHECK_EACH_EPOCH, f"--data.root={root}", "--data.batch_size=2"]
+    rows = twin("configs/tube_amp.yaml", ["default"], [0], tmp_path / "runs", options, 2, folds=2)
+    assert [row["fold"] for row in rows] == [1, 2]
+    assert sorted(file["file"] for row in rows for file in row["files"]) == [f"note_{i:02}" for i in range(6)]
+
+    lower = [{**file, "loss": file["loss"] - 0.25} for row in rows for file in row["files"]]
+    exact = {**rows[0], "gradient": "exact", "files": lower}
+    assert "0.250 ±0.000" in as_table([*rows, exact])
+
+
 def test_an_unknown_gradient_is_an_error_that_lists_them(tmp_path):
     with pytest.raises(UserError, match="no gradient 'exakt'.*did you mean 'exact'"):
         twin("configs/tube_amp.yaml", ["exakt"], [0], tmp_path, [], 1)

@@ -41,7 +41,8 @@ def main() -> None:
 
     measured: Iterable[dict[str, Any]]
     if given.command == "twin":
-        measured = twin(given.config, given.gradients, range(given.seeds), given.folder, given.options, given.jobs)
+        seeds = range(given.seeds)
+        measured = twin(given.config, given.gradients, seeds, given.folder, given.options, given.jobs, given.folds)
     elif given.command == "step":
         measured = step(given.configs, given.steps, given.options)
     elif given.command == "fidelity":
@@ -96,6 +97,8 @@ def _parser() -> ArgumentParser:
     which = f"any of {', '.join(GRADIENTS)}, or overlays (.yaml)"
     command.add_argument("--gradients", nargs="+", default=list(GRADIENTS), metavar="NAME", help=which)
     command.add_argument("--seeds", type=Range("1..1000").parse, default=5, help="runs of each gradient")
+    fold_help = "runs of each gradient and seed, which leave the groups of pairs out in turn"
+    command.add_argument("--folds", type=Range("2..1000").parse, help=fold_help)
     command.add_argument("--jobs", type=Range("1..1024").parse, help="runs at once; by default one per core")
     command.add_argument("--folder", type=Path, default=Path("runs/twin"), help="of the runs; finished ones are kept")
     command.add_argument("options", nargs="*", help="after `--`: options of train.py for every run")

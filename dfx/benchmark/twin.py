@@ -8,9 +8,11 @@ Every run is one of ``train.py``, in a process of its own; ``python -m dfx.bench
 fit ...`` with the gradient of the twin.
 """
 
+import itertools
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,13 @@ TWINS: dict[str, Callable[[Tensor, Settings, int], Tensor]] = {
 
 
 def twin(
-    config: str, gradients: Sequence[str], seeds: Sequence[int], folder: Path, options: Sequence[str], jobs: int | None
+    config: str,
+    gradients: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    options: Sequence[str],
+    jobs: int | None,
+    folds: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train a task with exact and with estimated gradients, everything else alike.
 
@@ -163,26 +171,30 @@ def twin(
         folder: of the runs; those that are finished there are not repeated.
         options: of ``train.py``, for every run.
         jobs: runs at once, by default one a core.
+        folds: runs of each gradient and seed, which leave the groups of pairs out in turn.
 
     Returns:
-        A row for each gradient and seed: ``gradient``, ``seed``, ``test_loss`` of the checkpoint with the lowest
+        A row for each gradient, seed and fold: ``gradient``, ``seed``, ``test_loss`` of the checkpoint with the lowest
         ``validation_loss``, ``cpu_seconds`` and ``renderings`` of training and validation, and ``course``, the
-        renderings, CPU seconds and loss at each validation.
+        renderings, CPU seconds and loss at each validation. With folds also ``fold``, from 1, and ``files``, the
+        ``file``, ``group`` and ``loss`` of each test pair.
 
     Raises:
         UserError: for an unknown gradient, or if a run fails.
     """
-    points = {(name, seed): _point(config, name, seed, options) for name in gradients for seed in seeds}
+    each = [None] if folds is None else [(number, folds) for number in range(1, folds + 1)]
+    which = itertools.product(gradients, seeds, each)
+    points = {(name, seed, fold): _point(config, name, seed, fold, options) for name, seed, fold in which}
     register(folder, list(points.values()))
     missing = [point for point in points.values() if not is_evaluated(folder / point.name)]
     budget = Budget.of(max(1, len(missing)), jobs)
     failures = run_here(Runner(folder, "twin", "disabled", budget.threads), missing, budget.jobs)
     if failures:
         raise UserError(failures[0])
-    return [_row(folder / point.name, name, seed) for (name, seed), point in points.items()]
+    return [_row(folder / point.name, *of_run) for of_run, point in points.items()]
 
 
-def _point(config: str, gradient: str, seed: int, options: Sequence[str]) -> Point:
+def _point(config: str, gradient: str, seed: int, fold: tuple[int, int] | None, options: Sequence[str]) -> Point:
     overlay = []
     if gradient.endswith(".yaml"):
         overlay = [f"--config={gradient}"]
@@ -192,17 +204,25 @@ def _point(config: str, gradient: str, seed: int, options: Sequence[str]) -> Poi
         overlay = [f"--config=configs/ablations/estimator/{gradient}.yaml"]
     program = ["-m", "dfx.benchmark.twin"] if gradient == "exact" else ["train.py"]
     command = [sys.executable, *program, "fit", f"--config={config}", *overlay, f"--run.seed={seed}", *options]
-    arm = Path(gradient).stem
-    return Point(f"{arm}_seed{seed}", arm, command)
+    arm, name = Path(gradient).stem, f"{Path(gradient).stem}_seed{seed}"
+    if fold is not None:
+        name, command = f"{name}_fold{fold[0]}", [*command, f"--data.fold={list(fold)}"]
+    return Point(name, arm, command)
 
 
-def _row(run: Path, gradient: str, seed: int) -> dict[str, Any]:
+def _row(run: Path, gradient: str, seed: int, fold: tuple[int, int] | None) -> dict[str, Any]:
     history = [row for row in read_history(run) if "validation/loss" in row]
     test = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     columns = ("progress/renderings", "progress/cpu_seconds", "validation/loss")
+    of_fold = {}
+    if fold is not None:
+        files = json.loads((run / "evaluation" / "files.json").read_text(encoding="utf-8"))
+        outputs = [{key: row[key] for key in ("file", "group", "loss")} for row in files if row["method"] == "output"]
+        of_fold = {"fold": fold[0], "files": outputs}
     return {
         "gradient": Path(gradient).stem,
         "seed": seed,
+        **of_fold,
         "test_loss": test["output"]["loss"],
         "validation_loss": min(row["validation/loss"] for row in history),
         "cpu_seconds": history[-1]["progress/cpu_seconds"],
@@ -212,17 +232,37 @@ def _row(run: Path, gradient: str, seed: int) -> dict[str, Any]:
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return means over seeds ± half of their 95 % intervals, and test losses minus those of ``exact``, by seed."""
-    exact = {row["seed"]: row["test_loss"] for row in rows if row["gradient"] == "exact"}
+    """Return means ± half of their 95 % intervals, and test losses minus those of ``exact``, seed by seed.
+
+    Intervals are over seeds. With folds, those of test losses are over the groups of the files, and differences are
+    taken file by file.
+    """
+    exact = _test_losses([row for row in rows if row["gradient"] == "exact"])
     lines = []
     for gradient in dict.fromkeys(row["gradient"] for row in rows):
         own = [row for row in rows if row["gradient"] == gradient]
-        columns = ("validation_loss", "test_loss", "cpu_seconds", "renderings")
-        values = {column: [row[column] for row in own] for column in columns}
-        values["test_loss - exact"] = [row["test_loss"] - exact[row["seed"]] for row in own if row["seed"] in exact]
-        means = {column: format_mean(Mean.of(some)) if some else "" for column, some in values.items()}
-        lines.append({"gradient": gradient, "runs": len(own), **means})
+        means = {name: Mean.of([row[name] for row in own]) for name in ("validation_loss", "cpu_seconds", "renderings")}
+        losses = _test_losses(own)
+        means["test_loss"] = _mean(losses)
+        if both := losses.keys() & exact.keys():
+            means["test_loss - exact"] = _mean({key: losses[key] - exact[key] for key in both})
+        lines.append(
+            {"gradient": gradient, "runs": len(own), **{name: format_mean(each) for name, each in means.items()}}
+        )
     return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _test_losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return the test losses by group and file, as means over seeds, or by seed if there are no folds."""
+    losses = defaultdict(list)
+    for row in rows:
+        for each in row.get("files", [{"group": row["seed"], "file": "", "loss": row["test_loss"]}]):
+            losses[each["group"], each["file"]].append(each["loss"])
+    return {key: sum(values) / len(values) for key, values in losses.items()}
+
+
+def _mean(losses: Mapping[tuple[str, str], float]) -> Mean:
+    return Mean.of(list(losses.values()), [group for group, _ in losses])
 
 
 def main() -> None:

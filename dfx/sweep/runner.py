@@ -198,7 +198,7 @@ def run_on_ray(runner: Runner, points: Sequence[Point], address: str, gpus: floa
 def _follow(results: Iterable[str | None], count: int) -> list[str]:
     """Collect the failures among results, with a progress bar."""
     failures: list[str] = []
-    with tqdm(total=count, desc="Sweep", unit="run") as bar:
+    with tqdm(total=count, desc="Sweep", unit="run", disable=not count) as bar:
         for failure in results:
             if failure:
                 failures.append(failure)

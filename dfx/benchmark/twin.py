@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -204,7 +204,8 @@ def _point(config: str, gradient: str, seed: int, fold: tuple[int, int] | None, 
         overlay = [f"--config=configs/ablations/estimator/{gradient}.yaml"]
     program = ["-m", "dfx.benchmark.twin"] if gradient == "exact" else ["train.py"]
     command = [sys.executable, *program, "fit", f"--config={config}", *overlay, f"--run.seed={seed}", *options]
-    arm, name = Path(gradient).stem, f"{Path(gradient).stem}_seed{seed}"
+    arm = Path(gradient).stem
+    name = f"{arm}_seed{seed}"
     if fold is not None:
         name, command = f"{name}_fold{fold[0]}", [*command, f"--data.fold={list(fold)}"]
     return Point(name, arm, command)
@@ -241,18 +242,19 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for gradient in dict.fromkeys(row["gradient"] for row in rows):
         own = [row for row in rows if row["gradient"] == gradient]
-        means = {name: Mean.of([row[name] for row in own]) for name in ("validation_loss", "cpu_seconds", "renderings")}
         losses = _test_losses(own)
+        differences = {key: loss - exact[key] for key, loss in losses.items() if key in exact}
+        columns = ("validation_loss", "test_loss", "cpu_seconds", "renderings")
+        means = {column: Mean.of([row[column] for row in own]) for column in columns}
         means["test_loss"] = _mean(losses)
-        if both := losses.keys() & exact.keys():
-            means["test_loss - exact"] = _mean({key: losses[key] - exact[key] for key in both})
-        lines.append(
-            {"gradient": gradient, "runs": len(own), **{name: format_mean(each) for name, each in means.items()}}
-        )
+        if differences:
+            means["test_loss - exact"] = _mean(differences)
+        cells = {column: format_mean(mean) for column, mean in means.items()}
+        lines.append({"gradient": gradient, "runs": len(own), **cells})
     return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def _test_losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+def _test_losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Hashable, str], float]:
     """Return the test losses by group and file, as means over seeds, or by seed if there are no folds."""
     losses = defaultdict(list)
     for row in rows:
@@ -261,7 +263,8 @@ def _test_losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], flo
     return {key: sum(values) / len(values) for key, values in losses.items()}
 
 
-def _mean(losses: Mapping[tuple[str, str], float]) -> Mean:
+def _mean(losses: Mapping[tuple[Hashable, str], float]) -> Mean:
+    """Return the mean over groups and files, with its interval over the groups."""
     return Mean.of(list(losses.values()), [group for group, _ in losses])
 
 

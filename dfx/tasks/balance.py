@@ -88,10 +88,11 @@ def find_balance(
     Raises:
         RenderError: if an effect fails.
     """
-    excerpts = _Excerpts(chain, copy.deepcopy(encoder).cpu(), copy.deepcopy(loss).cpu(), pairs, seed)
+    encoder, loss = copy.deepcopy(encoder).cpu(), copy.deepcopy(loss).cpu()
     most = _RENDERED * (2 * len(parameters) + _LOUDNESS_STEPS + len(_SHARES)) + _EXCERPTS * _LOUDNESS_STEPS
     hides = None if progress is None else not progress
-    with tqdm(total=most, desc="Measuring", unit="rendering", leave=False, disable=hides) as excerpts.bar:
+    with tqdm(total=most, desc="Measuring", unit="rendering", leave=False, disable=hides) as bar:
+        excerpts = _Excerpts(chain, encoder, loss, pairs, seed, bar)
         lines = _Lines(excerpts, clamped_logit(parameters).double())
         loudness = lines.find_loudness(0.0, torch.zeros(1 + len(lines.fluctuations)).double(), _RENDERED)
         losses: dict[float, float] = {}
@@ -115,13 +116,17 @@ def find_balance(
 
 
 class _Excerpts:
-    """Excerpts of training pairs: the features that the encoder takes from them, and what the effects make of them."""
+    """Excerpts of training pairs: the features that the encoder takes from them, and what the effects make of them.
 
-    bar: tqdm
-    """Counts renderings."""
+    Args:
+        chain, encoder, loss, pairs, seed: as of :func:`find_balance`.
+        bar: counts renderings.
+    """
 
-    def __init__(self, chain: ChainSpec, encoder: Encoder, loss: Loss, pairs: TreatedPairs, seed: int) -> None:
-        self._chain, self._live, self._encoder = chain, chain.build(), encoder
+    def __init__(
+        self, chain: ChainSpec, encoder: Encoder, loss: Loss, pairs: TreatedPairs, seed: int, bar: tqdm
+    ) -> None:
+        self._chain, self._live, self._encoder, self._bar = chain, chain.build(), encoder, bar
         longest = max(pair.input.samples_at(chain.sample_rate) for pair in pairs.pairs)
         samples = min(encoder.context_samples, longest)
         self.takes_reference = encoder.takes_reference
@@ -137,8 +142,8 @@ class _Excerpts:
         self.origin = torch.zeros(SUMMARY_FEATURES).double()
         """Of the encoder's features, what the features here are relative to."""
         if references:
-            features += [wanted[:, :1] - self.mean_wanted[:1], wanted - summaries]
-            self.origin = torch.cat([self.origin, self.mean_wanted[:1], self.origin])
+            features += [(wanted - self.mean_wanted)[:, [_LEVEL]], wanted - summaries]
+            self.origin = torch.cat([self.origin, self.mean_wanted[[_LEVEL]], self.origin])
         # Without sound, there is nothing to change.
         self.features = torch.cat(features, dim=1).nan_to_num(0.0)
 
@@ -160,14 +165,14 @@ class _Excerpts:
         outputs = []
         for input, values in zip(self._inputs, self._chain.space.denormalize(logits.sigmoid().numpy())):
             outputs.append(torch.from_numpy(self._live.render_whole(input.numpy(), values)))
-            self.bar.update()
+            self._bar.update()
         return torch.stack(outputs)
 
     def respond(self, logits: Tensor) -> Tensor:
         """Return the mean level of each band of the outputs at a setting, ``(16,)`` in dB."""
         summaries = self._summarize(self.render(logits.expand(_RENDERED, -1)))
         # A summary has them relative to the level of the whole.
-        return (summaries[:, _SPECTRUM:] + summaries[:, :1]).nanmean(0).nan_to_num(0.0)
+        return (summaries[:, _SPECTRUM:] + summaries[:, [_LEVEL]]).nanmean(0).nan_to_num(0.0)
 
 
 class _Lines:

@@ -32,8 +32,12 @@ def write_help(name: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return a help text without layout, in which versions of Python differ."""
-    return re.sub(r"(-\S+) \S+, (?=--)", r"\1, ", text).split()
+    """Return a help text without layout, in which versions of Python differ, and with one order of numbers.
+
+    Of two unions of the same types, ``typing`` gives the one that was imported first.
+    """
+    text = " ".join(re.sub(r"(-\S+) \S+, (?=--)", r"\1, ", text).split())
+    return text.replace("Union[float, int", "Union[int, float").split()
 
 
 if __name__ == "__main__":

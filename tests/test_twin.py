@@ -95,14 +95,16 @@ def test_steps_that_continue_an_excerpt_are_an_error():
 
 
 @pytest.mark.slow
-def test_both_gradients_train_by_the_same_command_and_finished_runs_are_kept(tmp_path, monkeypatch):
+def test_both_gradients_train_by_the_same_command_and_finished_runs_are_kept(make_pairs, tmp_path, monkeypatch):
+    root = make_pairs(8, seconds=2.5)
     monkeypatch.chdir(Path(__file__).parent.parent)
     options = [f"--trainer.{name}=2" for name in ("max_epochs", "limit_train_batches", "limit_val_batches")]
-    given = "configs/tube_amp.yaml", ["exact", "default"], [0], tmp_path / "runs", [*options, CHECK_EACH_EPOCH], 1
+    options += [CHECK_EACH_EPOCH, f"--data.root={root}", "--data.batch_size=2"]
+    given = "configs/tube_amp.yaml", ["exact", "default"], [0], tmp_path / "runs", options, 1
     rows = twin(*given)
     assert [(row["gradient"], row["seed"]) for row in rows] == [("exact", 0), ("default", 0)]
-    # 4 steps of 16 examples, each rendered three times
-    assert [row["renderings"] for row in rows] == [0, 192]
+    # 4 steps of 2 examples, each rendered three times
+    assert [row["renderings"] for row in rows] == [0, 24]
     assert all(row["cpu_seconds"] > 0 and 0 < row["test_loss"] < 10 and len(row["course"]) == 2 for row in rows)
     assert twin(*given) == rows
     assert as_table(rows).count("\n") == 3

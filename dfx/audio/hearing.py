@@ -18,7 +18,6 @@ _BAND_BARK = 0.25
 _BANDS = 109  # from 80 Hz to 18 kHz
 # With 1.07664, the constant of BS.1387, a sine of 1 kHz at 40 dB SPL has 0.58 sones. A sone is defined as its loudness.
 _SONES = 1.85 * 24 / _BANDS
-_FRAMES_AT_ONCE = 128
 
 
 class _Ear(NamedTuple):
@@ -73,8 +72,7 @@ def _ear(sample_rate: int) -> _Ear:
 def _excitation(audio: np.ndarray, ear: _Ear) -> np.ndarray:
     """Return the energy of ``(samples,)`` in the ear, spread over bands and time, ``(frames, bands)``."""
     energy = magnitude_spectrogram(audio, ear.fft_samples, ear.fft_samples // 2).T ** 2 @ ear.grouping + ear.noise
-    parts = np.split(energy, range(_FRAMES_AT_ONCE, len(energy), _FRAMES_AT_ONCE))
-    excitation = np.concatenate([_spread(part, ear.centres) for part in parts]) / ear.flat
+    excitation = _spread(energy, ear.centres) / ear.flat
     memory = np.zeros_like(ear.smoothing)
     for frame in excitation:
         memory = ear.smoothing * memory + (1 - ear.smoothing) * frame
@@ -87,11 +85,23 @@ def _spread(energy: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
     It falls by 27 dB/Bark towards lower bands, and more slowly towards higher ones the louder it is.
     """
-    places = _BAND_BARK * np.arange(len(centres))
-    distances = places - places[:, None]  # from the band of the row to that of the column
-    slopes = -24 - 230 / centres + 2 * np.log10(energy)
-    gains = 10 ** (np.where(distances < 0, 27, slopes[:, :, None]) * distances / 10)
-    return np.einsum("fb,fbc->fc", (energy / gains.sum(axis=-1)) ** 0.4, gains**0.4) ** 2.5
+    energy = energy.T
+    # From one band to the next.
+    downwards = 10 ** (-27 * _BAND_BARK / 10)
+    upwards = 10 ** ((-24 - 230 / centres[:, None] + 2 * np.log10(energy)) * _BAND_BARK / 10)
+    count = len(energy)
+    total, gain = np.ones_like(energy), np.ones_like(energy)
+    for distance in range(1, count):
+        total[distance:] += downwards**distance
+        gain = gain[:-1] * upwards[:-distance]
+        total[:-distance] += gain
+    compressed = (energy / total) ** 0.4
+    spread, falling, slope = compressed.copy(), compressed, upwards**0.4
+    for distance in range(1, count):
+        spread[:-distance] += downwards ** (0.4 * distance) * compressed[distance:]
+        falling = falling[:-1] * slope[:-distance]
+        spread[distance:] += falling
+    return spread.T**2.5
 
 
 def _loudness(excitation: np.ndarray, ear: _Ear) -> np.ndarray:

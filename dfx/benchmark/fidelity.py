@@ -1,6 +1,5 @@
 """Benchmark of fidelity: estimated gradients against exact ones, and their cost in renderings."""
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -66,10 +65,9 @@ class _Setup:
         return [self._gradients(layer, chosen) for chosen in self._choose(self._batches)]
 
     def _gradients(self, layer: EffectLayer, chosen: Tensor) -> Gradients:
-        encoder = copy.deepcopy(self.encoder)
-        parameters = encoder(self.input[chosen])
+        parameters = self.encoder(self.input[chosen])
         loss = self._loss_of(parameters, layer, chosen)
-        grad, *weights = torch.autograd.grad(loss, [parameters, *encoder.parameters()])
+        grad, *weights = torch.autograd.grad(loss, [parameters, *self.encoder.parameters()])
         return grad.flatten(), torch.cat([weight.flatten() for weight in weights])
 
     def _choose(self, batches: int, seed: int = 0) -> Iterator[Tensor]:

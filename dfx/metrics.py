@@ -28,6 +28,7 @@ from dfx.audio.levels import (
 from dfx.audio.loudness import SILENCE_LUFS, lufs
 from dfx.audio.resampling import resample
 from dfx.audio.spectrogram import magnitude_spectrogram
+from dfx.losses import LossOptions, loss_of_recordings, make_loss
 
 Span = tuple[float, float]  # start and end in seconds
 METRIC_SAMPLE_RATE = 22050  # the paper's, at which all metrics are computed
@@ -86,10 +87,7 @@ def mrstft(output: Tensor, target: Tensor) -> float:
         Undefined: if one of them is silent.
     """
     _check_sounding(output=output, target=target)
-    # auraloss needs more samples than half of its largest FFT.
-    padding = max(0, 2048 - output.shape[-1])
-    output, target = (torch.nn.functional.pad(audio, (0, padding))[None].float() for audio in (output, target))
-    return float(_MRSTFT(output, target))
+    return loss_of_recordings(_MRSTFT, output[None].float(), target[None].float())
 
 
 def mrstft_level_matched(output: Tensor, target: Tensor) -> float:
@@ -278,7 +276,7 @@ _INAUDIBLE_DB = -80.0
 _MAX_DELAY_SECONDS = 0.05
 _SINC_ZEROS = 6  # torchaudio's default
 _ALIGNED_SECONDS = 10
-_MRSTFT = auraloss.freq.MultiResolutionSTFTLoss()
+_MRSTFT = make_loss(LossOptions(kind="mrstft"))
 _ESR = auraloss.time.ESRLoss(eps=0.0)
 _MEL = torchaudio.transforms.MelSpectrogram(
     METRIC_SAMPLE_RATE, n_fft=1024, hop_length=256, n_mels=128, norm="slaney", mel_scale="slaney"

@@ -22,7 +22,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from docstring_parser import DocstringStyle
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -580,7 +581,8 @@ def _find_requeued(runs: Path, name: str, fold: str = "") -> Path | None:
 
 def _load_yaml(text: str) -> Any:
     # jsonargparse passes a null of a nested option as None in Python's spelling.
-    refuse_repeated_keys(text)
+    if ":" in text:  # most texts are single values
+        refuse_repeated_keys(text)
     options = None if text == "None" else _LOAD_YAML(text)
     refuse_renamed(options)
     return options
@@ -604,6 +606,8 @@ def _check_config(path: Path) -> None:
 
 _LOAD_YAML = get_loader("yaml")
 set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError, ValueError))
+# Lightning's and ours; otherwise each docstring is parsed in all styles that there are.
+set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
 
 
 def main(args: Any = None) -> None:

@@ -1,7 +1,7 @@
 """The price of a black box: training with exact gradients, through a differentiable twin, beside estimated ones.
 
-The twin models pedalboard's filters, its distortion and its gain in torch. It takes the place of the effect layer in
-training only; validation and evaluation render with the real effects. It is the reference of this benchmark, not an
+The twin models pedalboard's filters, compressor, distortion and gain in torch. It takes the place of the effect layer
+in training only; validation and evaluation render with the real effects. It is the reference of this benchmark, not an
 effect layer for users.
 
 Every run is one of ``train.py``, in a process of its own; ``python -m dfx.benchmark.twin fit ...`` is ``train.py
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torchaudio
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dfx.benchmark import GRADIENTS
 from dfx.blackbox import EffectLayer
@@ -133,6 +135,58 @@ def _first_order(audio: Tensor, settings: Settings, sample_rate: int, is_lowpass
     return _filter(audio, [n, n] if is_lowpass else [one, -one], [n + 1, n - 1])
 
 
+def _compress(audio: Tensor, settings: Settings, sample_rate: int) -> Tensor:
+    """Attenuate what is above the threshold, by an envelope of each channel with JUCE's time constants."""
+    attack, release = (
+        torch.exp(-2000 * math.pi / (sample_rate * _by_example(settings[name]))) for name in ("attack_ms", "release_ms")
+    )
+    envelope = _Envelope.apply(audio.abs(), attack, release)
+    threshold = 10 ** (_by_example(settings["threshold_db"]) / 20)
+    return audio * (envelope / threshold).clamp(min=1) ** (1 / _by_example(settings["ratio"]) - 1)
+
+
+class _Envelope(torch.autograd.Function):
+    """Follow levels ``(batch, channels, samples)`` from 0, sample by sample.
+
+    A sample keeps the share ``attack`` of the difference between state and level where the level is above the state,
+    and ``release`` elsewhere, each ``(batch, 1, 1)`` or ``(1, 1, 1)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, levels: Tensor, attack: Tensor, release: Tensor) -> Tensor:
+        by_sample = np.ascontiguousarray(levels.movedim(-1, 0).numpy())
+        rising, falling = (share[..., 0].numpy() for share in (attack, release))
+        envelope, state = np.empty_like(by_sample), np.zeros_like(by_sample[0])
+        for level, followed in zip(by_sample, envelope):
+            state = level + np.where(level > state, rising, falling) * (state - level)
+            followed[:] = state
+        ctx.save_for_backward(levels, attack, release)
+        ctx.envelope = torch.from_numpy(envelope).movedim(0, -1)
+        return ctx.envelope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels, attack, release = ctx.saved_tensors
+        before = nn.functional.pad(ctx.envelope, (1, 0))[..., :-1]
+        rises = levels > before
+        shares = torch.where(rises, attack, release)
+        of_state = np.ascontiguousarray(gradient.movedim(-1, 0).numpy())
+        by_sample = np.ascontiguousarray(shares.movedim(-1, 0).numpy())
+        for sample in range(len(of_state) - 2, -1, -1):
+            of_state[sample] += by_sample[sample + 1] * of_state[sample + 1]
+        slope = torch.from_numpy(of_state).movedim(0, -1)
+        of_shares = slope * (before - levels)
+        of_attack, of_release = (
+            (of_shares * chosen).sum_to_size(share.shape) for chosen, share in ((rises, attack), (~rises, release))
+        )
+        return slope * (1 - shares), of_attack, of_release
+
+
+def _by_example(value: Any) -> Tensor:
+    return _tensor(value).reshape(-1, 1, 1)
+
+
 def _gain(audio: Tensor, decibels: Any) -> Tensor:
     return audio * (10 ** (_tensor(decibels) / 20))[..., None, None]
 
@@ -147,6 +201,7 @@ TWINS: dict[str, Callable[[Tensor, Settings, int], Tensor]] = {
     "PeakFilter": _peak,
     "LowpassFilter": lambda audio, settings, rate: _first_order(audio, settings, rate, True),
     "HighpassFilter": lambda audio, settings, rate: _first_order(audio, settings, rate, False),
+    "Compressor": _compress,
     "Distortion": lambda audio, settings, rate: _gain(audio, settings["drive_db"]).tanh(),
     "Gain": lambda audio, settings, rate: _gain(audio, settings["gain_db"]),
 }

@@ -156,19 +156,18 @@ class _Envelope(torch.autograd.Function):
     def forward(ctx: Any, levels: Tensor, attack: Tensor, release: Tensor) -> Tensor:
         by_sample = np.ascontiguousarray(levels.movedim(-1, 0).numpy())
         rising, falling = (share[..., 0].numpy() for share in (attack, release))
-        envelope, state = np.empty_like(by_sample), np.zeros_like(by_sample[0])
-        for level, followed in zip(by_sample, envelope):
-            state = level + np.where(level > state, rising, falling) * (state - level)
-            followed[:] = state
-        ctx.save_for_backward(levels, attack, release)
-        ctx.envelope = torch.from_numpy(envelope).movedim(0, -1)
-        return ctx.envelope
+        states, state = np.empty_like(by_sample), np.zeros_like(by_sample[0])
+        for level, place in zip(by_sample, states):
+            place[:] = state = level + np.where(level > state, rising, falling) * (state - level)
+        envelope = torch.from_numpy(states).movedim(0, -1)
+        ctx.save_for_backward(levels, attack, release, envelope)
+        return envelope
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        levels, attack, release = ctx.saved_tensors
-        before = nn.functional.pad(ctx.envelope, (1, 0))[..., :-1]
+        levels, attack, release, envelope = ctx.saved_tensors
+        before = nn.functional.pad(envelope, (1, 0))[..., :-1]
         rises = levels > before
         shares = torch.where(rises, attack, release)
         of_state = np.ascontiguousarray(gradient.movedim(-1, 0).numpy())

@@ -581,7 +581,7 @@ def _find_requeued(runs: Path, name: str, fold: str = "") -> Path | None:
 
 def _load_yaml(text: str) -> Any:
     # jsonargparse passes a null of a nested option as None in Python's spelling.
-    if ":" in text:  # most texts are single values
+    if set(":{?") & set(text):  # most texts are single values, and a mapping begins with one of these
         refuse_repeated_keys(text)
     options = None if text == "None" else _LOAD_YAML(text)
     refuse_renamed(options)

@@ -18,7 +18,7 @@ from tests.resolved_configs import CONFIGS, PINNED, ROOT, base_of, config_option
 
 ABLATIONS = [config for config in CONFIGS if config.parent.parent.name == "ablations"]
 BASES = [config for config in CONFIGS if base_of(config) is None]
-TASKS = [ROOT / "configs" / f"{name}.yaml" for name in ("tube_amp", "nonspeech", "mastering", "style")]
+WITH_MEDIA = [ROOT / "configs" / f"{name}.yaml" for name in ("tube_amp", "nonspeech", "mastering", "style", "mine")]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 IDS = {"ids": lambda path: path.relative_to(ROOT / "configs").with_suffix("").as_posix()}
 
@@ -94,7 +94,7 @@ def test_a_config_resolves_as_pinned_and_takes_two_steps_in_each_of_its_stages(c
     trained = []
     monkeypatch.setattr(Task, "on_train_end", lambda self: trained.append(self.stage.name), raising=False)
     # Media take longer than all the rest.
-    quick: dict[str, object] = {} if config in TASKS else {"logging__excerpts": 0}
+    quick: dict[str, object] = {} if config in WITH_MEDIA else {"logging__excerpts": 0}
     if config.stem == "style":  # which cuts recordings in halves that are as long as a context
         quick |= {"data__root": "data/mastering", "model__init_args__context_samples": 65536}
     if config.stem == "few_shot":

@@ -260,6 +260,8 @@ FAILS_IN_ITS_FIRST_STEP = [EFFECTS, FAILING, "--model.init_args.keep_dead_parame
         (["--trainer.max_time", "long"], "not a valid duration"),
         (["--seed_everything", "-1"], "seed_everything is -1; it must be"),
         (["--model.init_args.gradient={draws: 1, draws: 2}"], "'draws' is given twice"),
+        (["--model.init_args.gradient={draws, draws}"], "'draws' is given twice"),
+        (["--model.init_args.gradient=? draws\n? draws"], "'draws' is given twice"),
         (["--model.init_args.gradient.draws", "many"], "gradient.draws: Expected a int. Got value: many"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such file"),
         (["--data.root", "nowhere"], "nowhere: no such folder"),

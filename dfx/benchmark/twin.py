@@ -25,6 +25,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dfx.audio.levels import db_to_amplitude
 from dfx.benchmark import GRADIENTS
 from dfx.blackbox import EffectLayer
 from dfx.effects import ChainSpec
@@ -141,7 +142,7 @@ def _compress(audio: Tensor, settings: Settings, sample_rate: int) -> Tensor:
         torch.exp(-2000 * math.pi / (sample_rate * _by_example(settings[name]))) for name in ("attack_ms", "release_ms")
     )
     envelope = _Envelope.apply(audio.abs(), attack, release)
-    threshold = 10 ** (_by_example(settings["threshold_db"]) / 20)
+    threshold = db_to_amplitude(_by_example(settings["threshold_db"]))
     return audio * (envelope / threshold).clamp(min=1) ** (1 / _by_example(settings["ratio"]) - 1)
 
 
@@ -187,7 +188,7 @@ def _by_example(value: Any) -> Tensor:
 
 
 def _gain(audio: Tensor, decibels: Any) -> Tensor:
-    return audio * (10 ** (_tensor(decibels) / 20))[..., None, None]
+    return audio * db_to_amplitude(_by_example(decibels))
 
 
 def _tensor(value: Any) -> Tensor:

@@ -71,7 +71,7 @@ def test_code_of_a_model_that_the_config_does_not_name_is_not_run(trained, tmp_p
 
 
 def test_a_model_that_ships_fits_a_run_with_its_encoder():
-    options = EncoderOptions("conv")
+    options = EncoderOptions("conv", width=0.35)
     model = Mastering([{"effect": "pedalboard:Gain"}], context_samples=65536, frame_samples=32768, encoder=options)
     sentences = take_weights(model, find_checkpoint("mastering"))
     assert len(sentences) == 2 and "untrained" in sentences[1]

@@ -68,7 +68,7 @@ MODELS = {
             "mastering engines, not made by a person.",
             "Loudness and density change most. Tonal balance improves little, as the loss at equal loudness shows.",
             "The test set has four excerpts of two songs, by the bands of the training songs.",
-            "Outputs reach about -11 LUFS, which is louder than streaming services play.",
+            "Outputs reach about -12 LUFS, which is louder than streaming services play.",
         ],
     ),
     "nonspeech": Model(

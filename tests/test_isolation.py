@@ -11,6 +11,7 @@ import sys
 import time
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions, isolation
+from dfx.blackbox import EffectLayer, GradientOptions, RenderingOptions, adaptive, isolation
 from dfx.blackbox.isolation import IsolatedLanes
 from dfx.callbacks.run_folder import RunFolder
 from dfx.datasets import PairedAudio
@@ -120,6 +121,94 @@ def test_a_checkpoint_of_threads_continues_in_processes_and_vice_versa(tmp_path)
         restored.load_streaming_state(torch.load(tmp_path / "state.pt", weights_only=True))
         for expected, result in zip(step(saved, 3, [False] * 3), step(restored, 3, [False] * 3)):
             assert torch.equal(expected, result)
+
+
+# --- threads or processes, whichever are faster ---------------------------------------------------------
+
+BUILT_IN = [effect for effect in TUBE if effect.effect.startswith("pedalboard:")]
+
+
+def adaptive_layers(effects: list[EffectSpec] = BUILT_IN, restart: str = "excerpt") -> tuple[EffectLayer, EffectLayer]:
+    """Return a layer that may move to processes, and one that may not."""
+    spec, gradient = ChainSpec(effects, SAMPLE_RATE), GradientOptions(sides=2, restart=restart)
+    return tuple(EffectLayer(spec, gradient, RenderingOptions(workers)) for workers in (2, 1))
+
+
+def set_times(monkeypatch, threads: float, processes: float) -> None:
+    """Let a step take these seconds for the choice of threads or processes, and a trial a few steps."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += processes if multiprocessing.active_children() else threads
+        return now[0]
+
+    monkeypatch.setattr(adaptive, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(adaptive, "_TRIAL_SECONDS", 3 * threads)
+
+
+def in_processes(layer: EffectLayer, other: EffectLayer, steps: int, restart_every: int = 3) -> list[bool]:
+    """Return for each step whether processes rendered it, and check that output and gradient are those of ``other``."""
+    moved = []
+    for k in range(steps):
+        restart = [k % restart_every == 0] * 3
+        for result, expected in zip(step(layer, k, restart), step(other, k, restart)):
+            assert torch.equal(result, expected)
+        moved.append(bool(multiprocessing.active_children()))
+    return moved
+
+
+@pytest.mark.parametrize("threads, processes, remain", [(2, 1, True), (1, 2, False)])
+def test_lanes_move_when_all_restart_and_remain_where_they_are_faster(threads, processes, remain, monkeypatch):
+    set_times(monkeypatch, threads, processes)
+    layer, other = adaptive_layers()
+    moved = in_processes(layer, other, 18)
+    first = moved.index(True)
+    assert first % 3 == 0 and moved[first : first + 3] == [True] * 3
+    assert moved[-6:] == [remain] * 6
+    layer._training_lanes.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("case", ["an effect of Python", "an excerpt that goes on", "restart: never"])
+def test_lanes_remain_in_threads_where_processes_could_change_the_audio(case, monkeypatch):
+    set_times(monkeypatch, 2, 1)
+    effects = TUBE if case == "an effect of Python" else BUILT_IN
+    layers = adaptive_layers(effects, "never" if case == "restart: never" else "excerpt")
+    assert not any(in_processes(*layers, 12, restart_every=99 if case == "an excerpt that goes on" else 3))
+
+
+def test_lanes_remain_in_threads_where_processes_cannot_start(monkeypatch):
+    def fail(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    set_times(monkeypatch, 2, 1)
+    assert not any(in_processes(*adaptive_layers(), 12))
+
+
+def test_a_checkpoint_of_lanes_that_have_moved_continues_to_the_bit(monkeypatch):
+    set_times(monkeypatch, 2, 1)
+    layer, other = adaptive_layers()
+    assert in_processes(layer, other, 11)[-1]
+    restored, _ = adaptive_layers()
+    restored.load_streaming_state(layer.streaming_state())
+    for result, expected in zip(step(restored, 11, [False] * 3), step(other, 11, [False] * 3)):
+        assert torch.equal(result, expected)
+    layer._training_lanes.close()
+
+
+def test_an_effect_that_fails_in_processes_raises_what_it_raises_in_threads(monkeypatch):
+    set_times(monkeypatch, 2, 1)
+    layer, other = adaptive_layers()
+    assert in_processes(layer, other, 11)[-1]
+    not_finite = torch.full((3, 512), torch.nan)
+    parameters, going_on = torch.full((3, len(layer.chain.parameters)), 0.5).requires_grad_(), torch.zeros(3) > 0
+    messages = []
+    for one in (layer, other):
+        with pytest.raises(RenderError, match="was given audio that is not finite") as error:
+            one(not_finite, parameters, going_on)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 # --- misbehaving effects -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -36,11 +37,15 @@ from dfx.blackbox.lanes import Lane, Lanes, RenderingOptions, by_frame
 from dfx.effects import ChainSpec, EffectError, RenderError
 from dfx.errors import UserError
 
+_PATIENCE_SECONDS = 0.1
+"""Longest time to wait for one worker before all are checked."""
+
 START_SECONDS = 120.0
 """Longest time from the start of a worker process until it builds its first effect."""
 
-_DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST = range(6)
-"""Entries of a worker's status: the deadline of its effect, in time.monotonic(), and the place of its values."""
+_DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST, _DONE = range(7)
+"""Entries of a worker's status: the deadline of its effect, in time.monotonic(), the place of its values, and true from
+the end of a job, just before the answer."""
 
 _NO_EFFECT = -1.0
 """Value of ``_FIRST`` while no effect is active."""
@@ -53,16 +58,8 @@ _HIDING = threading.Lock()
 _Shape = tuple[int, int, int, int, int, int]
 """Rows, renderings, frames, parameters, channels, samples of all frames."""
 
-_Rows = list[tuple[int, int, bool]]
-"""For each lane to render, its row in the buffers, its number, and true if it restarts."""
-
-_Job = tuple[str, _Shape, _Rows]
-"""Name and shape of the buffers, and the lanes to render."""
-
-
-def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
-    """Return lanes in threads or, with ``options.isolate``, in processes; see :class:`Lanes` for the arguments."""
-    return (IsolatedLanes if options.isolate else Lanes)(spec, renderings, options, **others)
+_Job = tuple[str, _Shape, list[int], list[bool]]
+"""Name and shape of the buffers; for each of their rows, the lane that it is for, and whether this restarts."""
 
 
 def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
@@ -136,15 +133,13 @@ class IsolatedLanes(Lanes):
             # Start all workers before the first gets a job.
             new = range(len(self._processes), min(self.workers.count, len(self._history)))
             for number in new:
-                self._processes[number] = _Worker(self._spec, self._renderings, self._timeout_seconds)
+                place = number, self.workers.count
+                self._processes[number] = _Worker(place, self._spec, self._renderings, self._timeout_seconds)
             if new or not self._buffers or self._buffers[0].shape != shape:
                 self._share_buffers(shape)
             buffers = self._buffers[0]
             buffers.audio[:], buffers.values[:] = audio, values
-            jobs: dict[int, _Rows] = {}
-            for row, lane in enumerate(lanes):
-                jobs.setdefault(lane % self.workers.count, []).append((row, lane, bool(restart[row])))
-            self._run({number: (buffers.name, shape, rows) for number, rows in jobs.items()})
+            self._run((buffers.name, shape, list(lanes), restart.tolist()))
             output = self._output_buffer(buffers.output.shape)
             output[:] = buffers.output
             return output
@@ -158,47 +153,54 @@ class IsolatedLanes(Lanes):
         buffers = _Buffers(shape)
         self._buffers.append(buffers)
         try:
-            # A job without rows.
-            self._run({number: (buffers.name, shape, []) for number in self._processes})
+            # A job without lanes.
+            self._run((buffers.name, shape, [], []))
         finally:
             buffers.unlink()
 
-    def _run(self, jobs: dict[int, _Job]) -> None:
-        """Give jobs to workers, by number, and return when all are done."""
-        workers = {number: self._processes[number] for number in jobs}
-        for number, worker in workers.items():
-            self._send(worker, jobs[number])
-        self._wait({worker.connection: worker for worker in workers.values()})
+    def _run(self, job: _Job) -> None:
+        """Give a job to all workers, and return when all are done."""
+        message = pickle.dumps(job)
+        busy = {worker.connection: worker for worker in self._processes.values()}
+        for worker in busy.values():
+            self._send(worker, message)
+        while busy:
+            # In order, since a wait for any of them takes longer the more they are; that is for when one is late.
+            connection, worker = next(iter(busy.items()))
+            is_ready = worker.status[_DONE] or connection.poll(_PATIENCE_SECONDS)
+            ready = [connection] if is_ready else self._wait_for_any(busy)
+            for connection in ready:
+                self._receive(busy.pop(connection))
 
-    def _send(self, worker: _Worker, job: _Job) -> None:
-        worker.sent = time.monotonic()
+    def _send(self, worker: _Worker, message: bytes) -> None:
+        worker.sent, worker.status[_DONE] = time.monotonic(), False
         worker.status[_DEADLINE] = max(worker.status[_DEADLINE], worker.sent + self._timeout_seconds)
         try:
-            worker.connection.send(job)
+            worker.connection.send_bytes(message)
         except OSError:
             raise self._error(worker, worker.describe_exit()) from None
 
-    def _wait(self, busy: dict[Connection, _Worker]) -> None:
-        while busy:
-            worker = min(busy.values(), key=lambda worker: worker.status[_DEADLINE])
-            left = worker.status[_DEADLINE] - time.monotonic()
-            # The deadline for starting is replaced by an earlier one once the worker has started.
-            answers = cast(list[Connection], wait(list(busy), min(max(left, 0.0), self._timeout_seconds)))
-            if left <= 0 and not answers:
-                is_idle = worker.status[_FIRST] == _NO_EFFECT
-                seconds = time.monotonic() - worker.sent if is_idle else self._timeout_seconds
-                raise self._error(worker, f"did not answer within {seconds:.3g} s")
-            for connection in answers:
-                worker = busy.pop(connection)
-                try:
-                    failure = connection.recv()
-                except (EOFError, OSError):
-                    raise self._error(worker, worker.describe_exit()) from None
-                if failure is not None:
-                    raise failure
+    def _wait_for_any(self, busy: dict[Connection, _Worker]) -> list[Connection]:
+        worker = min(busy.values(), key=lambda worker: worker.status[_DEADLINE])
+        left = worker.status[_DEADLINE] - time.monotonic()
+        # The deadline for starting is replaced by an earlier one once the worker has started.
+        ready = cast(list[Connection], wait(list(busy), min(max(left, 0.0), self._timeout_seconds)))
+        if left <= 0 and not ready:
+            is_idle = worker.status[_FIRST] == _NO_EFFECT
+            seconds = time.monotonic() - worker.sent if is_idle else self._timeout_seconds
+            raise self._error(worker, f"did not answer within {seconds:.3g} s")
+        return ready
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            failure = worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            raise self._error(worker, worker.describe_exit()) from None
+        if failure:
+            raise pickle.loads(failure)
 
     def _error(self, worker: _Worker, fault: str) -> RenderError:
-        row, frame, rendering, first, last = map(int, worker.status[_ROW:])
+        row, frame, rendering, first, last = map(int, worker.status[_ROW:_DONE])
         if first == _NO_EFFECT:
             names = " + ".join(recipe.name for recipe in self._spec.recipes)
             return RenderError(f"a worker for {names} {fault} while none of them was active")
@@ -258,10 +260,10 @@ class _Worker:
 
     sent = 0.0
 
-    def __init__(self, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
-        self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0])
+    def __init__(self, place: tuple[int, int], spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
+        self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0, 0])
         self.connection, worker_end = _SPAWN.Pipe()
-        arguments = (worker_end, self.status, spec, renderings, timeout_seconds)
+        arguments = (worker_end, self.status, place, spec, renderings, timeout_seconds)
         self._process = _SPAWN.Process(target=_serve, args=arguments, name="lanes", daemon=True)
         with _main_module_hidden():
             self._process.start()
@@ -282,21 +284,29 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
+def _serve(
+    connection: Connection,
+    status: Any,
+    place: tuple[int, int],
+    spec: ChainSpec,
+    renderings: int,
+    timeout_seconds: float,
+) -> None:
     """Run a worker process: render jobs until the parent closes the connection or ends."""
     # Ctrl-C reaches all processes of a terminal; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    worker, workers = place
     lanes: defaultdict[int, Lane] = defaultdict(lambda: Lane(spec, renderings, before_effect))
     buffers: _Buffers | None = None
 
     def before_effect(rendering: int, place: slice) -> None:
-        status[_RENDERING:] = rendering, place.start, place.stop
+        status[_RENDERING:_DONE] = rendering, place.start, place.stop
         status[_DEADLINE] = time.monotonic() + timeout_seconds
 
     while True:
         try:
-            name, shape, rows = connection.recv()
+            name, shape, numbers, restarts = connection.recv()
         except EOFError:
             os._exit(0)
         try:
@@ -304,7 +314,9 @@ def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int
                 if buffers is not None:
                     buffers.close()
                 buffers = _Buffers(shape, name)
-            for row, lane, restart in rows:
+            for row, (lane, restart) in enumerate(zip(numbers, restarts)):
+                if lane % workers != worker:
+                    continue
                 status[_ROW], status[_FRAME] = row, 0
                 if restart:
                     lanes[lane].restart()
@@ -319,8 +331,8 @@ def _serve(connection: Connection, status: Any, spec: ChainSpec, renderings: int
             failure = error
         except Exception:
             failure = RuntimeError(traceback.format_exc())
-        status[_FIRST] = _NO_EFFECT
-        connection.send(failure)
+        status[_FIRST], status[_DONE] = _NO_EFFECT, True
+        connection.send_bytes(b"" if failure is None else pickle.dumps(failure))
 
 
 def _exit_with_parent() -> None:

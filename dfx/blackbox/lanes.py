@@ -13,6 +13,8 @@ from dfx.blackbox.workers import Workers
 from dfx.effects import ChainSpec
 from dfx.errors import check_numbers
 
+LONGEST_TIMEOUT_SECONDS = 86400.0
+
 _Step = tuple[np.ndarray, np.ndarray, int]
 """Audio and values of a batch, and the row of a lane in them."""
 
@@ -22,10 +24,11 @@ class RenderingOptions:
     """Options of the rendering; the audio does not depend on them.
 
     Args:
-        workers: number of threads, including the calling one, or of processes; by default the number of cores,
-            which the ranks of a machine share.
-        isolate: render in separate processes, for plugins that crash or hang: the run then ends with an error that
-            names the plugin and its values.
+        workers: number of threads, including the calling one, or of processes, whichever are faster, see
+            :class:`~dfx.blackbox.adaptive.AdaptiveLanes`; by default the number of cores, which the ranks of a
+            machine share.
+        isolate: render in processes from the start, for plugins that crash or hang: the run then ends with an error
+            that names the plugin and its values.
         timeout_seconds: longest time to build an effect, or to render one frame with it; only with ``isolate``,
             since a thread cannot be stopped.
 
@@ -38,7 +41,7 @@ class RenderingOptions:
     timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), workers="1..1024", timeout_seconds="(0, 86400]")
+        check_numbers(vars(self), workers="1..1024", timeout_seconds=f"(0, {LONGEST_TIMEOUT_SECONDS:g}]")
 
 
 def by_frame(audio: np.ndarray, frames: int) -> np.ndarray:

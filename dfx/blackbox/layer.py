@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfx import distributed
+from dfx.blackbox.adaptive import make_lanes
 from dfx.blackbox.gradient import Estimator, GradientOptions, Points
-from dfx.blackbox.isolation import call_in_process, make_lanes
+from dfx.blackbox.isolation import call_in_process
 from dfx.blackbox.lanes import Lanes, RenderingOptions
 from dfx.blackbox.perturbation import Perturbation
 from dfx.blackbox.workers import Workers

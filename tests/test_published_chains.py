@@ -265,9 +265,7 @@ def test_the_probe_reports_the_known_surprises(effect, train, fixed, expected):
         assert any(re.search(sentence, surprise) for surprise in report.surprises), report.surprises
     if expected == []:
         assert not any("dead" in surprise for surprise in report.surprises)
-    # ZamTube sometimes starts with uninitialized state.
-    if effect != "vst3:ZamTube":
-        assert report.difference_of_instances == report.restart_error == report.frame_errors[1024] == 0
+    assert report.difference_of_instances == report.restart_error == report.frame_errors[1024] == 0
     assert report.latency_reported == (110 if effect == f"{LSP}limiter_mono" else 0)
     assert all(parameter.reads_back for parameter in report.parameters)
 

@@ -20,7 +20,8 @@ import soundfile
 import torch
 from sklearn.model_selection import train_test_split
 
-from dfx.datasets.pairs import SPLITS, check_audio, find_pairs
+from dfx.audio.reading import AudioFile
+from dfx.datasets.pairs import SPLITS, check_audio, find_pairs, list_pairs
 from dfx.datasets.preparation import download as download_module
 from dfx.datasets.preparation.pairs import ZenodoPairs, run, safe_name, split_as_published, split_by_group, write_audio
 from dfx.errors import DataError, UserError
@@ -40,6 +41,7 @@ def script(name: str):
 AUDIOMDPI = script("prepare_audiomdpi").AUDIOMDPI
 DAPS = script("prepare_daps").DAPS
 cambridge = script("prepare_cambridge_mt")
+cut_songs = script("cut_songs")
 draw_pairs = script("draw_pairs")
 
 
@@ -455,6 +457,37 @@ def test_a_draw_is_of_different_groups_and_the_same_again(tmp_path, capsys):
         draw(0, "--train=8")
     with pytest.raises(UserError, match="validation is 0"):
         draw(0, "--validation=0")
+
+
+# Cuts of songs
+
+
+def test_the_middles_of_long_songs_are_cut(tmp_path, capsys):
+    songs, folder = tmp_path / "songs", tmp_path / "cut"
+    (songs / "band" / "album").mkdir(parents=True)
+    long = sound(samples=4 * RATE, channels=2)
+    soundfile.write(songs / "band" / "album" / "long.wav", long, RATE, "FLOAT")
+    soundfile.write(songs / "short.wav", sound(samples=RATE), RATE)
+    soundfile.write(songs / "silent.wav", np.zeros(4 * RATE), RATE)
+    (songs / "broken.wav").write_bytes(b"RIFF")
+    options = [str(songs), str(folder), "--seconds=1", "--shortest=2"]
+    cut_songs.main(options)
+    assert capsys.readouterr().out == f"1 songs, listed in {folder / 'manifest.csv'}\n"
+    ((pair, split),) = list_pairs(str(folder))
+    assert (pair.name, split) == ("band_long", "test") and pair.input.path == pair.target.path
+    cut, _ = soundfile.read(pair.input.path)
+    middle = AudioFile.open(str(songs / "band" / "album" / "long.wav")).read(22050 * 3 // 2, 22050, 22050, 1)
+    np.testing.assert_allclose(cut, middle[0], atol=1e-6)
+    with (folder / "doubtful.csv").open() as file:
+        assert {row["name"]: row["reason"] for row in csv.DictReader(file)}.keys() == {"silent", "broken"}
+
+    (songs / "band" / "long.wav").write_bytes((songs / "band" / "album" / "long.wav").read_bytes())
+    with pytest.raises(UserError, match="would both be named band_long: rename one of them"):
+        cut_songs.main(options)
+    with pytest.raises(DataError, match="has no song of 9 s or more that can be read"):
+        cut_songs.main([*options[:3], "--shortest=9"])
+    with pytest.raises(UserError, match="--shortest 1.5 is less than the 2 s of a cut"):
+        cut_songs.main([*options[:3], "--shortest=1.5", "--seconds=2"])
 
 
 # Cambridge-MT

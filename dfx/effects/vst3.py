@@ -245,9 +245,8 @@ def _describe(name: str, sample_rate: int, channels: int) -> Description:
         raise EffectError(f"vst3:{name} is an instrument: it takes no audio")
     entries = _entries(name, plugin)
     plugin_channels = _plugin_channels(name, plugin, sample_rate, channels)
-    reset_is_exact = plugin._reload_type == ReloadType.ClearsAudioOnReset and _repeats(
-        plugin, plugin_channels, sample_rate
-    )
+    clears_audio = plugin._reload_type == ReloadType.ClearsAudioOnReset
+    reset_is_exact = clears_audio and _repeats(plugin, plugin_channels, sample_rate)
     return Description(path, plugin_name or None, plugin_channels, reset_is_exact, entries)
 
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.shortest < options.seconds:
         raise UserError(f"--shortest {options.shortest:g} is less than the {options.seconds:g} s of a cut")
     count = cut(options.songs, options.folder, options.seconds, options.shortest)
-    print(f"{count} songs, listed in {options.folder / 'manifest.csv'}")
+    print(f"{count} song{'s' * (count > 1)}, listed in {options.folder / 'manifest.csv'}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,17 @@ _TRIAL_SECONDS = 5.0
 def make_lanes(spec: ChainSpec, renderings: int, options: RenderingOptions, **others: bool) -> Lanes:
     """Return lanes that follow ``options.isolate``; see :class:`Lanes` for the arguments."""
     return (IsolatedLanes if options.isolate else AdaptiveLanes)(spec, renderings, options, **others)
+
+
+@dataclasses.dataclass
+class _Total:
+    """Time of all steps that were rendered one way, and the number of their rows."""
+
+    seconds: float = 0.0
+    rows: int = 0
+
+
+_Way = Literal["threads", "processes"]
 
 
 class AdaptiveLanes(Lanes):
@@ -38,9 +50,7 @@ class AdaptiveLanes(Lanes):
         self._processes: IsolatedLanes | None = None
         self._are_live = False
         self._may_move = all(recipe.host != "python" for recipe in spec.recipes)
-        # By whether processes render.
-        self._seconds = {False: 0.0, True: 0.0}
-        self._rows = {False: 0, True: 0}
+        self._totals: dict[_Way, _Total] = {"threads": _Total(), "processes": _Total()}
 
     def close(self) -> None:
         super().close()
@@ -50,9 +60,9 @@ class AdaptiveLanes(Lanes):
             self._processes = None
 
     def _render(self, lanes: Sequence[int], audio: np.ndarray, values: np.ndarray, restart: np.ndarray) -> np.ndarray:
-        if restart.all() and len(lanes) == len(self._history) and (processes := self._choose()) != self._in_processes:
+        if restart.all() and len(lanes) == len(self._history) and (way := self._choose()) != self._way:
             self.close()
-            if processes:
+            if way == "processes":
                 self._processes = IsolatedLanes(self._spec, self._renderings, self._process_options)
         start = time.perf_counter()
         if self._processes is None:
@@ -69,21 +79,21 @@ class AdaptiveLanes(Lanes):
                 output = super()._render(lanes, audio, values, restart)
         # The first step builds the effects.
         if self._are_live:
-            self._seconds[self._in_processes] += time.perf_counter() - start
-            self._rows[self._in_processes] += len(lanes)
+            self._totals[self._way].seconds += time.perf_counter() - start
+            self._totals[self._way].rows += len(lanes)
         self._are_live = True
         return output
 
     @property
-    def _in_processes(self) -> bool:
-        return self._processes is not None
+    def _way(self) -> _Way:
+        return "threads" if self._processes is None else "processes"
 
-    def _choose(self) -> bool:
-        """Return whether processes should render from now on."""
+    def _choose(self) -> _Way:
+        """Return the way in which lanes should render from now on."""
         if not self._may_move or self.workers.count == 1 or multiprocessing.current_process().daemon:
             # A daemonic process cannot start others.
-            return False
-        for processes in (False, True):
-            if self._seconds[processes] < _TRIAL_SECONDS:
-                return processes
-        return min((False, True), key=lambda processes: self._seconds[processes] / self._rows[processes])
+            return "threads"
+        for way, total in self._totals.items():
+            if total.seconds < _TRIAL_SECONDS:
+                return way
+        return min(self._totals, key=lambda way: self._totals[way].seconds / self._totals[way].rows)

@@ -133,8 +133,9 @@ class IsolatedLanes(Lanes):
             # Start all workers before the first gets a job.
             new = range(len(self._processes), min(self.workers.count, len(self._history)))
             for number in new:
-                place = number, self.workers.count
-                self._processes[number] = _Worker(place, self._spec, self._renderings, self._timeout_seconds)
+                self._processes[number] = _Worker(
+                    number, self.workers.count, self._spec, self._renderings, self._timeout_seconds
+                )
             if new or not self._buffers or self._buffers[0].shape != shape:
                 self._share_buffers(shape)
             buffers = self._buffers[0]
@@ -252,7 +253,7 @@ class _Buffers:
 
 
 class _Worker:
-    """Handle of a worker process.
+    """Handle of a worker process, one of ``workers``.
 
     Attributes:
         sent: time.monotonic() of its last job.
@@ -260,10 +261,10 @@ class _Worker:
 
     sent = 0.0
 
-    def __init__(self, place: tuple[int, int], spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
+    def __init__(self, number: int, workers: int, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
         self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0, 0])
         self.connection, worker_end = _SPAWN.Pipe()
-        arguments = (worker_end, self.status, place, spec, renderings, timeout_seconds)
+        arguments = (worker_end, self.status, number, workers, spec, renderings, timeout_seconds)
         self._process = _SPAWN.Process(target=_serve, args=arguments, name="lanes", daemon=True)
         with _main_module_hidden():
             self._process.start()
@@ -287,16 +288,16 @@ class _Worker:
 def _serve(
     connection: Connection,
     status: Any,
-    place: tuple[int, int],
+    number: int,
+    workers: int,
     spec: ChainSpec,
     renderings: int,
     timeout_seconds: float,
 ) -> None:
-    """Run a worker process: render jobs until the parent closes the connection or ends."""
+    """Run worker ``number`` of ``workers``: render jobs until the parent closes the connection or ends."""
     # Ctrl-C reaches all processes of a terminal; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    worker, workers = place
     lanes: defaultdict[int, Lane] = defaultdict(lambda: Lane(spec, renderings, before_effect))
     buffers: _Buffers | None = None
 
@@ -306,7 +307,7 @@ def _serve(
 
     while True:
         try:
-            name, shape, numbers, restarts = connection.recv()
+            name, shape, lane_numbers, restarts = connection.recv()
         except EOFError:
             os._exit(0)
         try:
@@ -314,8 +315,8 @@ def _serve(
                 if buffers is not None:
                     buffers.close()
                 buffers = _Buffers(shape, name)
-            for row, (lane, restart) in enumerate(zip(numbers, restarts)):
-                if lane % workers != worker:
+            for row, (lane, restart) in enumerate(zip(lane_numbers, restarts)):
+                if lane % workers != number:
                     continue
                 status[_ROW], status[_FRAME] = row, 0
                 if restart:

@@ -32,6 +32,12 @@ class Gain:
         pass
 
 
+class Kilohertz(Gain):
+    """Gain with a parameter in kHz."""
+
+    controls = (Control("frequency_khz", 1.0, 0.1, 20.0, "kHz", "log"),)
+
+
 class Quadratic:
     """Multiply by a quadratic form of three values, each in [0, 1]."""
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from tests.known_effects import Gain
 
+SPIN_SECONDS = 0.3
+
 
 def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -32,6 +34,16 @@ class Hanging(Gain):
     def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
         while gain > 0.5:
             time.sleep(1)
+        return audio
+
+
+class Spinning(Gain):
+    """Take ``SPIN_SECONDS`` of CPU time."""
+
+    def process(self, audio: np.ndarray, gain: float) -> np.ndarray:
+        end = time.process_time() + SPIN_SECONDS
+        while gain > 0.5 and time.process_time() < end:
+            pass
         return audio
 
 

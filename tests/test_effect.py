@@ -38,6 +38,8 @@ def test_frequencies_are_kept_below_nyquist():
     refused("0.49 of the sample rate", EffectSpec(lowpass, train={"cutoff_frequency_hz": (1000, 12000)}))
     refused("0.49 of the sample rate", EffectSpec(lowpass, fixed={"cutoff_frequency_hz": 12000.0}))
     assert ChainSpec([EffectSpec(lowpass)], 44100).parameters[0].high == 20000
+    (parameter,) = ChainSpec([known("Kilohertz")], SAMPLE_RATE).parameters
+    assert parameter.high == pytest.approx(0.49e-3 * SAMPLE_RATE)
 
 
 def test_an_invalid_spec_is_refused():
@@ -236,6 +238,13 @@ def test_a_failing_effect_is_named_with_its_values(noise):
     chain = ChainSpec([known("Gain", name="first"), known("Raising", name="second")], SAMPLE_RATE).build()
     with pytest.raises(RenderError, match=r"second at \(second.gain=1.7\) failed: too loud"):
         chain.render(noise, np.array([1.0, 1.7]))
+
+
+def test_a_failing_effect_without_trained_parameters_is_named_too(noise):
+    fixed = known("Raising", name="second", train={}, fixed={"gain": 1.7})
+    chain = ChainSpec([known("Gain", name="first"), fixed], SAMPLE_RATE).build()
+    with pytest.raises(RenderError, match=r"^second failed: too loud"):
+        chain.render(noise, np.array([1.0]))
 
 
 def test_audio_that_is_not_finite_is_attributed_to_the_effect_that_returned_it(noise):

@@ -29,6 +29,7 @@ from dfx.errors import UserError
 from dfx.losses import LossOptions
 from dfx.tasks import TubeAmp
 from tests.known_effects import SAMPLE_RATE, Gain, known
+from tests.misbehaving import SPIN_SECONDS
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 1.0
@@ -211,6 +212,14 @@ def test_an_effect_that_fails_in_processes_raises_what_it_raises_in_threads(monk
     assert messages[0] == messages[1]
 
 
+def test_the_cpu_time_of_processes_counts_also_after_they_have_ended():
+    lanes = lanes_with(misbehaving("Spinning"))
+    start = isolation.cpu_seconds()
+    render(lanes, 0.75)
+    lanes.close()
+    assert isolation.cpu_seconds() - start >= SPIN_SECONDS
+
+
 # --- misbehaving effects -------------------------------------------------------------------------------
 
 
@@ -225,6 +234,14 @@ def test_an_effect_that_fails_in_processes_raises_what_it_raises_in_threads(monk
 )
 def test_an_effect_that_misbehaves_is_survived_and_named_with_its_values(effect, message):
     check_that_it_is_survived_and_named(misbehaving(effect), message)
+
+
+@pytest.mark.parametrize("effect, message", [("Crashing", CRASHED), ("NotFinite", NOT_FINITE)])
+def test_an_effect_without_trained_parameters_that_misbehaves_is_named(effect, message):
+    spec = ChainSpec([known("Gain", name="before"), misbehaving(effect, train={}, fixed={"gain": 0.75})], SAMPLE_RATE)
+    lanes = IsolatedLanes(spec, 1, RenderingOptions(workers=1, isolate=True))
+    with pytest.raises(RenderError, match=rf"^it {message}$"):
+        lanes.render(np.ones((1, 1, 64), np.float32), np.ones((1, 1, 1, 1)), np.ones(1, bool))
 
 
 @pytest.fixture(scope="module")

@@ -166,8 +166,11 @@ class TestTables:
 
 
 def test_a_missing_file_and_a_file_that_is_not_a_plugin_have_different_errors(tmp_path):
-    with pytest.raises(EffectError, match="there is no plugin at"):
-        chain_of(str(tmp_path / "absent.vst3"))
+    for absent in (str(tmp_path / "absent.vst3"), "~nobody/absent.vst3"):
+        with pytest.raises(EffectError, match="there is no plugin at"):
+            chain_of(absent)
+    with pytest.raises(EffectError, match="no plugin '~' is installed"):
+        chain_of("~")
     (tmp_path / "notes.vst3").write_text("not a plugin")
     with pytest.raises(EffectError, match="not a plugin that can be loaded"):
         chain_of(str(tmp_path / "notes.vst3"))

@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from dfx import cli
+from dfx.blackbox.isolation import cpu_seconds
 from dfx.errors import DataError
 from dfx.loggers.best_effort import best_effort
 from dfx.tasks import Task
@@ -128,7 +129,7 @@ class StepTimer(pl.Callback):
 
 
 def _clocks() -> np.ndarray:
-    clocks = time.process_time(), time.perf_counter()
+    clocks = cpu_seconds(), time.perf_counter()
     return np.array([clocks, (best_effort.cpu_seconds, best_effort.seconds)])
 
 
@@ -173,10 +174,11 @@ def step(configs: Sequence[str], steps: int, options: Sequence[str]) -> Iterator
 def _data_options(config: str, folder: Path) -> list[str]:
     """Return options that let noise take the place of the config's data if these are absent."""
     try:
-        data = (yaml.safe_load(Path(config).read_text()) or {}).get("data", {})
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+        data = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}).get("data") or {}
+        root = Path(data.get("root") or "")
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise DataError(f"{config} cannot be read as a config: {error}") from error
-    if Path(data.get("root", "")).is_dir():
+    if root.is_dir():
         return []
     generator = np.random.default_rng(0)
     rows = [("train", i) for i in range(data.get("batch_size", 16))] + [("validation", 0), ("test", 0)]

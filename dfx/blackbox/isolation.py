@@ -29,7 +29,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -43,9 +43,10 @@ _PATIENCE_SECONDS = 0.1
 START_SECONDS = 120.0
 """Longest time from the start of a worker process until it builds its first effect."""
 
-_DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST, _DONE = range(7)
-"""Entries of a worker's status: the deadline of its effect, in time.monotonic(), the place of its values, and true from
-the end of a job, just before the answer."""
+_DEADLINE, _ROW, _FRAME, _RENDERING, _FIRST, _LAST, _CPU_SECONDS, _DONE = range(8)
+"""Entries of a worker's status: the deadline of its effect, in time.monotonic(); the place of its values, and the slice
+of its recipes; the CPU time of the process until the end of its last job; and true from the end of a job, just before
+the answer."""
 
 _NO_EFFECT = -1.0
 """Value of ``_FIRST`` while no effect is active."""
@@ -60,6 +61,11 @@ _Shape = tuple[int, int, int, int, int, int]
 
 _Job = tuple[str, _Shape, list[int], list[bool]]
 """Name and shape of the buffers; for each of their rows, the lane that it is for, and whether this restarts."""
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process, and of its workers until the end of their last jobs, in seconds."""
+    return time.process_time() + _Worker.total_cpu_seconds
 
 
 def call_in_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
@@ -197,16 +203,18 @@ class IsolatedLanes(Lanes):
             failure = worker.connection.recv_bytes()
         except (EOFError, OSError):
             raise self._error(worker, worker.describe_exit()) from None
+        worker.count_cpu_seconds()
         if failure:
             raise pickle.loads(failure)
 
     def _error(self, worker: _Worker, fault: str) -> RenderError:
-        row, frame, rendering, first, last = map(int, worker.status[_ROW:_DONE])
+        row, frame, rendering, first, last = map(int, worker.status[_ROW:_CPU_SECONDS])
         if first == _NO_EFFECT:
             names = " + ".join(recipe.name for recipe in self._spec.recipes)
             return RenderError(f"a worker for {names} {fault} while none of them was active")
-        values = self._buffers[0].values[row, rendering, frame, first:last]
-        return RenderError.at(self._spec.parameters[first:last], values, fault)
+        numbers = slice(first, last)
+        values = self._buffers[0].values[row, rendering, frame, self._spec.place(numbers)]
+        return RenderError.at(self._spec.recipes[numbers], values, fault)
 
 
 def _release(processes: dict[int, _Worker], buffers: list[_Buffers]) -> None:
@@ -257,12 +265,15 @@ class _Worker:
 
     Attributes:
         sent: time.monotonic() of its last job.
+        total_cpu_seconds: CPU time of all worker processes.
     """
 
+    total_cpu_seconds: ClassVar[float] = 0.0
     sent = 0.0
+    _cpu_seconds = 0.0
 
     def __init__(self, number: int, workers: int, spec: ChainSpec, renderings: int, timeout_seconds: float) -> None:
-        self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0, 0])
+        self.status = _SPAWN.RawArray("d", [time.monotonic() + START_SECONDS, 0, 0, 0, _NO_EFFECT, 0, 0, 0])
         self.connection, worker_end = _SPAWN.Pipe()
         arguments = (worker_end, self.status, number, workers, spec, renderings, timeout_seconds)
         self._process = _SPAWN.Process(target=_serve, args=arguments, name="lanes", daemon=True)
@@ -270,6 +281,11 @@ class _Worker:
             self._process.start()
         # The worker then holds the only other end, so that its death closes the pipe.
         worker_end.close()
+
+    def count_cpu_seconds(self) -> None:
+        """Add the CPU time since the last call to the total."""
+        before, self._cpu_seconds = self._cpu_seconds, self.status[_CPU_SECONDS]
+        _Worker.total_cpu_seconds += self._cpu_seconds - before
 
     def describe_exit(self) -> str:
         """Return the way in which a process that no longer answers has ended."""
@@ -301,8 +317,8 @@ def _serve(
     lanes: defaultdict[int, Lane] = defaultdict(lambda: Lane(spec, renderings, before_effect))
     buffers: _Buffers | None = None
 
-    def before_effect(rendering: int, place: slice) -> None:
-        status[_RENDERING:_DONE] = rendering, place.start, place.stop
+    def before_effect(rendering: int, recipes: slice) -> None:
+        status[_RENDERING:_CPU_SECONDS] = rendering, recipes.start, recipes.stop
         status[_DEADLINE] = time.monotonic() + timeout_seconds
 
     while True:
@@ -332,7 +348,7 @@ def _serve(
             failure = error
         except Exception:
             failure = RuntimeError(traceback.format_exc())
-        status[_FIRST], status[_DONE] = _NO_EFFECT, True
+        status[_FIRST], status[_CPU_SECONDS], status[_DONE] = _NO_EFFECT, time.process_time(), True
         connection.send_bytes(b"" if failure is None else pickle.dumps(failure))
 
 

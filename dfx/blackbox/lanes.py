@@ -55,7 +55,7 @@ class Lane:
     Args:
         spec: of the chains.
         renderings: number of chains.
-        before_effect: called with the number of the rendering and the place of an effect's values, before the effect
+        before_effect: called with the number of the rendering and the slice of an effect's recipes, before the effect
             is built, restarts or renders.
     """
 

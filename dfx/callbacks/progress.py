@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from dfx.blackbox.isolation import cpu_seconds
 from dfx.tasks import Task
 
 
@@ -13,7 +14,7 @@ class Progress(pl.Callback):
 
     - ``progress/renderings``: renderings of one example in one step, with perturbed parameters included.
     - ``progress/seconds``: time of training and validation. Work that a resumed run repeats is counted once.
-    - ``progress/cpu_seconds``: the same as CPU time of the process, over all threads.
+    - ``progress/cpu_seconds``: the same as CPU time of all threads, and of the processes that render.
     """
 
     def __init__(self) -> None:
@@ -48,4 +49,4 @@ class Progress(pl.Callback):
 
 
 def _clocks() -> tuple[float, float]:
-    return time.monotonic(), time.process_time()
+    return time.monotonic(), cpu_seconds()

@@ -39,7 +39,7 @@ _NAME = re.compile(r"(?=.{1,64}$)[\w-]+( [\w-]+)*")
 _MAX_RMS = 1e4  # the largest that is accepted from an effect: 80 dB above full scale
 
 EffectCallback = Callable[[slice], None]
-"""Called before an effect is built, renders or restarts, with the slice of the chain's values that it takes."""
+"""Called before an effect is built, renders or restarts, with the slice of the chain's recipes that it renders."""
 
 
 @dataclass
@@ -230,7 +230,8 @@ def _fixed_value(control: Control, value: Any, effect: str, sample_rate: int) ->
 
 
 def _maximum(control: Control, sample_rate: int) -> float:
-    return min(control.maximum, NYQUIST_MARGIN * sample_rate if control.unit == "Hz" else math.inf)
+    hertz = {"Hz": 1.0, "kHz": 1e3}.get(control.unit, 0.0)
+    return min(control.maximum, NYQUIST_MARGIN * sample_rate / hertz if hertz else math.inf)
 
 
 def _check_limits(name: str, described: str, values: Sequence[float], control: Control, maximum: float) -> None:
@@ -313,20 +314,33 @@ class ChainSpec:
         for host, group in itertools.groupby(self.recipes, key=lambda recipe: recipe.host):
             recipes = list(group)
             if before_effect:
-                before_effect(slice(start, start + sum(len(recipe.parameters) for recipe in recipes)))
+                before_effect(slice(start, start + len(recipes)))
             for effect, count in _host(host).build(recipes, self.sample_rate, self.channels):
-                place = slice(start, start + count)
-                parts.append(Part(effect, place, self.parameters[place]))
+                numbers = slice(start, start + count)
+                parts.append(Part(effect, numbers, self.recipes[numbers], self.place(numbers)))
                 start += count
         return Chain(parts, before_effect)
 
+    def place(self, numbers: slice) -> slice:
+        """Return the slice of the chain's values that a slice of its recipes takes."""
+        ends = np.cumsum([0, *(len(recipe.parameters) for recipe in self.recipes)]).tolist()
+        return slice(ends[numbers.start], ends[numbers.stop])
+
 
 class Part(NamedTuple):
-    """One live effect of a chain, the slice of the chain's values that it takes, and their parameters."""
+    """One live effect of a chain.
+
+    Args:
+        effect: that renders one or several consecutive recipes.
+        numbers: the slice of these among the chain's recipes.
+        recipes: these recipes.
+        place: the slice of the chain's values that the effect takes.
+    """
 
     effect: Effect
+    numbers: slice
+    recipes: Sequence[Recipe]
     place: slice
-    parameters: tuple[Parameter, ...]
 
 
 class Chain(Effect):
@@ -347,19 +361,19 @@ class Chain(Effect):
         Raises:
             RenderError: if an effect raises, or returns audio that is not finite or more than 80 dB above full scale.
         """
-        for effect, place, parameters in self.parts:
+        for effect, numbers, recipes, place in self.parts:
             if self._before_effect:
-                self._before_effect(place)
+                self._before_effect(numbers)
             try:
                 output = effect.render(audio, values[place])
             except Exception as error:
-                raise RenderError.at(parameters, values[place], f"failed: {error}") from error
+                raise RenderError.at(recipes, values[place], f"failed: {error}") from error
             # One dot product finds NaN, infinity and excess at a tenth of the cost of checking every sample.
             if not np.vdot(output, output) <= _MAX_RMS**2 * output.size:
                 fault = "returned audio that is not finite or wildly large"
                 if not np.isfinite(audio).all():
                     fault = "was given audio that is not finite"
-                raise RenderError.at(parameters, values[place], fault)
+                raise RenderError.at(recipes, values[place], fault)
             audio = output
         return audio
 
@@ -379,17 +393,17 @@ class Chain(Effect):
         return np.concatenate(outputs, axis=1)[:, self.latency_samples :]
 
     def restart(self) -> None:
-        for effect, place, _ in self.parts:
+        for part in self.parts:
             if self._before_effect:
-                self._before_effect(place)
-            effect.restart()
+                self._before_effect(part.numbers)
+            part.effect.restart()
 
     def read_values(self) -> np.ndarray:
         """Return the values of all trained parameters, NaN where an effect or its host cannot report them."""
-        values = np.empty(sum(len(part.parameters) for part in self.parts))
-        for effect, place, _ in self.parts:
-            reported = effect.read_values()
-            values[place] = np.nan if reported is None else reported
+        values = np.full(self.parts[-1].place.stop, np.nan)
+        for part in self.parts:
+            if (reported := part.effect.read_values()) is not None:
+                values[part.place] = reported
         return values
 
 

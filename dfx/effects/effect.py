@@ -39,13 +39,13 @@ class RenderError(UserError):
         self.values = values or {}
 
     @classmethod
-    def at(cls, parameters: Sequence[Parameter], values: np.ndarray, fault: str) -> RenderError:
-        """Return the error for a fault of the effects with these parameters at ``values``, shape ``(P,)``."""
-        names = dict.fromkeys(parameter.name.split(".")[0] for parameter in parameters)
-        effect = " + ".join(names) or "an effect without parameters"
-        by_name = {parameter.name: float(value) for parameter, value in zip(parameters, values)}
+    def at(cls, recipes: Sequence[Recipe], values: np.ndarray, fault: str) -> RenderError:
+        """Return the error for a fault of effects that share one call, at their trained ``values``, shape ``(P,)``."""
+        effect = " + ".join(recipe.name for recipe in recipes)
+        names = [f"{recipe.name}.{parameter.name}" for recipe in recipes for parameter in recipe.parameters]
+        by_name = dict(zip(names, values.tolist()))
         listed = ", ".join(f"{name}={value:.6g}" for name, value in by_name.items())
-        return cls(f"{effect} at ({listed}) {fault}", effect, by_name)
+        return cls(f"{effect}{f' at ({listed})' if listed else ''} {fault}", effect, by_name)
 
 
 @dataclass(frozen=True)
@@ -123,4 +123,4 @@ class Host(Protocol):
         """Return the controls of an effect by name; raise :class:`EffectError` if it cannot be used."""
 
     def build(self, recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-        """Build live effects, each of one or several consecutive recipes, with their numbers of trained parameters."""
+        """Build live effects, and return each with the number of consecutive recipes that it renders."""

@@ -50,8 +50,8 @@ def _scaled(control: Control, factor: int) -> Control:
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """Build a live effect for each recipe, with its number of trained parameters."""
-    return [(Lv2Effect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
+    """Build a live effect for each recipe."""
+    return [(Lv2Effect(recipe, sample_rate, channels), 1) for recipe in recipes]
 
 
 def list_plugins() -> dict[str, str]:

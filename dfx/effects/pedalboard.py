@@ -54,8 +54,8 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """Build one live effect for all recipes, with the number of their trained parameters."""
-    return [(PedalboardEffect(recipes, sample_rate, channels), sum(len(recipe.parameters) for recipe in recipes))]
+    """Build one live effect for all recipes."""
+    return [(PedalboardEffect(recipes, sample_rate, channels), len(recipes))]
 
 
 def build_plugin(effect: str, settings: Mapping[str, Any], sample_rate: int) -> BuiltPlugin:

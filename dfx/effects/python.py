@@ -36,8 +36,8 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """Build a live effect for each recipe, with its number of trained parameters."""
-    return [(PythonEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
+    """Build a live effect for each recipe."""
+    return [(PythonEffect(recipe, sample_rate, channels), 1) for recipe in recipes]
 
 
 class PythonEffect(Effect):

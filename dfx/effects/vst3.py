@@ -102,7 +102,7 @@ def controls(name: str, sample_rate: int, channels: int) -> dict[str, Control]:
 
 
 def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tuple[Effect, int]]:
-    """Build a live effect for each recipe, with its number of trained parameters; on the main thread.
+    """Build a live effect for each recipe, on the main thread.
 
     Raises:
         EffectError: as :func:`controls`, and for ``au:`` on other systems than macOS.
@@ -110,7 +110,7 @@ def build(recipes: Sequence[Recipe], sample_rate: int, channels: int) -> list[tu
     for recipe in recipes:
         if recipe.host == "au" and sys.platform != "darwin":
             raise EffectError(f"au:{recipe.effect}: {_NO_AUDIO_UNITS}")
-    return [(PluginEffect(recipe, sample_rate, channels), len(recipe.parameters)) for recipe in recipes]
+    return [(PluginEffect(recipe, sample_rate, channels), 1) for recipe in recipes]
 
 
 def load_plugin(recipe: Recipe, values: dict[str, float], sample_rate: int, channels: int) -> LoadedPlugin:
@@ -342,10 +342,12 @@ def installed() -> dict[str, str]:
 
 
 def _find(location: str) -> str:
-    path = Path(location).expanduser()
+    path = Path(location)
     if path.suffix == ".component" and sys.platform != "darwin":
         raise EffectError(f"{location}: {_NO_AUDIO_UNITS}")
     if path.suffix in (".vst3", ".component") or len(path.parts) > 1:
+        # Not Path.expanduser, which raises for an unknown user.
+        path = Path(os.path.expanduser(path))
         if not path.exists():
             raise EffectError(f"there is no plugin at {location}")
         return str(path)

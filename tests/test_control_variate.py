@@ -116,6 +116,13 @@ def test_coinciding_directions_and_missing_steps_leave_the_residual_finite(respo
     assert not regression.solve_residual(0 * slopes, np.zeros((2, 2, 3, 2)), cells).any()
 
 
+def test_a_step_in_which_no_parameter_moves_teaches_nothing():
+    regression, cells = regression_of(np.full(2, 1.0))
+    before = regression.state_dict()
+    regression.update(cells, np.zeros((2, 1, 3, 2)))
+    assert all(torch.equal(value, before[name]) for name, value in regression.state_dict().items())
+
+
 def test_silence_predicts_nothing_and_one_sample_is_enough():
     for output in (np.zeros((2, 1, 1024), np.float32), np.ones((2, 1, 1), np.float32)):
         regression = control_variate()

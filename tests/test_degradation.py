@@ -170,6 +170,15 @@ def test_the_expander_undoes_the_static_curve_of_a_compressor():
     np.testing.assert_allclose(joined, chain.build().render_whole(tone, np.array([1.3])), rtol=1e-6)
 
 
+def test_the_gain_of_the_expander_does_not_jump_with_its_time():
+    fixed = {"threshold_db": -20, "expansion_ratio": 2}
+    chain = ChainSpec([EffectSpec(EXPANDER, train={"time_ms": None}, fixed=fixed)], SAMPLE_RATE).build()
+    constant = np.full((1, SAMPLE_RATE), 0.5, np.float32)
+    for time_ms in (1.0, 1000.0, 50.0):
+        output = chain.render(constant, np.array([time_ms]))
+    np.testing.assert_allclose(output, 2.5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "effects, message",
     [

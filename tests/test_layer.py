@@ -471,6 +471,7 @@ def test_wrong_shapes_and_options_are_refused():
         {"epsilon": 0.6},
         {"epsilon_of": {"gain.gain": 0.7}},
         {"epsilon_end": -1.0},
+        {"epsilon_end": 0.3, "epsilon_of": {"gain.gain": 0.3}},
         {"draws": 0},
         {"sides": 3},
         {"forgetting_factor": 1.0},

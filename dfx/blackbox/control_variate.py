@@ -119,6 +119,9 @@ class ControlVariate:
             cells: statistics of the step.
             steps: ``(batch, directions, frames, P)``, between the two points of each difference.
         """
+        if not steps.any():
+            # All parameters are at a bound, and all steps would leave the range.
+            return
         total = cells.power.sum(axis=-1, keepdims=True)
         # Down-weight cells with almost no energy.
         weight = cells.power / (cells.power + 1e-4 * total + 1e-12)

@@ -11,7 +11,7 @@ that of Chen, Duncan and Pasik-Duncan 1999. The divisor ``p+ - p-``, taken for `
 parameter: at a bound it is half as long as inside. Dividing by it leaves the estimate unbiased, where dividing by
 ``2 epsilon`` would halve it. The one-sided form has the same divisor: a parameter at a bound moves for one of the two
 signs only, and counts twice then. Finite differences are the same with one direction per parameter, summed instead of
-averaged.
+averaged; with one side, they step inwards, where no bound is in the way, and divide by epsilon.
 
 The behaviour of the paper's released code is available for comparison: ``directions: shared``, ``restart: never`` and
 ``divisor: epsilon``.
@@ -53,6 +53,7 @@ class GradientOptions:
         epsilon: step size, in units of the parameters' range, in [1e-6, 0.5].
         epsilon_of: step sizes of single parameters, by name.
         epsilon_end: epsilon at the end of the run, approached geometrically; by default epsilon is constant.
+            ``epsilon_of`` changes by the same factor, and must stay in the same range.
         control_variate: of ``spsa``: ``regression`` predicts each example's gradient from earlier renderings, so that
             an estimate measures only the residual, see :mod:`dfx.blackbox.control_variate`; ``none`` does without.
         forgetting_factor: of the control variate: factor, in (0, 1), by which each step scales its statistics.
@@ -93,6 +94,9 @@ class GradientOptions:
         check_numbers(vars(self), **dict.fromkeys(("epsilon", "epsilon_of", "epsilon_end"), _EPSILONS))
         check_numbers(vars(self), sides="1..2", draws="1..1024", seed=SEEDS)
         check_numbers(vars(self), forgetting_factor="(0, 1)", residual_weight="[0, 1]")
+        if self.epsilon_end is not None:
+            at_end = {name: step * self.epsilon_end / self.epsilon for name, step in self.epsilon_of.items()}
+            check_numbers({"epsilon_of at the end": at_end}, **{"epsilon_of at the end": _EPSILONS})
         if self.estimator == "finite_difference" and (self.draws > 1 or self.control_variate != "none"):
             raise UserError("finite_difference is not random: leave out draws and control_variate")
         if self.divisor == "epsilon" and self.sides == 1:

@@ -25,16 +25,16 @@ class Expander:
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self._sample_rate = sample_rate
-        self._state: np.ndarray
-        self.reset()
+        self._power = 0.0
 
     def process(self, audio: np.ndarray, threshold_db: float, expansion_ratio: float, time_ms: float) -> np.ndarray:
         pole = math.exp(-1000 / (time_ms * self._sample_rate))
         power = np.square(audio, dtype=np.float64).mean(axis=0)
-        power, self._state = scipy.signal.lfilter([1 - pole], [1, -pole], power, zi=self._state)
+        power, _ = scipy.signal.lfilter([1 - pole], [1, -pole], power, zi=[pole * self._power])
+        self._power = power[-1]
         level_db = 10 * np.log10(np.maximum(power, _SILENCE))
         gain_db = (expansion_ratio - 1) * np.maximum(level_db - threshold_db, 0)
         return audio * (10 ** (gain_db / 20)).astype(np.float32)
 
     def reset(self) -> None:
-        self._state = np.zeros(1)
+        self._power = 0.0

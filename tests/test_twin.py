@@ -130,3 +130,8 @@ def test_with_folds_each_pair_is_tested_once_and_losses_are_compared_pair_by_pai
 def test_an_unknown_gradient_is_an_error_that_lists_them(tmp_path):
     with pytest.raises(UserError, match="no gradient 'exakt'.*did you mean 'exact'"):
         twin("configs/tube_amp.yaml", ["exakt"], [0], tmp_path, [], 1)
+
+
+def test_gradients_whose_runs_would_have_one_name_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="runs of 2 gradients would be named exact: rename"):
+        twin("configs/tube_amp.yaml", ["exact", "mine/exact.yaml"], [0], tmp_path, [], 1)

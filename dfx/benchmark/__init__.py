@@ -1,4 +1,4 @@
-"""Measurements that compare two things in one run."""
+"""Benchmarks of gradients, speed, training steps and whole trainings."""
 
 SAMPLE_RATE = 22050
 

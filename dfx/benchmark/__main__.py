@@ -90,7 +90,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--seconds", type=Range("(0, 3600]").parse, default=4.0, help="per chain, mode and batch")
     command = commands.add_parser("step", parents=[output], help="time the parts of a training step")
     command.add_argument("configs", nargs="+", help="of the tasks; where their data are absent, noise is used")
-    command.add_argument("--steps", type=int, default=48, help="to measure")
+    command.add_argument("--steps", type=Range("1..1000000").parse, default=48, help="to measure")
     command.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="the rest: options of train.py")
     command = commands.add_parser("twin", parents=[output, figure], help="train with exact and estimated gradients")
     command.add_argument("--config", default="configs/tube_amp.yaml", help="a task whose effects have a twin")

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,8 +235,12 @@ def twin(
         ``file``, ``group`` and ``loss`` of each test pair.
 
     Raises:
-        UserError: for an unknown gradient, or if a run fails.
+        UserError: for an unknown gradient, for two whose runs would have the same name, or if a run fails.
     """
+    arms = Counter(_arm(gradient) for gradient in dict.fromkeys(gradients))
+    for name, count in arms.items():
+        if count > 1:
+            raise UserError(f"the runs of {count} gradients would be named {name}: rename the overlays")
     each = [None] if folds is None else [(number, folds) for number in range(1, folds + 1)]
     which = itertools.product(gradients, seeds, each)
     points = {(name, seed, fold): _point(config, name, seed, fold, options) for name, seed, fold in which}
@@ -259,11 +263,15 @@ def _point(config: str, gradient: str, seed: int, fold: tuple[int, int] | None, 
         overlay = [f"--config=configs/ablations/estimator/{gradient}.yaml"]
     program = ["-m", "dfx.benchmark.twin"] if gradient == "exact" else ["train.py"]
     command = [sys.executable, *program, "fit", f"--config={config}", *overlay, f"--run.seed={seed}", *options]
-    arm = Path(gradient).stem
+    arm = _arm(gradient)
     name = f"{arm}_seed{seed}"
     if fold is not None:
         name, command = f"{name}_fold{fold[0]}", [*command, f"--data.fold={list(fold)}"]
     return Point(name, arm, command)
+
+
+def _arm(gradient: str) -> str:
+    return Path(gradient).stem
 
 
 def _row(run: Path, gradient: str, seed: int, fold: tuple[int, int] | None) -> dict[str, Any]:
@@ -276,7 +284,7 @@ def _row(run: Path, gradient: str, seed: int, fold: tuple[int, int] | None) -> d
         outputs = [{key: row[key] for key in ("file", "group", "loss")} for row in files if row["method"] == "output"]
         of_fold = {"fold": fold[0], "files": outputs}
     return {
-        "gradient": Path(gradient).stem,
+        "gradient": _arm(gradient),
         "seed": seed,
         **of_fold,
         "test_loss": test["output"]["loss"],

@@ -5,7 +5,7 @@
 
 The page shows how the parameters move, and offers the output, its automation, presets and a REAPER project to download.
 Only this computer can open it, it loads nothing from other servers, and its files are deleted when Ctrl-C ends the
-program. It needs Gradio: pip install 'dfx[demo]'.
+program. It needs Gradio: pip install 'gradio>=6.31,<7'.
 """
 
 from argparse import RawDescriptionHelpFormatter

@@ -53,7 +53,7 @@ def serve(models: Sequence[str], limits: Limits, port: int | None = None, trust:
         try:
             import gradio  # noqa: F401
         except ImportError as error:
-            raise UserError(f"the demo needs Gradio ({error}): pip install 'dfx[demo]'") from None
+            raise UserError(f"the demo needs Gradio ({error}): pip install 'gradio>=6.31,<7'") from None
         loaded = {name: dfx.load(name, trust) for name in models or pretrained.list_models()}
         main_thread = MainThread()
         page = build_page(loaded, limits, folder, main_thread)

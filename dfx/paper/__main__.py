@@ -5,8 +5,8 @@
     python -m dfx.paper --scale published --jobs 1 --rival mastering:LANDR=landr/
     python -m dfx.paper --scale small --plan
 
-`published` trains on the data of the paper as published, which takes a GPU and days; `small` on the data that ship, as
-long as our default configs take on one core. First, a few steps of each model are timed: the command says what is
+`published` trains on the data of the paper as published, which takes a GPU and days; `small` on the data that ship, for
+a few CPU minutes per run. First, a few steps of each model are timed: the command says what is
 absent and how long the rest takes at most, and with --plan ends there. The same command again runs what is missing, and
 resumes interrupted runs.
 

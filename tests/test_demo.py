@@ -95,7 +95,7 @@ def test_functions_run_on_the_main_thread_and_an_interrupt_cancels_those_that_wa
 def test_without_gradio_the_command_names_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(UserError, match=r"pip install 'dfx\[demo\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gradio>=6.31,<7'"):
         serve([], LIMITS)
 
 

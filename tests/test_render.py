@@ -478,6 +478,19 @@ def test_a_folder_becomes_a_folder(checkpoint, tmp_path):
     assert found == ["a.json", "a.wav", "deep/b.flac", "deep/b.json"]
 
 
+def test_an_output_folder_in_the_input_holds_no_inputs_and_one_around_it_changes_none(checkpoint, tmp_path):
+    takes = tmp_path / "takes"
+    takes.mkdir()
+    soundfile.write(takes / "a.wav", music(0.3).T, 44100)
+    for _ in range(2):
+        main([checkpoint, str(takes), str(takes / "out"), "--quiet", "--overwrite"])
+    main([checkpoint, str(takes / "out"), str(takes / "out" / ".." / ".."), "--quiet"])
+    with pytest.raises(UserError, match=r"takes/a\.wav is the input, .*: write to another file"):
+        main([checkpoint, str(takes), str(takes), "--quiet", "--overwrite"])
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.wav"))
+    assert found == ["a.wav", "takes/a.wav", "takes/out/a.wav"]
+
+
 def test_inputs_of_one_name_do_not_overwrite_each_others_automation(checkpoint, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.wav", "a.flac"):

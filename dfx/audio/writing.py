@@ -160,8 +160,9 @@ def input_output_pairs(input: str, output: str) -> list[tuple[str, str]]:
         return [(input, output)]
     if output == PIPE or Path(output).is_file():
         raise DataError(f"{output} is no folder, and {input} is one: name a folder to write to")
-    output_folder = Path(output).resolve()
-    files = [path for path in audio_files(Path(input)) if output_folder not in path.resolve().parents]
+    files, output_folder = audio_files(Path(input)), Path(output).resolve()
+    if Path(input).resolve() in output_folder.parents:  # earlier outputs are no inputs
+        files = [path for path in files if output_folder not in path.resolve().parents]
     if not files:
         raise DataError(f"{input} holds no audio files")
     return [(str(path), str(Path(output) / path.relative_to(input))) for path in files]

@@ -8,11 +8,14 @@ import pytest
 import reaper_parser
 import rpp
 
+from dfx.datasets import Treatment
 from dfx.effects import ChainSpec, EffectSpec, lv2
 from dfx.errors import UserError
 from dfx.render.automation import Automation
 from dfx.render.reaper import TOLERANCE, Take, _token, project_files, write_project
+from dfx.render.streaming import chain_at_rate
 from tests.known_effects import known
+from tests.test_render import music, resting
 
 CALF = "lv2:http://calf.sourceforge.net/plugins/Compressor"
 PLUGINS = [
@@ -104,6 +107,17 @@ def test_a_gain_after_the_chain_is_the_volume_of_the_track_with_the_plugins(tmp_
     write_project(str(tmp_path / "a.rpp"), given)
     volumes = [track.volume for track in reaper_parser.parse(tmp_path / "a.rpp").project.tracks]
     assert volumes == pytest.approx([1.99526, 1.0], rel=1e-5)
+
+
+def test_a_project_at_the_inputs_own_level_is_as_loud_as_the_output(tmp_path):
+    audio, model = music(1.0, channels=2), resting(PLUGINS, treatment=Treatment(input_lufs=-25))
+    rendering, chain = model.render(audio, 44100, own_level=True), chain_at_rate(model.task, 44100, 2)
+    write_project(str(tmp_path / "a.rpp"), Take("in.wav", "out.wav", 1.0, chain, rendering.automation))
+    track = rpp.loads((tmp_path / "a.rpp").read_text()).find("TRACK")
+    item, volume = float(track.find("ITEM").find("VOLPAN")[3]), float(track.find("VOLPAN")[1])
+    assert abs(20 * np.log10(item)) > 3
+    played = volume * chain.build().render_whole(np.float32(item) * audio, rendering.automation.values[0])
+    np.testing.assert_allclose(played, rendering.audio, atol=1e-5)
 
 
 def test_a_chain_that_reaper_lacks_leaves_both_recordings_and_csv(tmp_path):

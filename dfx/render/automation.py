@@ -34,7 +34,7 @@ class Automation:
         parameters: in [0, 1], ``(points, P)``.
         input_gains_db: the gain of the task's treatment, ``(points,)``; by default 0.
         interpolation: between frames.
-        output_gain_db: the gain after the chain.
+        output_gain_db: the gain after the chain; of one that varies, the median.
     """
 
     def __init__(

@@ -198,7 +198,10 @@ def _render_through(
             bar.update(min(output.shape[1] / recording.sample_rate, bar.total - bar.n))
         if cancellation := reader.recording.cancellation:
             warnings.warn(cancellation, stacklevel=2)
-        return curve.automation()
+        automation = curve.automation()
+        if options.own_level:
+            automation.output_gain_db = -float(np.median(automation.input_gains_db))
+        return automation
 
 
 def chain_at_rate(model: Predictor, sample_rate: int, channels: int, name: str = "the audio") -> ChainSpec:

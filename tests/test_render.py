@@ -500,11 +500,32 @@ def test_inputs_of_one_name_do_not_overwrite_each_others_automation(checkpoint, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_error(checkpoint, tmp_path):
+EXTRAS = {"automation": "c.csv", "preset": "p.py", "project": "r.rpp", "page": "i.html"}
+
+
+def test_files_beside_the_output_may_be_in_folders_that_do_not_exist(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "a.wav", music(0.1).T, 44100)
+    extras = [part for kind, name in EXTRAS.items() for part in (f"--{kind}", str(tmp_path / kind / name))]
+    main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "out" / "b.wav"), "--quiet", *extras])
+    assert all((tmp_path / kind / name).is_file() for kind, name in EXTRAS.items())
+
+
+@pytest.mark.parametrize("kind", [None, *EXTRAS])
+def test_a_folder_that_cannot_be_made_is_one_error_and_nothing_is_rendered(checkpoint, tmp_path, kind):
     soundfile.write(tmp_path / "a.wav", music(0.1).T, 44100)
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="file"):
-        main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "file" / "b.wav"), "--quiet"])
+    output = tmp_path / "b.wav" if kind else tmp_path / "file" / "b.wav"
+    extra = [f"--{kind}", str(tmp_path / "file" / EXTRAS[kind])] if kind else []
+    with pytest.raises(UserError, match="file: File exists$"):
+        main([checkpoint, str(tmp_path / "a.wav"), str(output), "--quiet", *extra])
+    assert not output.exists()
+
+
+def test_two_options_that_would_write_one_file_are_named(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "a.wav", music(0.1).T, 44100)
+    with pytest.raises(UserError, match=r"--preset and --automation would both write .*b\.json: give one of them"):
+        paths = [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+        main([checkpoint, *paths, "--quiet", "--automation", ".json", "--preset", ".json"])
 
 
 def test_one_bad_file_of_a_folder_leaves_the_others_rendered(checkpoint, tmp_path):

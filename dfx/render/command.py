@@ -46,6 +46,8 @@ def render(options: Namespace) -> None:
             raise UserError(f"{path} would be written more than once: render the inputs with this name one by one")
     for (input, output), paths in extras.items():
         try:
+            for path in paths.values():
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
             common = streaming, options.bit_depth, options.overwrite, not options.quiet, options.refine
             rendering = model.render_file(input, output, *common, _target_of(input, options), reference)
             write_extras(model, input, rendering, paths.items())
@@ -136,6 +138,8 @@ def _check_extras(model: Model, input: str, output: str, options: Namespace, is_
             raise UserError(f"--{name} {path}: several files cannot share one path; give a suffix, such as .json")
         if name in ("project", "page") and PIPE in (input, output):
             raise UserError(f"--{name} {path}: a {name} needs files instead of standard input or output")
+        if twin := next((other for other in extras if other != name and extras[other] == path), None):
+            raise UserError(f"--{name} and --{twin} would both write {path}: give one of them another path")
         for file in _EXTRAS[name].files(path, chain):
             check_output(input, file, options.overwrite)
     return extras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_no_import_leads_back_to_its_module():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_texts_are_written_under_a_partial_name_and_then_replace_the_old_file():
+    for module, path in MODULES.items():
+        written = re.findall(r"(\S+)\.write_(?:text|bytes)\(", path.read_text(encoding="utf-8"))
+        assert set(written) <= {"partial"}, f"{module} writes {written}: use dfx.writing"
 
 
 def test_at_most_ten_modules_lie_loose():

@@ -27,6 +27,7 @@ from dfx.errors import UserError, in_one_line
 from dfx.evaluation.meanings import EXPLAINED, TITLES
 from dfx.loggers.history import best_row, read_history
 from dfx.sweep.summary import NOTE, read_tables
+from dfx.writing import write_text
 
 CONFIG = "resolved_config.yaml"
 
@@ -196,7 +197,7 @@ def write_summary(folders: Sequence[Path], output: Path | None = None) -> Path:
         sections=tqdm(runs, desc="Writing the summary", unit="run", disable=not several),
     )
     try:
-        output.write_text(page, encoding="utf-8")
+        write_text(output, page)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
     return output

@@ -15,7 +15,7 @@ from dfx.evaluation.results import Mean, format_mean
 from dfx.paper.models import EVALUATION, OURS, PUBLISHED, Model
 from dfx.sweep.grid import Point, SweepError
 from dfx.sweep.summary import log_summary, read_wandb
-from dfx.writing import write_csv
+from dfx.writing import write_csv, write_text
 
 METRICS = {
     "mfcc_cosine": "MFCC distance",
@@ -149,7 +149,7 @@ def write_table(folder: Path, rows: Sequence[Row], run: Path) -> str:
 
     commands = [f"- {row['task']}, {row['method']}: `{row['command']}`" for row in rows if row["command"]]
     text = "\n\n".join([as_markdown(rows), NOTE, "Commands, of the first seed:\n\n" + "\n".join(commands)])
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "table.md", text + "\n")
     flat = [_flat(row) for row in rows]
     write_csv(folder / "table.csv", flat)
     draw_paper(rows, METRICS).savefig(folder / "table.png")

@@ -24,7 +24,7 @@ from dfx.effects import pedalboard as built_in
 from dfx.effects.chain import HOSTS
 from dfx.effects.effect import Recipe
 from dfx.errors import UserError, printable
-from dfx.writing import write_json, write_text
+from dfx.writing import replacing, write_json, write_text
 
 _HOSTS = {".json": tuple(HOSTS), ".py": ("pedalboard", "vst3", "au"), ".vstpreset": ("vst3",), ".lv2": ("lv2",)}
 """The hosts whose effects each format can hold. ``.py`` and ``.json`` hold the whole chain."""
@@ -81,7 +81,8 @@ def write_preset(path: str, chain: ChainSpec, values: dict[str, float]) -> None:
     elif suffix == ".vstpreset":
         for file, recipe in zip(files, (recipe for recipe in chain.recipes if recipe.host == "vst3")):
             plugin = vst3.load_plugin(recipe, _values_of(recipe, values), chain.sample_rate, chain.channels).plugin
-            Path(file).write_bytes(plugin.preset_data)
+            with replacing(Path(file)) as partial:
+                partial.write_bytes(plugin.preset_data)
     else:
         _write_bundle(Path(path), chain, values)
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from dfx.errors import in_one_line
 from dfx.evaluation import is_evaluated
 from dfx.sweep.grid import CONFIG, Point, SweepError
-from dfx.writing import write_csv
+from dfx.writing import write_csv, write_text
 
 COLUMNS = ("validation loss at the end", "validation loss at best", "renderings", "test loss", "test mrstft", "seconds")
 """Columns of the tables: means over runs, each with its interval. ``renderings`` counts renderings of one example in
@@ -183,7 +183,7 @@ def summarize(folder: Path, sweep: str, points: Sequence[Point]) -> str:
     for file, rows in tables.items():
         write_csv(folder / file, rows)
     text = "\n\n".join([*map(as_markdown, tables.values()), NOTE])
-    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "summary.md", text + "\n")
     kept = ("seed", *COLUMNS)
     rows = [
         {"arm": run["arm"], "run": run["run"], **_columns(run), **{name: run[name] for name in kept}} for run in runs

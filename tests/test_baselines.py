@@ -71,6 +71,12 @@ def test_a_search_repeats_itself_from_the_seed_and_leaves_the_global_one_alone()
     assert not np.array_equal(results[0].parameters, results[2].parameters)
 
 
+@pytest.mark.parametrize("evaluations, tried", [(1, 8), (2, 8), (7, 8), (8, 8), (9, 15), (15, 15), (16, 22)])
+def test_a_search_tries_the_settings_asked_for_rounded_up_to_a_whole_generation(evaluations, tried):
+    input = pair(1.0)["input"][None]
+    assert Search(chain(("Quadratic", {})), LOSS, evaluations)(input, 0.7 * input).evaluations == tried
+
+
 def test_settings_that_fail_count_as_the_worst():
     input = pair(1.0)["input"][None]
     search = Search(chain(("NotFinite", {})), LOSS, evaluations=60)

@@ -178,7 +178,8 @@ class Search:
 
     def _evolution(self, start: np.ndarray) -> cma.CMAEvolutionStrategy:
         random = np.random.default_rng(self._seed)
-        options = {"bounds": [0, 1], "maxfevals": self._evaluations - 1, "verbose": -9}
+        # cma ends after more settings than maxfevals, and does not count the start.
+        options = {"bounds": [0, 1], "maxfevals": self._evaluations - 2, "verbose": -9}
         # A separate generator, because cma would seed numpy's global one.
         options |= {"seed": np.nan, "randn": lambda *shape: random.standard_normal(shape)}
         # cma cannot bound a single dimension: a single parameter gets a second one without effect.

@@ -774,6 +774,20 @@ def test_arrays_of_another_form_are_refused(audio, message):
         resting().render(audio, 44100)
 
 
+@pytest.mark.parametrize("rate", [44100.0, 0, "44100", -1])
+def test_sample_rates_that_are_no_whole_number_of_hz_are_refused(rate):
+    with pytest.raises(UserError, match=f"^sample_rate is {rate!r}; it must be a whole number from"):
+        resting().render(music(0.1), rate)
+    with pytest.raises(UserError, match=f"^reference_sample_rate is {rate!r}; it must be a whole number from"):
+        resting().render(music(0.1), 44100, reference=music(), reference_sample_rate=rate, refine=9)
+
+
+def test_another_bit_depth_is_refused_with_those_that_there_are(tmp_path):
+    soundfile.write(tmp_path / "a.wav", music(0.1).T, 44100)
+    with pytest.raises(UserError, match="bit_depth is '8'; it must be any of '16', '24', '32', 'float'"):
+        resting().render_file(str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), bit_depth="8")
+
+
 @pytest.mark.parametrize("samples", [1, 15, 1000])
 def test_the_shortest_recordings_are_rendered(samples):
     audio = music(1.0)[:, :samples]

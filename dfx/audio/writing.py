@@ -53,13 +53,15 @@ class OutputFile:
         ``bit_depth`` is one of :data:`BIT_DEPTHS`.
 
         Raises:
-            DataError: if the format cannot be written, or cannot hold the stream.
+            DataError: if the format cannot be written, or cannot hold the stream; or for another bit depth.
         """
         format = _format_of(path)
         if format == "WAV" and stream.format == "WAVEX":
             format = "WAVEX"
         default = "OPUS" if Path(path).suffix.lower() == ".opus" else soundfile.default_subtype(format)
         if bit_depth is not None:
+            if bit_depth not in BIT_DEPTHS:
+                raise DataError(f"bit_depth is {bit_depth!r}; it must be any of {', '.join(map(repr, BIT_DEPTHS))}")
             wanted = [_SUBTYPES[bit_depth]]
             if not soundfile.check_format(format, *wanted):
                 raise DataError(f"{path}: {format} does not come in a bit depth of {bit_depth}")

@@ -14,7 +14,7 @@ import numpy as np
 from dfx.audio.metadata import lost_metadata
 from dfx.audio.reading import PIPE, Stream, readable_path, stream_array, stream_file
 from dfx.audio.writing import AudioWriter, OutputFile
-from dfx.errors import UserError, check_numbers
+from dfx.errors import SAMPLE_RATES, UserError, check_numbers
 from dfx.render.automation import Automation, Interpolation
 from dfx.render.prediction import Predictor, TakesReference
 from dfx.render.reference import Reference, read_reference
@@ -72,9 +72,12 @@ class Model:
             reference_sample_rate: in Hz; by default that of the audio.
 
         Raises:
-            UserError: if the audio is empty, not finite or of another shape, if the chain cannot run at its rate, if
-                the reference is missing, silent or shorter than a second, or if options exclude each other.
+            UserError: if the audio is empty, not finite or of another shape, if a number is out of its range, if the
+                chain cannot run at the sample rate, if the reference is missing, silent or shorter than a second, or if
+                options exclude each other.
         """
+        rates = {"sample_rate": sample_rate, "reference_sample_rate": reference_sample_rate}
+        check_numbers(rates, **dict.fromkeys(rates, SAMPLE_RATES))
         channels = _channels_of(audio, "audio")
         options = StreamingOptions(interpolation, causal, own_level, loudness)
         self.check_guidance(options, refine, target is not None, reference is not None)

@@ -23,9 +23,9 @@ from tests.known_effects import SAMPLE_RATE, known
 from tests.small_training import task
 
 
-def evaluation(folder: Path, kind=TubeAmp, gain: float = 0.3) -> Path:
+def evaluation(folder: Path, kind=TubeAmp, gain: float = 0.3, level: float = 0.1) -> Path:
     """Write the evaluation of two files of a second."""
-    inputs = [0.1 * torch.randn(1, SAMPLE_RATE, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    inputs = [level * torch.randn(1, SAMPLE_RATE, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     pairs = [{"input": x, "target": gain * x, "name": name} for x, name in zip(inputs, ("one", "two"))]
     evaluate(task([known("Gain")], kind), pairs, folder)
     return folder
@@ -100,6 +100,14 @@ def test_the_mid_anchor_is_that_of_the_task(tube, tmp_path):
     )
     config = yaml.safe_load(export_webmushra(song, tmp_path).read_text())
     assert "mid_anchor" not in config["pages"][2][1]["stimuli"]  # a gain alone is the input at equal loudness
+
+
+@pytest.mark.parametrize("own_levels", [False, True])
+def test_an_excerpt_that_is_silent_in_all_stimuli_is_written_as_silence(tmp_path, own_levels):
+    silent = evaluation(tmp_path / "silent", level=0.0)
+    export_webmushra(silent, tmp_path, ExportOptions(own_levels=own_levels))
+    stimuli = list((tmp_path / "configs" / "tubeamp" / "one").iterdir())
+    assert len(stimuli) == 4 and not any(read(path).any() for path in stimuli)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def _write_page(
     folder: Path, place: str, stem: str, stimuli: Mapping[str, np.ndarray], sample_rate: int
 ) -> dict[str, Any]:
     """Write the stimuli of a page, lowered by one gain if one of them would clip, and return the page."""
-    gain = min(1.0, 0.99 / max(float(np.abs(audio).max()) for audio in stimuli.values()) if stimuli else 1.0)
+    gain = 0.99 / max(0.99, *(float(np.abs(audio).max()) for audio in stimuli.values()))
     paths = {track: f"{place}/{stem}/{track}.wav" for track in stimuli}
     for track, audio in stimuli.items():
         path = folder / paths[track]

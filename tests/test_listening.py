@@ -205,6 +205,10 @@ def test_the_command_writes_table_and_figure_and_names_who_is_left_out(files, tm
     rows = {row["condition"]: row for row in csv.DictReader((tmp_path / "out" / "means.csv").open())}
     assert float(rows["output"]["mean"]) == 80 and rows["output"]["listeners"] == "3"
     assert (tmp_path / "out" / "ratings.png").stat().st_size > 5000
+    files[0].write_text("\n".join(PAGE.splitlines()[:3]))
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:2], str(files[0]), *sys.argv[4:]])
+    main()
+    assert "1 rating of 1 listener\n" in capsys.readouterr().out
 
 
 def test_the_command_takes_names_with_offsets(tube, tmp_path, monkeypatch, capsys):

@@ -463,6 +463,9 @@ def test_the_command_tells_the_gain_and_the_clipping_of_a_loudness(checkpoint, t
     main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), *options])
     stderr = capsys.readouterr().err
     assert "dB after the chain for -3 LUFS, not part of --preset" in stderr and "samples are clipped" in stderr
+    soundfile.write(tmp_path / "a.wav", np.zeros(44100), 44100)
+    main([checkpoint, str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), *options, "--overwrite"])
+    assert capsys.readouterr().err == f"{tmp_path / 'b.wav'}: the output is silent, and left as it is\n"
 
 
 # --- the command line ----------------------------------------------------------------------------------
@@ -731,8 +734,10 @@ def test_a_file_that_is_cut_short_is_named_and_leaves_nothing_behind(checkpoint,
 
 def test_a_rate_too_low_for_the_chain_is_named():
     filters = [EffectSpec("pedalboard:PeakFilter", train={"cutoff_frequency_hz": (100, 8000)})]
-    with pytest.raises(UserError, match="trained at 22050 Hz and cannot run at the 11025 Hz of the audio.*8000"):
+    with pytest.raises(UserError, match="trained at 22050 Hz and cannot run at the 11025 Hz of the audio: .*8000"):
         resting(filters).render(music(0.5, 11025), 11025)
+    with pytest.raises(UserError, match="Hz of the audio, 2 channels at once: "):
+        resting(filters).render(music(0.5, 11025, 2), 11025)
 
 
 def test_metadata_that_the_output_lacks_is_told_once(checkpoint, tmp_path, capsys):

@@ -42,7 +42,8 @@ def _pool(arguments: argparse.Namespace) -> None:
     averages = average(ratings)
     width = max(len(of.condition) for of in averages)
     for of in averages:
-        count = f"{of.mean.count} ratings of {of.mean.groups} listener{'s' * (of.mean.groups > 1)}"
+        numbers = (of.mean.count, "rating"), (of.mean.groups, "listener")
+        count = " of ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
         print(f"{of.condition:<{width}}  {format_mean(of.mean):>14}  {count}")
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)

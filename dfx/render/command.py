@@ -84,10 +84,11 @@ def _notes(rendering: RenderedFile, loudness_lufs: float | None, extras: Iterabl
     if rendering.refinement:
         yield f"{rendering.output.path}: {rendering.refinement}"
     if loudness_lufs is not None:
-        gain = f"{rendering.automation.output_gain_db:+.1f} dB after the chain for {loudness_lufs:g} LUFS"
+        gain_db = rendering.automation.output_gain_db
         lacking = [f"--{kind}" for kind in extras if kind in ("automation", "preset")]
         missing = f", not part of {' and '.join(lacking)}" if lacking else ""
-        yield f"{rendering.output.path}: {gain}{missing}"
+        gain = f"{gain_db:+.1f} dB after the chain for {loudness_lufs:g} LUFS{missing}"
+        yield f"{rendering.output.path}: {gain if gain_db else 'the output is silent, and left as it is'}"
     yield from (f"warning: {text}" for text in (rendering.clipping, rendering.metadata) if text)
 
 

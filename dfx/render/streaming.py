@@ -224,10 +224,9 @@ def chain_at_rate(model: Predictor, sample_rate: int, channels: int, name: str =
     try:
         return ChainSpec(specs, sample_rate, channels)
     except EffectError as error:
-        raise DataError(
-            f"the chain was trained at {trained.sample_rate} Hz and cannot run at the {sample_rate} Hz of {name}, "
-            f"{channels} channels at once: {error}"
-        ) from None
+        several = f", {channels} channels at once" if channels > 1 else ""
+        fault = f"cannot run at the {sample_rate} Hz of {name}{several}: {error}"
+        raise DataError(f"the chain was trained at {trained.sample_rate} Hz and {fault}") from None
 
 
 def _render_chunks(

@@ -69,7 +69,8 @@ def _run(arguments: list[str]) -> int:
     missing = [point.name for point in points if not is_evaluated(folder / point.name)]
     if missing:
         print(f"not finished: {', '.join(missing)}")
-    print(f"table, figure and runs: {folder}")
+    if len(missing) < len(points):
+        print(f"table, figure and runs: {folder}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -291,7 +291,12 @@ class DfxCLI(LightningCLI):
         requeued = _find_requeued(Path(run.folder), run.name)
         self.run_folder = requeued or _choose_folder(Path(run.folder), run.name, run.resume)
         self.progress, self.bar = Progress(), Bar(config.trainer.max_epochs)  # of all stages
-        if (run.resume or requeued) and config.ckpt_path is None:
+        # A run of its config begins anew. Private, since Lightning has no public access to the parser of a subcommand.
+        resumes, run.resume = run.resume or requeued, False
+        self._files = {CONFIG: self._parser("fit").dump(config, skip_none=False, skip_validation=True)}
+        if "SLURM_JOB_ID" in os.environ:
+            self._files[SLURM_JOB] = os.environ["SLURM_JOB_ID"]
+        if resumes and config.ckpt_path is None:
             last = last_checkpoint(self.run_folder / "checkpoints")
             config.ckpt_path = last and str(last)
 
@@ -312,10 +317,6 @@ class DfxCLI(LightningCLI):
             plugins = [*_as_list(given.plugins), AtomicCheckpointIO()]
             return super().instantiate_trainer(logger=False, plugins=plugins, **kwargs)
         self.logger = self._make_logger()
-        # Private, since Lightning has no public access to the parser of a subcommand.
-        self._files = {CONFIG: self._parser("fit").dump(self.config.fit, skip_none=False, skip_validation=True)}
-        if "SLURM_JOB_ID" in os.environ:
-            self._files[SLURM_JOB] = os.environ["SLURM_JOB_ID"]
         # Validates the trainer's options before anything runs; every stage has a trainer of its own.
         return self._make_trainer()
 

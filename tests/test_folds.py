@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from dfx.callbacks.checkpoints import Stopped
 from dfx.cli import main
@@ -129,27 +130,30 @@ def test_folds_that_make_no_sense_are_refused_in_one_line(config, arguments, tex
 
 
 @pytest.mark.slow
-def test_a_stopped_command_goes_on_in_its_fold_and_a_fold_is_the_run_with_its_pairs(config, monkeypatch, capsys):
+def test_a_command_stopped_twice_goes_on_in_its_fold_and_a_fold_is_the_run_with_its_pairs(config, monkeypatch, capsys):
     change(config, "model.init_args", stages={})
     change(config, "run", evaluate=True)
     loss_of = Task.compute_loss
+    folds, resume = ("--run.folds", "2"), ("--run.resume", "true")
+    for step, arguments in ((1, folds), (4, (*folds, *resume))):
 
-    def stop(self, batch):
-        if self._data.fold == (2, 2) and self.training and self.trainer.global_step == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return loss_of(self, batch)
+        def stop(self, batch, step=step):
+            if self._data.fold == (2, 2) and self.training and self.trainer.global_step == step:
+                signal.raise_signal(signal.SIGTERM)
+            return loss_of(self, batch)
 
-    folds = ("--run.folds", "2")
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="resume with --run.name run --run.resume true"):
-        patch.setattr(Task, "compute_loss", stop)
-        fit(config, *folds)
+        with monkeypatch.context() as patch, pytest.raises(Stopped, match="resume with --run.name run --run.resume"):
+            patch.setattr(Task, "compute_loss", stop)
+            fit(config, *arguments)
     finished = checkpoints(config, "run/fold_1")
     with pytest.raises(DataError, match="fold_. was trained with other options than batch_size: 2: resume"):
         fit(config, *folds, "--run.resume", "true", "--data.batch_size", "2")
     capsys.readouterr()
-    fit(config, *folds, "--run.resume", "true")
+    fit(config, *folds, *resume)
     out = capsys.readouterr().out
     assert "fold 1 of 2 is finished" in out and out.count("Means of") == 1 and "Means of 12 files" in out
     assert same(finished, checkpoints(config, "run/fold_1"))
+    written = yaml.safe_load((config.parent / "runs" / "run" / "fold_2" / "resolved_config.yaml").read_text())
+    assert written["ckpt_path"] is None and written["run"]["resume"] is False  # a run of it begins anew
     fit(config, "--data.fold", "[2, 2]", "--run.name", "alone")
     assert same(checkpoints(config, "run/fold_2"), checkpoints(config, "alone"))

@@ -77,6 +77,12 @@ _TRAINER = {
 }
 """Ranges of the trainer's options that Lightning does not check itself."""
 
+_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
+"""The trainer's options that say where it trains."""
+
+_NOT_OF_THE_FOLDS = ("run.", "wandb.", "logging.", "data.fold", *(f"trainer.{name}" for name in _PLACES))
+"""Beginnings of the differences that folds of one cross-validation may have."""
+
 _NOTICES = (
     # The data module restores the position of the loader, see PairedAudio.state_dict.
     ".*your dataloader is not resumable",
@@ -248,7 +254,7 @@ class DfxCLI(LightningCLI):
         }
         for option in (option for option, is_given in faults.items() if is_given):
             raise UserError(f"run.folds trains and tests every fold, and does not go with {option}: remove one of both")
-        places = {name: config.trainer[name] for name in ("accelerator", "devices", "num_nodes", "strategy")}
+        places = {name: config.trainer[name] for name in _PLACES}
         if Trainer(**places, logger=False, enable_checkpointing=False).world_size > 1:
             raise UserError("run.folds trains in one process: set trainer.devices to 1, or train each data.fold alone")
 
@@ -414,12 +420,10 @@ class DfxCLI(LightningCLI):
         """Check that a fold was trained with the options that the others will be trained with."""
         _check_config(file)
         texts = (self._parser("fit").dump(self.config.fit, skip_none=False), file.read_text(encoding="utf-8"))
-        ours, theirs = ({**yaml.safe_load(text), "run": None, "wandb": None, "logging": None} for text in texts)
-        theirs["data"]["fold"] = None
-        now, before = (yaml.safe_dump(options).splitlines() for options in (ours, theirs))
-        if differing := [line.strip() for line in now if line not in before]:
-            fault = f"{file.parent} was trained with other options than {', '.join(differing[:5])}"
-            raise DataError(f"{fault}: resume the folds with the same, or give another run.name")
+        differing = _list_differences(*map(yaml.safe_load, texts))
+        if differing := [difference for difference in differing if not difference.startswith(_NOT_OF_THE_FOLDS)]:
+            fault = f"{file.parent} was trained with other options: {', '.join(differing[:5])}"
+            raise DataError(f"{fault}; resume the folds with the same, or give another run.name")
 
     def _start_from(self, path: str, model: Task, datamodule: PairedAudio) -> None:
         """Begin with the weights of a checkpoint, and print what was taken over."""
@@ -557,6 +561,16 @@ def _shorten(message: str) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _list_differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """Return the dotted names of options that differ in nested mappings and lists, each with both values."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs}}
+        return [text for key, pair in pairs.items() for text in _list_differences(*pair, f"{name}.{key}")]
+    return [] if ours == theirs else [f"{name[1:]} ({theirs}, now {ours})"]
 
 
 def _has_bar(callbacks: list[Callback]) -> bool:

@@ -129,6 +129,47 @@ def test_folds_that_make_no_sense_are_refused_in_one_line(config, arguments, tex
     assert not (config.parent / "runs").exists()
 
 
+EFFECTS = [{"effect": "pedalboard:Distortion"}, {"effect": "pedalboard:Gain"}]
+
+
+@pytest.fixture
+def fold(config, capsys):
+    """Write the options of a fold as if it had been trained with these arguments, and continue the others."""
+    change(config, "run", evaluate=True, resume=True)
+    change(config, "model.init_args", stages={}, effects=EFFECTS)
+    folder = config.parent / "runs" / "run" / "fold_1"
+    folder.mkdir(parents=True)
+
+    def resume(*arguments: str) -> None:
+        with pytest.raises(SystemExit):
+            fit(config, "--data.fold", "[1, 2]", *arguments, "--print_config")
+        (folder / "resolved_config.yaml").write_text(capsys.readouterr().out)
+        fit(config, "--run.folds", "2")
+
+    return resume
+
+
+@pytest.mark.parametrize(
+    "option, value, differing",
+    [
+        ("data.batch_size", 2, r"data.batch_size \(2, now 4\)"),
+        ("model.init_args.effects", EFFECTS[::-1], r"effects.0.effect \(pedalboard:Gain, now pedalboard:Distortion\)"),
+        ("model.init_args.effects", EFFECTS[:1], r"model.init_args.effects.1 \(None, now .*pedalboard:Gain"),
+        ("model.init_args.effects", [*EFFECTS, EFFECTS[1]], r"effects.2 \(.*pedalboard:Gain.*, now None\)"),
+    ],
+)
+def test_folds_are_not_continued_with_other_options_and_these_are_named(fold, option, value, differing):
+    with pytest.raises(DataError, match=f"fold_1 was trained with other options: .*{differing}.*; resume the folds"):
+        fold(f"--{option}", json.dumps(value))
+
+
+def test_a_fold_may_be_trained_in_several_processes_and_gathered_by_one(fold, monkeypatch):
+    gathered = []
+    monkeypatch.setattr("dfx.cli.cross_validate", lambda folder, folds, train: gathered.append(folder) or "")
+    fold("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.num_nodes", "2")
+    assert len(gathered) == 1
+
+
 @pytest.mark.slow
 def test_a_command_stopped_twice_goes_on_in_its_fold_and_a_fold_is_the_run_with_its_pairs(config, monkeypatch, capsys):
     change(config, "model.init_args", stages={})
@@ -146,8 +187,6 @@ def test_a_command_stopped_twice_goes_on_in_its_fold_and_a_fold_is_the_run_with_
             patch.setattr(Task, "compute_loss", stop)
             fit(config, *arguments)
     finished = checkpoints(config, "run/fold_1")
-    with pytest.raises(DataError, match="fold_. was trained with other options than batch_size: 2: resume"):
-        fit(config, *folds, "--run.resume", "true", "--data.batch_size", "2")
     capsys.readouterr()
     fit(config, *folds, *resume)
     out = capsys.readouterr().out

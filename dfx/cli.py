@@ -590,8 +590,11 @@ def _find_requeued(runs: Path, name: str, fold: str = "") -> Path | None:
     """Return the folder of the run, or of its fold, that this SLURM job began before it was requeued."""
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return None
-    written = runs.glob(f"{glob.escape(name)}*/{Path(fold, SLURM_JOB)}")
-    return next((file.parent for file in written if file.read_text() == os.environ["SLURM_JOB_ID"]), None)
+    for file in runs.glob(f"{glob.escape(name)}*/{Path(fold, SLURM_JOB)}"):
+        is_own = re.fullmatch(rf"{re.escape(name)}(-\d+)?", file.relative_to(runs).parts[0])
+        if is_own and file.read_text() == os.environ["SLURM_JOB_ID"]:
+            return file.parent
+    return None
 
 
 def _load_yaml(text: str) -> Any:

@@ -298,6 +298,17 @@ def test_training_moves_to_a_gpu_of_apple_only_if_told(monkeypatch, tmp_path):
         assert parsed.config.fit.trainer.accelerator == expected
 
 
+@pytest.mark.parametrize("name, continued", [("seed1", "seed1-2"), ("seed", "seed")])
+def test_a_requeued_job_continues_its_run_and_none_whose_name_only_begins_alike(monkeypatch, tmp_path, name, continued):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for folder, job in {"seed1": "16", "seed1-2": "17", "seed11": "17", "seed1-long": "17", "seed1-2-3": "17"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "slurm_job").write_text(job)
+    options = ["--run.folder", str(tmp_path), "--run.name", name]
+    assert Parsed(["fit", "--config", str(ROOT / SMOKE[1]), *options]).run_folder == tmp_path / continued
+
+
 @pytest.fixture(scope="module")
 def parser():
     return capture_parser(lambda: DfxCLI([]))

@@ -28,8 +28,8 @@ class LossOptions:
     Args:
         kind: ``mrstft``, auraloss' multi-resolution STFT loss (Yamamoto et al. 2020; Steinmetz and Reiss
             2020), which ignores polarity; or ``paper``, see :class:`PaperLoss`.
-        fft_sizes: of ``mrstft``, in samples, 64 to 2048 in powers of two; a frame must be longer than half
-            of the largest.
+        fft_sizes: of ``mrstft``, in samples, 64 to 2048 in powers of two; a step, ``frames_per_step`` frames, must be
+            longer than half of the largest.
         max_delay_samples: of ``paper``, the largest delay that is compensated; 0 compensates none.
         alignment: of ``paper``: ``signed`` compensates the delay; ``reversed`` does so with the wrong sign, as the
             paper's released code: a late output stays late, and an early one becomes twice as early; ``none`` ignores

@@ -220,12 +220,14 @@ def check_file_name(option: str, name: str) -> None:
     """Check that the value of an option is the name of a file or folder, and does not lead to another folder.
 
     Raises:
-        UserError: if it is empty, too long, begins with a dot, or has a slash or a control character.
+        UserError: if it is empty or too long, has a slash, a backslash, a colon or an unprintable character, begins
+            with a space, a dot or a hyphen, or ends with a space.
     """
     is_name = name.isprintable() and not re.search(r"^$|^[ .-]|[/\\:]| $", name) and len(name) <= 100
     if not is_name:
-        fault = "it must be a name without slashes and control characters, of at most 100 characters"
-        raise UserError(f"{option} is {name!r}; {fault}")
+        has = "1 to 100 characters, without slashes, backslashes, colons and unprintable ones"
+        ends = "does not begin with a space, dot or hyphen, or end with a space"
+        raise UserError(f"{option} is {name!r}; a name has {has}, and {ends}")
 
 
 def _entries(name: str, value: Any) -> Iterable[tuple[str, Any]]:

@@ -17,7 +17,7 @@ import pytest
 
 import dfx
 from dfx.datasets import Augmentation, PairedAudio, Treatment, Window
-from dfx.errors import ArgumentParser, UserError
+from dfx.errors import ArgumentParser, UserError, check_file_name
 from dfx.tasks import Task, TubeAmp
 from tests.conftest import ROOT
 
@@ -80,6 +80,21 @@ def test_a_number_out_of_range_is_refused_with_the_name_of_its_option(kind, name
         assert name in str(error) and "must be" in str(error) and len(str(error).splitlines()) == 1
         is_refused = False
     assert not is_refused
+
+
+# --- names -------------------------------------------------------------------------------------------
+
+RULES = {
+    "a/b": "slashes", "a\\b": "backslashes", "a:b": "colons", "a\tb": "unprintable", "": "1 to", "a" * 101: "to 100",
+    " a": "begin with a space", ".a": "dot", "-a": "hyphen", "a ": "end with a space",
+}  # fmt: skip
+"""Names that no file may have, and the rule that each breaks."""
+
+
+@pytest.mark.parametrize("name, rule", RULES.items())
+def test_a_name_that_is_refused_breaks_a_rule_that_the_message_names(name, rule):
+    with pytest.raises(UserError, match=rf"^run.name is .*; a name has .*{rule}"):
+        check_file_name("run.name", name)
 
 
 # --- command lines -----------------------------------------------------------------------------------

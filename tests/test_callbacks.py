@@ -23,6 +23,7 @@ from dfx.effects import ChainSpec, EffectSpec
 from dfx.errors import UserError
 from dfx.loggers.history import best_row, read_history
 from dfx.loggers.history_logger import History
+from dfx.loggers.wandb import WandbRun
 from dfx.tasks import load_task
 from tests.known_effects import SAMPLE_RATE
 from tests.small_training import data, task, trainer, weights
@@ -257,6 +258,12 @@ def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path):
     assert len(list((tmp_path / "smoke" / "wandb").glob("*run-*-*"))) == 1
 
 
+def test_a_run_that_resumes_continues_the_id_of_its_last_record(tmp_path):
+    for record in ("offline-run-20260102_000000-my-run-1", "run-20260101_000000-another"):
+        (tmp_path / "wandb" / record).mkdir(parents=True)
+    assert WandbRun(tmp_path, offline=True).version == "my-run-1"
+
+
 class KillsWandb(pl.Callback):
     """Kills W&B's service during the run."""
 
@@ -308,6 +315,15 @@ def test_later_values_of_a_step_logged_twice_count_and_steps_continue_over_stage
     found = [(row["total_step"], row["validation/loss"]) for row in rows]
     assert found == [(0, 5), (9, 4.5), (19, 3.5), (24, 2), (29, 2.5)]
     assert best_row(rows)["validation/loss"] == 2.0
+
+
+def test_a_row_that_follows_a_part_of_a_line_is_kept(tmp_path):
+    for step in (0, 1):
+        History(tmp_path).log_metrics({"loss": 1.0}, step)
+        with (tmp_path / "history.jsonl").open("a") as file:
+            file.write('{"stage": 0, "st')
+    assert [row["step"] for row in read_history(tmp_path)] == [0, 1]
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("option", ["excerpts", "media_every_n_validations", "health_every_n_steps", "excerpt_seconds"])

@@ -31,8 +31,11 @@ class History(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         place = {"stage": self._stage, "step": step, "time": time.time()}
         line = {**place, **{name: float(value) for name, value in metrics.items() if name != "stage"}}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._path.open("ab+") as file:
+            file.seek(max(file.tell() - 1, 0))
+            # A run that was killed, or a full disk, leaves a part of a line.
+            end = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(end + json.dumps(line).encode() + b"\n")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: ``resolved_config.yaml`` holds the hyperparameters."""

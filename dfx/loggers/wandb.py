@@ -38,7 +38,12 @@ def _unless_failed(method: Callable[..., None]) -> Callable[..., None]:
 
 def _find_records(folder: Path) -> list[Path]:
     """Return the folders of W&B's records in a run's folder, online and offline, the last one last."""
-    return sorted((folder / "wandb").glob("*run-*-*"), key=lambda record: record.name.split("run-")[1])
+    return sorted((folder / "wandb").glob("*run-*-*"), key=_split_name)
+
+
+def _split_name(record: Path) -> list[str]:
+    """Return the time and the id in the name of a record, ``run-TIME-ID`` or ``offline-run-TIME-ID``."""
+    return record.name.split("run-", 1)[1].split("-", 1)
 
 
 class WandbRun(WandbLogger):
@@ -70,7 +75,7 @@ class WandbRun(WandbLogger):
             offline=offline,
             # Lightning sets the mode in the environment only, which W&B reads once.
             mode="offline" if offline else "online",
-            id=records[-1].name.rsplit("-", 1)[1] if records else None,
+            id=_split_name(records[-1])[1] if records else None,
             # Offline, its notices say nothing new; online, they show the address of the run.
             settings={"finish_timeout": _FINISH_SECONDS, "silent": offline},
             **options,

@@ -201,7 +201,7 @@ class DfxCLI(LightningCLI):
                 raise UserError(f"{argument} is not in UTF-8: rename it, or link to it from a path that is")
         for argument, following in zip(given, [*given[1:], ""]):
             name, equals, value = argument.removeprefix("--").partition("=")
-            if name == "config":
+            if name in ("config", "-c"):
                 _check_config(Path(value if equals else following))
             # Not all values are YAML, and none has to be.
             with contextlib.suppress(yaml.YAMLError, ValueError):
@@ -478,7 +478,11 @@ class DfxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        if not distributed.is_rank_zero() or self.trainer.interrupted or not best.exists():
+        if not distributed.is_rank_zero() or self.trainer.interrupted:
+            return
+        if not best.exists():
+            if self.config.fit.run.evaluate:
+                print(f"nothing was evaluated, since no validation has written {best}")
             return
         tested = {}
         if self.config.fit.run.evaluate:

@@ -184,6 +184,13 @@ def test_a_number_is_appended_to_a_name_that_is_taken(tmp_path):
     assert (tmp_path / "smoke-2" / "checkpoints" / "last.ckpt").exists()
 
 
+def test_a_run_without_validations_prints_why_nothing_was_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    main(["fit", *SMOKE, "--run.folder", str(tmp_path), "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"])
+    best = tmp_path / "smoke" / "checkpoints" / "best.ckpt"
+    assert capsys.readouterr().out.endswith(f"\nnothing was evaluated, since no validation has written {best}\n")
+
+
 def printed_help(monkeypatch, capsys, *arguments: str) -> str:
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
     run_train()

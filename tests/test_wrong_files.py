@@ -394,6 +394,8 @@ def config(content: bytes | str | dict) -> Change:
 
 def config_rows() -> list[Row]:
     rows = [("train.py", f"{FIT} --config other.yaml", config(content), part) for content, part in CONFIGS.values()]
+    content, part = CONFIGS["a tab"]
+    rows.append(("train.py", f"{FIT} -c other.yaml", config(content), part))
     for effects, part in EFFECTS:
         chain = yaml.safe_dump({"model": {"init_args": {"effects": effects}}})
         rows.append(("dfx.effects.probe", "chain.yaml --seconds 0.1", writes("chain.yaml", chain), part))

@@ -258,7 +258,7 @@ FAILS_IN_ITS_FIRST_STEP = [EFFECTS, FAILING, "--model.init_args.keep_dead_parame
         ([EFFECTS, '[{"effect": "pedalboard:Compressor", "train": {"ratio": [0.1, 4]}}]'], "goes below 1"),
         (["--run.name", "other", "--run.resume", "true"], "there is no such run to resume"),
         (["--run.name", "../elsewhere"], "run.name is '../elsewhere'; a name has 1 to 100 characters, without slashes"),
-        (["--run.name", ""], "run.name is ''; it must be a name"),
+        (["--run.name", ""], "run.name is ''; a name has"),
         (["--trainer.max_epochs", "-1"], "optimizer.schedule: cosine needs one"),
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch is 0; it must be"),
         (["--trainer.accumulate_grad_batches", "-1"], "trainer.accumulate_grad_batches is -1; it must be"),

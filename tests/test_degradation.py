@@ -94,6 +94,13 @@ def test_the_share_of_excerpts_is_made_and_the_others_are_real(make_pairs):
     assert torch.equal(sides(data(root, share=0.0))["input"], sides(data(root, effects=None))["input"])
 
 
+def test_the_target_of_a_real_input_stays_as_it_is(make_pairs):
+    root = make_pairs(12)
+    found, plain = sides(data(root, share=0.5, style_share=1.0)), sides(data(root, effects=None))
+    same = {side: (found[side] == plain[side]).flatten(1).all(dim=1) for side in found}
+    assert torch.equal(same["input"], same["target"]) and 0 < same["input"].sum() < len(same["input"])
+
+
 def test_values_are_drawn_from_their_distributions(make_pairs):
     (pair, *_) = data(make_pairs(12)).splits["train"]
     degrader = Degrader(Degradation(EFFECTS), SAMPLE_RATE, 1)

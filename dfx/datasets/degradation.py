@@ -33,8 +33,8 @@ class Degradation:
             its ``default`` with this standard deviation, and clipped to the range.
         share: share of the excerpts of training pairs whose input is made from their target; 1 uses no real input.
         root: a folder of further finished recordings to train on. They have no input, so it is always made.
-        style_share: share of the excerpts of training pairs whose target is degraded too, before the input is made from
-            it, and whose reference, if they have one, is degraded alike: so there are more styles than recordings.
+        style_share: share of the excerpts with a made input whose target is degraded too, before the input is made
+            from it, and whose reference, if they have one, is degraded alike: so there are more styles than recordings.
 
     Raises:
         UserError: if a share is out of its range.

@@ -123,7 +123,7 @@ class Steps(Dataset):
         samples = (excerpt.steps - 1) * self.window.step_samples + self.window.samples
         pair = self.pairs.pairs[excerpt.pair]
         change = self.degrader.draw(pair, excerpt.seed) if self.degrader else None
-        style = self.degrader.draw_style(excerpt.seed) if self.degrader else None
+        style = self.degrader.draw_style(excerpt.seed) if self.degrader and change else None
         input, target = self.pairs.read(excerpt.pair, start, samples, change, style)
         rendered = slice(self.window.before, self.window.before + excerpt.steps * self.window.step_samples)
         sides = self.augmentation(input, target, self.pairs.sample_rate, excerpt.seed, rendered)

@@ -153,6 +153,17 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
         read_options([str(tmp_path / "config.yaml")])
 
 
+def test_of_a_task_that_takes_a_reference_the_targets_are_checked_as_in_training(make, tmp_path):
+    folder, config = make(lambda target, index: music(index)), tmp_path / "style.yaml"
+    config.write_text("model: {class_path: StyleTransfer, init_args: {context_samples: 20000}}")
+    soundfile.write(folder / "input" / "take_0.wav", np.zeros(2 * RATE), RATE)
+    report = check_folder(str(folder), read_options([str(config)]))
+    assert not report.faults and not report.warnings and "only these are checked" in report.notes[0]
+    report = check_folder(str(folder), read_options([str(config), str(ROOT / "configs" / "style.yaml")]))
+    assert len(report.faults) == len(report.pairs) == 10 and not any("padded" in note for note in report.notes)
+    assert all("lasts 2.00 s, too short to be cut in halves" in fault for fault in report.faults)
+
+
 def test_a_folder_without_pairs_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DataError):

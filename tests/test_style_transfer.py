@@ -122,6 +122,15 @@ def test_an_excerpt_and_its_reference_come_from_different_halves(tmp_path):
     assert torch.equal(first["reference"], second["target"]) and torch.equal(second["reference"], first["target"])
 
 
+def test_inputs_of_the_folder_are_neither_checked_nor_compared_with_targets(make_pairs, capsys):
+    root = make_pairs(10, seconds=1.0)
+    for path in (root / "target").iterdir():
+        (root / "input" / path.name).write_bytes(path.read_bytes())
+    soundfile.write(root / "input" / "note_00.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    ready(root, check_audio=True)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_held_out_inputs_are_degraded_alike_in_every_run(make_pairs):
     root = make_pairs(12, seconds=1.0)
     one, other = ready(root), ready(root)

@@ -10,8 +10,9 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dfx.datasets.halves import cut_in_halves
 from dfx.datasets.inspection import Look, describe_conversion, describe_levels, describe_oddities, inspect_pair
-from dfx.datasets.pairs import SPLITS, Listed, Pair, check_file, list_pairs, split_pairs
+from dfx.datasets.pairs import SPLITS, Listed, Pair, as_recording, check_file, list_pairs, split_pairs
 from dfx.datasets.splits import record_pairs
 from dfx.datasets.treatment import Treatment
 from dfx.errors import (
@@ -37,6 +38,7 @@ class Options:
     highpass_hz: float | None = None
     rows: dict[str, str] | None = None
     seed: int = 0
+    takes_reference: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, context_samples="1..100000000")
@@ -82,13 +84,15 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
             listed = [(pair, split) for split in SPLITS for pair in splits[split]]
     except DataError as error:
         faults.append(str(error))
+    if options.takes_reference:
+        listed = [(as_recording(pair), split) for pair, split in listed]
     with ThreadPoolExecutor() as executor:
         checking = executor.map(lambda pair: _check_pair(pair, options), listed)
         checked = list(tqdm(checking, total=len(listed), desc="Checking audio", leave=False))
     looks = [look for look, _, _ in checked if look]
     faults += [fault for _, of_pair, _ in checked for fault in of_pair]
     cancelling = [sentence for _, _, of_pair in checked for sentence in of_pair]
-    files = [file for pair, _ in listed for file in (pair.input, pair.target)]
+    files = list(dict.fromkeys(file for pair, _ in listed for file in (pair.input, pair.target)))
     return Report(
         folder,
         options,
@@ -96,7 +100,7 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
         looks,
         faults,
         [
-            *describe_oddities(looks),
+            *([] if options.takes_reference else describe_oddities(looks)),
             *cancelling,
             *describe_levels(looks),
             *_find_copies(listed, folder),
@@ -110,9 +114,14 @@ def _check_pair(listed: Listed, options: Options) -> tuple[Look | None, list[str
     """Return measurements, faults and warnings of one pair."""
     pair, split = listed
     reading = options.sample_rate, options.channels, Treatment(options.highpass_hz).read_filtered
-    checks = [check_file(file, *reading) for file in (pair.input, pair.target)]
+    checks = [check_file(file, *reading) for file in dict.fromkeys((pair.input, pair.target))]
     faults = [check.fault for check in checks if check.fault]
     look = None if faults else inspect_pair(pair, split)
+    if options.takes_reference:
+        try:
+            cut_in_halves(pair.target, options.context_samples / options.sample_rate)
+        except DataError as error:
+            faults.append(str(error))
     return look, faults, [check.warning for check in checks if check.warning]
 
 
@@ -148,7 +157,9 @@ def _describe_lengths(listed: Sequence[Listed], options: Options) -> list[str]:
     pairs = [pair for pair, _ in listed]
     shorter = sum(pair.input.samples_at(options.sample_rate) < options.context_samples for pair in pairs)
     notes = []
-    if shorter:
+    if options.takes_reference:
+        notes.append("the task makes its inputs from the targets: only these are checked, and stand for both above")
+    elif shorter:
         seconds = options.context_samples / options.sample_rate
         notes.append(
             f"{shorter} of {len(pairs)} pairs are shorter than the context ({seconds:.2f} s): padded with silence"
@@ -170,12 +181,16 @@ def read_options(configs: Sequence[str]) -> Options:
     from jsonargparse import get_loader
     from yaml import YAMLError
 
+    from dfx.tasks.loading import TASKS
+
     options: dict[str, Any] = {}
     for path in configs:
         try:
             config = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
             task, data = (config.get("model") or {}).get("init_args") or {}, config.get("data") or {}
             given = {**task, **(task.get("treatment") or {}), **data}
+            if name := (config.get("model") or {}).get("class_path"):
+                given["takes_reference"] = getattr(TASKS.get(name.rpartition(".")[2]), "takes_reference", False)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (AttributeError, TypeError, ValueError, YAMLError) as error:

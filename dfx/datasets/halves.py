@@ -34,18 +34,23 @@ def halve(pairs: Sequence[Pair], degradation: Degradation, shortest_seconds: flo
     halved = []
     for pair in pairs:
         recording = pair.target
-        samples = recording.samples // 2
-        if samples < shortest_seconds * recording.sample_rate:
-            fault = f"{recording.path} lasts {recording.seconds:.2f} s, too short to be cut in halves"
-            least = f"a half must last as long as the encoder's context, {shortest_seconds:.2f} s"
-            raise DataError(f"{fault}: {least}; leave it out, or lower model.init_args.context_samples")
-        halves = [AudioPart.of(recording, first, samples) for first in (0, recording.samples - samples)]
+        halves = cut_in_halves(recording, shortest_seconds)
         for number, (target, reference) in enumerate((halves, halves[::-1]), start=1):
             name = name_half(pair, number)
             seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
             degrader = degrader_at(recording.sample_rate, recording.channels)
             halved.append(Pair(name, DegradedAudio.of(target, degrader, seed), target, pair.group, reference))
     return halved
+
+
+def cut_in_halves(recording: AudioSource, shortest_seconds: float) -> list[AudioPart]:
+    """Return both halves of a recording; arguments and errors as of :func:`halve`."""
+    samples = recording.samples // 2
+    if samples < shortest_seconds * recording.sample_rate:
+        fault = f"{recording.path} lasts {recording.seconds:.2f} s, too short to be cut in halves"
+        least = f"a half must last as long as the encoder's context, {shortest_seconds:.2f} s"
+        raise DataError(f"{fault}: {least}; leave it out, or lower model.init_args.context_samples")
+    return [AudioPart.of(recording, first, samples) for first in (0, recording.samples - samples)]
 
 
 def name_half(pair: Pair, number: int) -> str:

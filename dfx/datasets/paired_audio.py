@@ -17,6 +17,7 @@ from dfx.datasets.pairs import (
     SPLITS,
     Fold,
     Pair,
+    as_recording,
     check_audio,
     find_pairs,
     find_recordings,
@@ -159,6 +160,8 @@ class PairedAudio(pl.LightningDataModule):
             refuse_shared_files({**splits, "train": [*splits["train"], *self._recordings]})
         if self.check_audio:
             everything = [pair for split in SPLITS for pair in splits[split]]
+            if self.takes_reference:
+                everything = [as_recording(pair) for pair in everything]
             checked = [*everything, *self._recordings]
             warnings = check_audio(checked, self.sample_rate, self.channels, self.treatment.read_filtered)
             if warnings:
@@ -184,9 +187,9 @@ class PairedAudio(pl.LightningDataModule):
 
     def _glance(self, pairs: list[Pair]) -> None:
         """Print what training converts, and what looks wrong in a few pairs."""
-        files = [file for pair in pairs for file in (pair.input, pair.target)]
+        files = list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
         notes = describe_conversion(files, self.sample_rate, self.channels)
-        warnings = [f"warning: {sentence}" for sentence in glance(pairs)]
+        warnings = [f"warning: {sentence}" for sentence in ([] if self.takes_reference else glance(pairs))]
         if warnings:
             notes += [*warnings, f"python -m dfx.check {self.root} measures all pairs"]
         for note in notes:

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -137,6 +137,11 @@ def find_recordings(root: str) -> list[Pair]:
         raise DataError(f"{root}: there is no such folder, or no audio in it")
     recordings = [(printable(path.relative_to(root).as_posix()), AudioFile.open(str(path))) for path in files]
     return [Pair(name, file, file, name) for name, file in recordings]
+
+
+def as_recording(pair: Pair) -> Pair:
+    """Return a pair whose input is its target too, for tasks that make their inputs and read no others."""
+    return replace(pair, input=pair.target)
 
 
 def _by_split(listed: Sequence[Listed]) -> dict[str, list[Pair]]:

@@ -433,6 +433,14 @@ def test_silence_stays_silent():
         assert not model.render(np.zeros((2, 50_000), np.float32), 44100, loudness=loudness).audio.any()
 
 
+@pytest.mark.parametrize("sample_rate", [1000, 2000, 2500, 3000])
+def test_loudness_is_measured_at_rates_below_the_shelf_of_its_weighting_too(sample_rate):
+    def tone(rate: int) -> torch.Tensor:
+        return 0.1 * torch.sin(2 * torch.pi * 200 * torch.arange(2 * rate) / rate)[None]
+
+    assert lufs(tone(sample_rate), sample_rate) == pytest.approx(lufs(tone(48000), 48000), abs=0.1)
+
+
 @pytest.mark.parametrize("bytes_in_memory", [1, 2**26])
 def test_an_output_gets_the_loudness_that_is_asked_for_by_one_gain(bytes_in_memory, monkeypatch):
     monkeypatch.setattr(levelling, "_BYTES_IN_MEMORY", bytes_in_memory)

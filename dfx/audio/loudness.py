@@ -29,7 +29,7 @@ def lufs(audio: Tensor, sample_rate: int) -> float:
 def weight_power(frequencies_hz: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return the factors that frequencies have in the power that loudness is measured from (K-weighting)."""
     gains = np.ones(len(frequencies_hz))
-    for stage in _meter(sample_rate)._filters.values():
+    for stage in _k_weighting(sample_rate):
         response = scipy.signal.freqz(stage.b, stage.a, frequencies_hz, fs=sample_rate)[1]
         gains *= np.square(np.abs(stage.passband_gain * response))
     return gains
@@ -43,7 +43,7 @@ class Loudness:
 
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
-        self._filters = list(_meter(sample_rate)._filters.values())
+        self._filters = _k_weighting(sample_rate)
         self._states: list[np.ndarray] = []
         self._samples = 0
         # Sums of squares of every step of 0.1 s, weighted by channel; the last step is incomplete.
@@ -93,11 +93,12 @@ class Loudness:
         return max(float(_power_to_lufs(loud.mean())), SILENCE_LUFS)
 
 
-def _meter(sample_rate: int) -> Any:
+def _k_weighting(sample_rate: int) -> list[Any]:
+    """Return the filters of K-weighting; up to 3000 Hz without the shelf at 1500 Hz, which would be unstable."""
     # Imported here, because most renderings measure no loudness.
     import pyloudnorm
 
-    return pyloudnorm.Meter(sample_rate)
+    return [stage for stage in pyloudnorm.Meter(sample_rate)._filters.values() if stage.fc < sample_rate / 2]
 
 
 def _power_to_lufs(power: np.ndarray) -> np.ndarray:

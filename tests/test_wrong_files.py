@@ -154,6 +154,7 @@ MANIFESTS = {
     f"{HEADER}{A},train\n{B},validation\nnowhere.wav,target/note_02.wav,test\n": "nowhere.wav: no such file",
     f"{HEADER}{A},train\n{B},validation\ninput,target,test\n": "no such file",
     f"{HEADER}{A},train\n{B},validation\n,,test\n": "no such file",
+    f"{HEADER}{A},train\n{B},validation\n.,..,test\n": "no such file",
     f"{HEADER}{A},train\n{B},validation\n../song.wav,../small.yaml,test\n": "small.yaml",
     f"{HEADER}{A},train\n{B},validation\n{C},test,x,y\n": "more values",
     f'{HEADER}{A},train\n{B},validation\n"{C},test\n': "line 4",

@@ -60,8 +60,9 @@ def find_pairs(
     No two pairs have one name: it is that of the manifest, or else a path relative to the folder. The optional column
     ``group`` of the manifest names what several pairs share; it affects only the division into folds.
 
-    With ``fold``, all pairs are divided into folds by ``seed``, and the groups are kept together: one fold is the test
-    split, and the tenth of the groups that follows it, at least one, is the validation split.
+    With ``fold``, for which a manifest needs no ``split``, all pairs are divided into folds by ``seed``, and the groups
+    are kept together: one fold is the test split, and the tenth of the groups that follows it, at least one, is the
+    validation split.
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
@@ -118,6 +119,8 @@ def list_pairs(
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{root}: no such folder; see data/README.md for how to get or make the data")
+    if not all(isinstance(text, str) for row in (rows or {}).items() for text in row):
+        raise DataError(f"data.rows is {rows}; columns and patterns must be text: put numbers in quotes")
     manifest = find_child(folder, "manifest.csv")
     if manifest.is_file():
         return _from_manifest(manifest, rows or {}, needs_split, on_fault)
@@ -277,7 +280,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
     candidates = {}
     for row in rows:
         files = input, target = row.values["input"], row.values["target"]
-        without_suffix = str(PurePosixPath(input).with_suffix("")) if input else ""
+        without_suffix = str(PurePosixPath(input).with_suffix("")) if PurePosixPath(input).name else ""
         candidates[files] = [row.values.get("name", ""), without_suffix, input, f"{input} and {target}"]
     counts = Counter(name for names in candidates.values() for name in set(names))
     chosen = {

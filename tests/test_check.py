@@ -14,7 +14,7 @@ from dfx.check.folder import Options, check_folder, read_options
 from dfx.datasets import PairedAudio
 from dfx.datasets.frames import Window
 from dfx.datasets.inspection import glance
-from dfx.datasets.pairs import find_pairs
+from dfx.datasets.pairs import SPLITS, find_pairs
 from dfx.errors import DataError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,8 @@ def test_copies_in_two_splits_are_a_warning(make):
     for side in ("input", "target"):
         for index in range(1, 10):
             (folder / side / f"take_{index}.wav").write_bytes((folder / side / "take_0.wav").read_bytes())
-    assert any("have copies in another split" in warning for warning in check_folder(str(folder)).warnings)
+    (warning,) = [text for text in check_folder(str(folder)).warnings if "copies" in text]
+    assert warning.startswith("10 of 10 pairs have copies in another split") and warning.endswith(" and 7 more")
 
 
 def test_a_group_in_two_splits_is_a_warning(make):
@@ -121,7 +122,8 @@ def test_a_group_in_two_splits_is_a_warning(make):
     rows = (f"input/take_{i}.wav,target/take_{i}.wav,{split},note {i // 2}" for i, split in enumerate(splits))
     (folder / "manifest.csv").write_text("\n".join(["input,target,split,group", *rows]))
     (warning,) = check_folder(str(folder)).warnings
-    assert warning.startswith("1 groups have pairs in several splits") and "note 4 is in test and validation" in warning
+    assert warning.startswith("1 of 5 groups have pairs in several splits")
+    assert warning.endswith("note 4 in test and validation")
 
 
 def test_all_faults_that_training_refuses_are_listed_and_the_status_is_1(make, capsys):
@@ -146,7 +148,41 @@ def test_the_config_says_how_the_data_are_read(tmp_path):
     assert read_options([str(first), str(second)]) == expected
 
 
-@pytest.mark.parametrize("text", ["- a", "a: [", "words", "model: 1", "data: {rows: 1}", "data: {seed: many}"])
+def test_pairs_are_split_as_the_run_of_a_config_would(make, tmp_path):
+    folder, config = make(), tmp_path / "config.yaml"
+    config.write_text("run: {seed: 3}\ndata: {seed: 1}")
+    looks = check_folder(str(folder), read_options([str(config)])).pairs
+    splits = {split: {look.name for look in looks if look.split == split} for split in SPLITS}
+    assert splits == {split: {pair.name for pair in pairs} for split, pairs in find_pairs(str(folder), 3).items()}
+
+    rows = (f"input/take_{i}.wav,target/take_{i}.wav,note {i // 2}" for i in range(10))
+    (folder / "manifest.csv").write_text("\n".join(["input,target,group", *rows]))
+    with pytest.raises(DataError, match=r"no column split: add it, or train with --run\.folds K"):
+        check_folder(str(folder))
+    config.write_text("run: {folds: 5}")
+    report = check_folder(str(folder), read_options([str(config)]))
+    assert report.splits == {f"fold_{number}": {"pairs": 2, "seconds": 4.0} for number in range(1, 6)}
+    assert not report.faults and not report.warnings
+    config.write_text("data: {fold: [2, 5]}")
+    assert check_folder(str(folder), read_options([str(config)])).splits["test"] == {"pairs": 2, "seconds": 4.0}
+    config.write_text("run: {folds: 6}")
+    assert "no fold 1 of 6" in check_folder(str(folder), read_options([str(config)])).faults[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a",
+        "a: [",
+        "words",
+        "model: 1",
+        "data: {rows: 1}",
+        "data: {seed: many}",
+        "data: {fold: 2}",
+        "run: {folds: 1}",
+        "run: 1",
+    ],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError):
@@ -162,6 +198,13 @@ def test_of_a_task_that_takes_a_reference_the_targets_are_checked_as_in_training
     report = check_folder(str(folder), read_options([str(config), str(ROOT / "configs" / "style.yaml")]))
     assert len(report.faults) == len(report.pairs) == 10 and not any("padded" in note for note in report.notes)
     assert all("lasts 2.00 s, too short to be cut in halves" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("rows", ["take: 1", "1: a"])
+def test_rows_that_are_no_text_are_refused(make, tmp_path, rows):
+    (tmp_path / "config.yaml").write_text(f"data: {{rows: {{{rows}}}}}")
+    with pytest.raises(DataError, match="must be text: put numbers in quotes"):
+        check_folder(str(make()), read_options([str(tmp_path / "config.yaml")]))
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path):

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from dfx.datasets.halves import cut_in_halves
 from dfx.datasets.inspection import Look, describe_conversion, describe_levels, describe_oddities, inspect_pair
-from dfx.datasets.pairs import SPLITS, Listed, Pair, as_recording, check_file, list_pairs, split_pairs
-from dfx.datasets.splits import record_pairs
+from dfx.datasets.pairs import SPLITS, Fold, Listed, Pair, as_recording, check_file, list_pairs, split_pairs
+from dfx.datasets.splits import first_of, record_pairs
 from dfx.datasets.treatment import Treatment
 from dfx.errors import (
     CHANNELS,
+    COUNTS,
     SAMPLE_RATES,
     SEEDS,
     DataError,
@@ -38,11 +39,13 @@ class Options:
     highpass_hz: float | None = None
     rows: dict[str, str] | None = None
     seed: int = 0
+    fold: Fold | None = None
+    folds: int | None = None
     takes_reference: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), sample_rate=SAMPLE_RATES, channels=CHANNELS, context_samples="1..100000000")
-        check_numbers(vars(self), highpass_hz="(0, 384000]", seed=SEEDS)
+        check_numbers(vars(self), highpass_hz="(0, 384000]", seed=SEEDS, fold=COUNTS, folds="2..1000000")
 
 
 @dataclasses.dataclass
@@ -52,7 +55,7 @@ class Report:
     Args:
         folder: of the pairs.
         options: with which they are read.
-        splits: the number of pairs and of seconds of each split.
+        splits: the number of pairs and of seconds of each split or, of a cross-validation, of each fold.
         pairs: measurements of the pairs that can be read.
         faults: sentences about what makes training refuse the data.
         warnings: sentences about what looks wrong.
@@ -75,13 +78,14 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
         DataError: if the folder has no pairs, or a manifest that cannot be read.
     """
     faults: list[str] = []
-    listed = list_pairs(folder, options.rows, needs_split=True, on_fault=lambda error: faults.append(str(error)))
+    needs_split = not (options.fold or options.folds)
+    listed = list_pairs(folder, options.rows, needs_split, on_fault=lambda error: faults.append(str(error)))
     if not listed:
         raise DataError(faults[0] if faults else f"{folder} has no pairs")
+    splits: dict[str, list[Pair]] = dict.fromkeys(SPLITS, [])
     try:
-        splits = split_pairs(listed, folder, options.seed)
-        if not any(split for _, split in listed):
-            listed = [(pair, split) for split in SPLITS for pair in splits[split]]
+        splits = _split(listed, folder, options)
+        listed = [(pair, split) for split in splits for pair in splits[split]]
     except DataError as error:
         faults.append(str(error))
     if options.takes_reference:
@@ -96,7 +100,7 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
     return Report(
         folder,
         options,
-        {split: _totals([pair for pair, given in listed if given == split]) for split in SPLITS},
+        {split: _totals([pair for pair, given in listed if given == split]) for split in splits},
         looks,
         faults,
         [
@@ -108,6 +112,16 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
         ],
         [*describe_conversion(files, options.sample_rate, options.channels), *_describe_lengths(listed, options)],
     )
+
+
+def _split(listed: Sequence[Listed], folder: str, options: Options) -> dict[str, list[Pair]]:
+    """Return the pairs of each split or, of a cross-validation, those that each fold tests."""
+    if not options.folds:
+        splits = split_pairs(listed, folder, options.seed, options.fold)
+        return {split: splits[split] for split in SPLITS}
+    numbers = range(1, options.folds + 1)
+    folds = [split_pairs(listed, folder, options.seed, (number, options.folds)) for number in numbers]
+    return {f"fold_{number}": splits["test"] for number, splits in zip(numbers, folds)}
 
 
 def _check_pair(listed: Listed, options: Options) -> tuple[Look | None, list[str], list[str]]:
@@ -134,11 +148,12 @@ def _find_copies(listed: Sequence[Listed], folder: str) -> list[str]:
     found = defaultdict(list)
     for record, (pair, split) in zip(record_pairs([pair for pair, _ in listed], folder), listed):
         found[record.checksum].append((pair.name, split))
-    copies = [names for names in found.values() if len({split for _, split in names}) > 1]
+    copied = [names for names in found.values() if len({split for _, split in names}) > 1]
+    copies = [f"{name} in {split}" for names in copied for name, split in names]
     if not copies:
         return []
-    shown = ", ".join(f"{name} in {split}" for name, split in copies[0])
-    return [f"{len(copies)} pairs have copies in another split, whose metrics are then too good: {shown}"]
+    count = f"{len(copies)} of {len(listed)} pairs"
+    return [f"{count} have copies in another split, whose metrics are then too good: {first_of(copies)}"]
 
 
 def _find_split_groups(listed: Sequence[Listed]) -> list[str]:
@@ -146,11 +161,11 @@ def _find_split_groups(listed: Sequence[Listed]) -> list[str]:
     found = defaultdict(set)
     for pair, split in listed:
         found[pair.group].add(split)
-    groups = sorted(group for group, splits in found.items() if len(splits) > 1)
+    groups = [f"{group} in {' and '.join(sorted(of))}" for group, of in sorted(found.items()) if len(of) > 1]
     if not groups:
         return []
-    shown = f"{groups[0]} is in {' and '.join(sorted(found[groups[0]]))}"
-    return [f"{len(groups)} groups have pairs in several splits, so the test split does not measure others: {shown}"]
+    count = f"{len(groups)} of {len(found)} groups"
+    return [f"{count} have pairs in several splits, so the test split does not measure others: {first_of(groups)}"]
 
 
 def _describe_lengths(listed: Sequence[Listed], options: Options) -> list[str]:
@@ -184,12 +199,14 @@ def read_options(configs: Sequence[str]) -> Options:
     from dfx.tasks.loading import TASKS
 
     options: dict[str, Any] = {}
+    run: dict[str, Any] = {}
     for path in configs:
         try:
             config = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
-            task, data = (config.get("model") or {}).get("init_args") or {}, config.get("data") or {}
+            model, data, of_run = (config.get(part) or {} for part in ("model", "data", "run"))
+            task, run = model.get("init_args") or {}, {**run, **of_run}
             given = {**task, **(task.get("treatment") or {}), **data}
-            if name := (config.get("model") or {}).get("class_path"):
+            if name := model.get("class_path"):
                 given["takes_reference"] = getattr(TASKS.get(name.rpartition(".")[2]), "takes_reference", False)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -199,7 +216,12 @@ def read_options(configs: Sequence[str]) -> Options:
         options |= {name: given[name] for name in names if name in given}
     if not isinstance(options.get("rows"), (Mapping, type(None))):
         raise UserError(f"data.rows is {options['rows']!r}; it must be a mapping of columns to patterns")
-    return Options(**options)
+    fold = options.get("fold")
+    if fold is not None and not (isinstance(fold, list) and len(fold) == 2):
+        raise UserError(f"data.fold is {fold!r}; it must be the number of a fold and the number of folds")
+    if run.get("seed") is not None:  # which sets data.seed
+        options["seed"] = run["seed"]
+    return Options(**{**options, "folds": run.get("folds")})
 
 
 def as_text(report: Report) -> str:

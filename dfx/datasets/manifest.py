@@ -42,7 +42,8 @@ def read_manifest(path: Path, columns: Iterable[str] = ()) -> list[Row]:
     header = [name.lower() for name in lines[0][1]] if lines else []
     missing = {name.lower() for name in columns} - set(header)
     if missing:
-        raise DataError(f"{path} has no column {', '.join(sorted(missing))}")
+        way_out = ": add it, or train with --run.folds K" if missing == {"split"} else ""
+        raise DataError(f"{path} has no column {', '.join(sorted(missing))}{way_out}")
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise DataError(f"{path} has two columns {twice[0]}: rename or remove one")

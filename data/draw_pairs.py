@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # dfx need not 
 
 from dfx.datasets.pairs import SPLITS, Pair, list_pairs
 from dfx.datasets.preparation.pairs import run
-from dfx.errors import COUNTS, SEEDS, DataError, check_numbers
+from dfx.errors import COUNTS, SEEDS, ArgumentParser, DataError, check_numbers
 from dfx.writing import write_csv
 
 
@@ -45,21 +45,33 @@ def regroup(pair: Pair, group: re.Pattern[str]) -> Pair:
     return Pair(pair.name, pair.input, pair.target, found[0] if found else pair.name)
 
 
+def _row(text: str) -> tuple[str, str]:
+    column, equals, pattern = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not COLUMN=PATTERN")
+    return column, pattern
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a regular expression: {error}") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="the data set")
     parser.add_argument("draw", metavar="DRAW", type=Path, help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
-    parser.add_argument(
-        "--rows", nargs="+", default=[], metavar="COLUMN=PATTERN", help="select rows, as data.rows does"
-    )
-    parser.add_argument("--group", type=re.compile, metavar="REGEX", help="what the inputs of one group share")
+    rows_help = "select rows, as data.rows does"
+    parser.add_argument("--rows", type=_row, nargs="+", default=[], metavar="COLUMN=PATTERN", help=rows_help)
+    parser.add_argument("--group", type=_regex, metavar="REGEX", help="what the inputs of one group share")
     for split, count in zip(SPLITS, (5, 1, 4)):
         parser.add_argument(f"--{split}", type=int, default=count, help="pairs of this split (default: %(default)s)")
     options = parser.parse_args(arguments)
     check_numbers(vars(options), seed=SEEDS, train=COUNTS, validation=COUNTS, test=COUNTS)
-    rows = [row.partition("=") for row in options.rows]
-    pairs = [pair for pair, _ in list_pairs(options.folder, {column: pattern for column, _, pattern in rows})]
+    pairs = [pair for pair, _ in list_pairs(options.folder, dict(options.rows))]
     if options.group:
         pairs = [regroup(pair, options.group) for pair in pairs]
     counts = {split: getattr(options, split) for split in SPLITS}

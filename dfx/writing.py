@@ -50,8 +50,11 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> None:
-    """Write a CSV file: a line of the columns, by default those of the first row, and one line for each row."""
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    """Write a CSV file: a line of the columns, by default those of the first row, and one line for each row.
+
+    Bytes of file names that are not UTF-8 are written as they are, for :func:`dfx.datasets.manifest.read_manifest`.
+    """
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

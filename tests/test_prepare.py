@@ -459,6 +459,19 @@ def test_a_draw_is_of_different_groups_and_the_same_again(tmp_path, capsys):
         draw(0, "--validation=0")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_a_draw_lists_files_whose_names_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"note_\xe9.wav")
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+        soundfile.write(os.fsencode(tmp_path / side / name), sound(), RATE, format="WAV")
+        for number in range(9):
+            soundfile.write(tmp_path / side / f"note_{number}.wav", sound(), RATE)
+    draw_pairs.main([str(tmp_path), str(tmp_path / "draw")])
+    pairs = [pair for pairs in find_pairs(str(tmp_path / "draw")).values() for pair in pairs]
+    assert str(tmp_path / "input" / name) in {pair.input.path for pair in pairs}
+
+
 # Cuts of songs
 
 
@@ -472,7 +485,7 @@ def test_the_middles_of_long_songs_are_cut(tmp_path, capsys):
     (songs / "broken.wav").write_bytes(b"RIFF")
     options = [str(songs), str(folder), "--seconds=1", "--shortest=2"]
     cut_songs.main(options)
-    assert capsys.readouterr().out == f"1 songs, listed in {folder / 'manifest.csv'}\n"
+    assert capsys.readouterr().out == f"1 song, listed in {folder / 'manifest.csv'}\n"
     ((pair, split),) = list_pairs(str(folder))
     assert (pair.name, split) == ("band_long", "test") and pair.input.path == pair.target.path
     cut, _ = soundfile.read(pair.input.path)

@@ -476,20 +476,21 @@ PAGES = {
     "--page pairs --copy pairs": "pairs", "--page song.wav --copy pairs --output out": "the page",
     "--page small.yaml --copy pairs --sample-rate 3": "--sample-rate", "--nothing": "required",
 }  # fmt: skip
+DRAW = {
+    "pairs out --group '('": "( is not a regular expression", "pairs out --rows take": "take is not COLUMN=PATTERN",
+    "pairs out --tra 5": "--tra", "pairs out --rows take=1": "no manifest.csv",
+}  # fmt: skip
 SHIPPED = {"--nothing": "--nothing", "--folder": "--folder", "--check --folder nowhere": "nowhere", "more": "more"}
-PREPARE = {
-    **dict.fromkeys(("audiomdpi", "daps"), ZENODO),
-    "cambridge_mt": PAGES,
-    **dict.fromkeys(("nonspeech", "tube_amp"), SHIPPED),
+SCRIPTS = {
+    **dict.fromkeys(("prepare_audiomdpi", "prepare_daps"), ZENODO),
+    "prepare_cambridge_mt": PAGES,
+    **dict.fromkeys(("prepare_nonspeech", "prepare_tube_amp"), SHIPPED),
+    "draw_pairs": DRAW,
 }
 
 
 def preparation_rows() -> list[Row]:
-    return [
-        (f"data/prepare_{name}.py", line, nothing, part)
-        for name, lines in PREPARE.items()
-        for line, part in lines.items()
-    ]
+    return [(f"data/{name}.py", line, nothing, part) for name, lines in SCRIPTS.items() for line, part in lines.items()]
 
 
 # --- all ---------------------------------------------------------------------------------------------

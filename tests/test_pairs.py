@@ -286,6 +286,15 @@ def test_a_manifest_with_one_file_in_two_splits_is_refused(make_pairs, spell, sp
         assert len(find_pairs(str(root))["train"]) == 2
 
 
+@pytest.mark.parametrize("spell", SAME_FILE[:4])
+def test_a_pair_that_a_manifest_lists_twice_is_refused_with_both_lines(make_pairs, spell):
+    root = make_pairs(3, seconds=0.01)
+    rows = [f"n{i},{name},input/note_0{i}.wav,target/note_0{i}.wav" for i, name in enumerate(SPLITS)]
+    manifest(root, *rows, f"again,train,{spell(root)},target/note_00.wav")
+    with pytest.raises(DataError, match="manifest.csv, lines 2 and 5 list the same pair: remove one"):
+        find_pairs(str(root))
+
+
 def test_pairs_that_share_a_file_are_not_split_at_random(make_pairs):
     root = make_pairs(4, seconds=0.01)
     for i in range(1, 4):

@@ -148,7 +148,7 @@ MANIFESTS = {
     "input,split\n1,test\n": "has no column target",
     "input,target,split,split\n": "two columns split",
     f"{HEADER}{A},train\n{B},validation\n{C},tset\n": "tset",
-    f"{HEADER}{A},train\n{B},validation\n{A},test\n": "note_00.wav is in the split",
+    f"{HEADER}{A},train\n{B},validation\n{A},test\n": "lines 2 and 4 list the same pair",
     f"{HEADER}{A},train\n{B},validation\ninput/./note_00.wav,target/note_02.wav,test\n": "note_00.wav is in the split",
     f"{HEADER}{A},train\n{B},validation\ninput/note_02.wav,target/note_00.wav,test\n": "note_00.wav",
     f"{HEADER}{A},train\n{B},validation\nnowhere.wav,target/note_02.wav,test\n": "nowhere.wav: no such file",

@@ -66,8 +66,8 @@ def find_pairs(
 
     Raises:
         DataError: if the folder or a file is missing, no row matches, a file has no partner or differs from it in
-            length or sample rate, a file is in two splits, a split is empty, there are more folds than groups, or the
-            manifest of pairs to divide into folds gives their splits but not their groups.
+            length or sample rate, a pair is listed twice, a file is in two splits, a split is empty, there are more
+            folds than groups, or the manifest of pairs to divide into folds gives their splits but not their groups.
     """
     return split_pairs(list_pairs(root, rows, needs_split=fold is None), root, seed, fold)
 
@@ -252,7 +252,8 @@ def _from_manifest(
     ]
     if rows and not chosen:
         raise DataError(f"{manifest} has no row that is {dict(rows)}")
-    listed = []
+    listed: list[Listed] = []
+    lines: dict[tuple[str, str], int] = {}
     for row, name in zip(chosen, _names(chosen)):
         given = row.values.get("split", "")
         split = "validation" if given.lower() == "val" else given.lower()
@@ -260,6 +261,9 @@ def _from_manifest(
             raise DataError(f"{manifest}, line {row.line}: split '{given}' is none of {', '.join(SPLITS)}")
         try:
             input, target = (_find_listed(manifest, row, side) for side in ("input", "target"))
+            first = lines.setdefault((os.path.realpath(input), os.path.realpath(target)), row.line)
+            if first != row.line:
+                raise DataError(f"{manifest}, lines {first} and {row.line} list the same pair: remove one")
             listed.append((_pair(name, input, target, row.values.get("group", "")), split))
         except DataError as error:
             on_fault(error)

@@ -27,11 +27,14 @@ def cut(songs: Path, folder: Path, seconds: float, shortest: float) -> int:
     """Write the middle of the songs that last long enough, and return how many these are.
 
     Raises:
-        UserError: if two of them have the same name.
+        UserError: if there is no such folder, or two of them have the same name.
         DataError: if there are none.
     """
+    if not songs.is_dir():
+        raise UserError(f"{songs}: no such folder")
     report, sources = Report(folder), dict[str, Path]()
-    for path in tqdm(audio_files(songs), unit="song"):
+    cuts = (folder / "audio").resolve()  # which an earlier run may have written below the songs
+    for path in tqdm([path for path in audio_files(songs) if cuts not in path.resolve().parents], unit="song"):
         name = safe_name("_".join([*path.relative_to(songs).parts[:-1][:1], path.stem]))
         try:
             song = AudioFile.open(str(path))
@@ -46,9 +49,10 @@ def cut(songs: Path, folder: Path, seconds: float, shortest: float) -> int:
             report.add(name, "test", written, written)
         except DataError as error:
             report.leave_out(name, str(error))
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write()
     if not report.rows:
         raise DataError(f"{songs} has no song of {shortest:g} s or more that can be read")
-    report.write()
     return len(report.rows)
 
 

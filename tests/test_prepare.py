@@ -499,8 +499,18 @@ def test_the_middles_of_long_songs_are_cut(tmp_path, capsys):
         cut_songs.main(options)
     with pytest.raises(DataError, match="has no song of 9 s or more that can be read"):
         cut_songs.main([*options[:3], "--shortest=9"])
+    assert doubtful(folder).keys() == {"broken"}
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        cut_songs.main([str(tmp_path / "nowhere"), *options[1:]])
     with pytest.raises(UserError, match="--shortest 1.5 is less than the 2 s of a cut"):
         cut_songs.main([*options[:3], "--shortest=1.5", "--seconds=2"])
+
+
+def test_cuts_that_are_written_below_the_songs_are_not_cut_again(tmp_path):
+    soundfile.write(tmp_path / "long.wav", sound(samples=4 * RATE), RATE)
+    for _ in range(2):
+        cut_songs.main([str(tmp_path), str(tmp_path / "cut"), "--seconds=2", "--shortest=2"])
+        assert manifest(tmp_path / "cut").keys() == {"long"}
 
 
 # Cambridge-MT
@@ -587,7 +597,7 @@ def library(tmp_path):
         cambridge.main([*options, "--output", str(tmp_path / "out"), *more])
         return tmp_path / "out"
 
-    return namedtuple("Library", "add run")(add, run_it)
+    return namedtuple("Library", "add run entries")(add, run_it, entries)
 
 
 def master(audio: np.ndarray) -> np.ndarray:

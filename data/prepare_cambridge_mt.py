@@ -26,8 +26,8 @@ back. manifest.csv lists the delay (positive if the target is later), drift, pol
 A pair is left out if its delay drifts by more than 0.5 ms, its correlation is below 0.3, its lengths differ too
 much, or a file is silent or unreadable; doubtful.csv lists the reasons.
 
-No artist is in two splits; the paper's split is by song. Songs that are already prepared are kept: run the script
-again after saving more of them, and remove the output folder after replacing some.
+No artist is in two splits; the paper's split is by song. Songs that are already prepared are kept, also if the page no
+longer lists them: run the script again after saving more of them, and remove the output folder after replacing some.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def download_missing(songs: Sequence[Song], copy: Path) -> None:
 def prepare(songs: Sequence[Song], copy: Path, output: Path, sample_rate: int) -> None:
     """Align and write the pairs whose previews are in the folder `copy`, and update the manifest after each."""
     files = find_by_name(copy)
-    pairs = load_pairs(songs, output, sample_rate)
+    pairs = load_pairs(output, sample_rate)
     left_out: dict[str, str] = {}
     output.mkdir(parents=True, exist_ok=True)
     for song in tqdm([song for song in songs if song.name not in pairs], desc="Preparing", unit=" songs"):
@@ -230,14 +230,14 @@ def prepare(songs: Sequence[Song], copy: Path, output: Path, sample_rate: int) -
     report.show()
 
 
-def load_pairs(songs: Sequence[Song], output: Path, sample_rate: int) -> dict[str, Pair]:
-    """Return the pairs of earlier runs, by name."""
-    rows = {row.get("name"): row for row in read_rows(output)}
+def load_pairs(output: Path, sample_rate: int) -> dict[str, Pair]:
+    """Return the pairs of earlier runs, by name, also of songs that the page no longer lists."""
     pairs = {}
-    for song in songs:
-        paths = [existing(output / side / song.name, sample_rate) for side in PREVIEW_TYPES]
-        if song.name in rows and all(paths):
-            pairs[song.name] = Pair(paths, {key: rows[song.name].get(key, "") for key in COLUMNS})
+    for row in read_rows(output):
+        name = safe_name(row.get("name", ""))
+        paths = [path for side in PREVIEW_TYPES if (path := existing(output / side / name, sample_rate))]
+        if len(paths) == len(PREVIEW_TYPES):
+            pairs[name] = Pair(paths, {key: row.get(key, "") for key in COLUMNS})
     return pairs
 
 

@@ -40,7 +40,8 @@ class PairedAudio(pl.LightningDataModule):
         channels: 1 takes the mean of the channels of each file.
         window: the samples of one step; it may change between two fits.
         treatment: preprocessing of all audio.
-        augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts.
+        augmentation: random changes to training excerpts, and with a fixed seed to validation excerpts; its
+            ``deeper_db`` changes the targets of both.
         degradation: makes inputs of training excerpts by degrading their targets at random; by default, all are real.
         takes_reference: cut the target of every pair in halves, as :func:`dfx.datasets.halves.halve`: an example has
             the ``reference`` of its other half, and the inputs of all splits are degraded.

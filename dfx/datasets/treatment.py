@@ -213,8 +213,8 @@ class Augmentation:
             only; the signal level is the root mean square of the excerpt, without the context around it. None adds no
             noise.
         gain: the lowest and highest factor for input and target. None leaves them unchanged.
-        deeper_db: attenuation, in dB, of the training targets wherever they already lie at least 3 dB below the
-            input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
+        deeper_db: attenuation, in dB, of the targets of training and validation wherever they already lie at least 3 dB
+            below the input, measured in frames of 20 ms. The model learns to attenuate more than the data do.
 
     Raises:
         UserError: for a number out of its range, or a range that is not two ascending numbers.

@@ -20,6 +20,8 @@ from scipy.signal import correlate, correlation_lags
 from shipped import HERE, RENDER_SAMPLE_RATE, SAMPLE_RATE
 from torchaudio.functional import loudness
 
+from dfx.audio.levels import db_to_amplitude
+
 MAX_ONSET_SECONDS = 0.05
 MAX_LAG_SAMPLES = 12  # from the phase of the tone stack on low notes
 MAX_PITCH_ERROR_CENTS = 50
@@ -126,7 +128,7 @@ def print_dataset(folder: Path) -> bool:
 def harmonics(frequency_hz: float, level_db: float, zamtube: Path) -> np.ndarray:
     """Return the amplitudes of the harmonics below 10 kHz, fundamental first, for a sine with a peak of `level_db`."""
     seconds = np.arange(2 * RENDER_SAMPLE_RATE) / RENDER_SAMPLE_RATE
-    sine = shipped.db_to_amplitude(level_db) * np.sin(2 * np.pi * frequency_hz * seconds)
+    sine = db_to_amplitude(level_db) * np.sin(2 * np.pi * frequency_hz * seconds)
     wet = shipped.run_plugin(zamtube, TUBE_SETTING, sine)
     steady = wet[RENDER_SAMPLE_RATE:]  # one second: bins of 1 Hz
     spectrum = np.abs(np.fft.rfft(steady)) / (RENDER_SAMPLE_RATE / 2)

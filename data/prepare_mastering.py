@@ -30,6 +30,9 @@ from scipy.signal import butter, sosfilt
 from shipped import RENDER_SAMPLE_RATE, SAMPLE_RATE
 from tqdm import tqdm
 
+from dfx.audio.levels import db_to_amplitude
+from dfx.writing import write_csv
+
 try:
     import matchering
     import pyloudnorm
@@ -94,7 +97,7 @@ SONGS = (
 def mix(song: Song) -> np.ndarray:
     """Return the sum of both tracks at full level, as in the game: mono at RENDER_SAMPLE_RATE, peak at MIX_PEAK_DB."""
     audio = np.sum([shipped.read_mono(path, RENDER_SAMPLE_RATE)[0] for path in song.tracks], axis=0)
-    return shipped.db_to_amplitude(MIX_PEAK_DB) / np.abs(audio).max() * audio
+    return db_to_amplitude(MIX_PEAK_DB) / np.abs(audio).max() * audio
 
 
 def loudness_lufs(audio: np.ndarray) -> float:
@@ -198,7 +201,7 @@ def write_dataset(folder: Path) -> None:
     rows = []
     for song in SONGS:
         input = shipped.downsample(mixes[song.title])
-        target = shipped.downsample(shipped.db_to_amplitude(MASTER_GAIN_DB) * masters[song.title])
+        target = shipped.downsample(db_to_amplitude(MASTER_GAIN_DB) * masters[song.title])
         num_samples = round(EXCERPT_SECONDS * SAMPLE_RATE)
         for number in range(1, song.excerpts + 1):
             name = f"{song.name}_{number}"
@@ -211,7 +214,7 @@ def write_dataset(folder: Path) -> None:
             rows.append(row | {"engine": song.engine, "licence": song.licence})
     for band in ("muldjord", "sectoid"):
         shutil.copy(COPYRIGHT / f"fretsonfire-songs-{band}" / "copyright", folder / f"LICENCE-{band}.txt")
-    shipped.write_manifest(folder, rows)
+    write_csv(folder / "manifest.csv", rows)
     shipped.write_checksums(folder)
 
 

@@ -33,6 +33,9 @@ from scipy.signal import firwin, resample_poly
 from shipped import SAMPLE_RATE
 from tqdm import tqdm
 
+from dfx.audio.levels import db_to_amplitude
+from dfx.writing import write_csv
+
 PROMPTS = Path("/usr/share/asterisk/sounds")
 FISH = Path("/usr/share/games/fillets-ng/sound")
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
@@ -257,11 +260,11 @@ def add_sounds(excerpt: Excerpt, sample_rate: int, name: str, speaker: str) -> t
     """Add room tone to an excerpt, and breaths, clicks and pops to its spans; return it and the counts."""
     random = seeded_generator(name)
     room_gain_db = SPEECH_DB + seeded_generator(speaker).uniform(*ROOM_DB)
-    audio = excerpt.audio + shipped.db_to_amplitude(room_gain_db) * room_tone(random, len(excerpt.audio), sample_rate)
+    audio = excerpt.audio + db_to_amplitude(room_gain_db) * room_tone(random, len(excerpt.audio), sample_rate)
     counts = dict.fromkeys(SYNTHETIC_SOUNDS, 0)
 
     def add(kind: str, sound: np.ndarray, level_db: tuple[float, float], start: int) -> None:
-        audio[start : start + len(sound)] += shipped.db_to_amplitude(SPEECH_DB + random.uniform(*level_db)) * sound
+        audio[start : start + len(sound)] += db_to_amplitude(SPEECH_DB + random.uniform(*level_db)) * sound
         counts[kind] += 1
 
     margin = round(FADE_SECONDS * sample_rate)
@@ -295,7 +298,7 @@ def make_target(input: Excerpt) -> np.ndarray:
     fade = np.cos(np.linspace(0, np.pi / 2, round(FADE_SECONDS * SAMPLE_RATE))) ** 2
     for start, end in input.spans:
         span = target[start:end]
-        floor_gain = min(1.0, shipped.db_to_amplitude(FLOOR_DB) / np.sqrt(np.mean(span**2) + 1e-12))
+        floor_gain = min(1.0, db_to_amplitude(FLOOR_DB) / np.sqrt(np.mean(span**2) + 1e-12))
         attenuation = np.ones(len(span))
         if start > 0:
             attenuation[: len(fade)] = 1 - fade
@@ -312,7 +315,7 @@ def excerpts_of(speaker: Speaker) -> Iterator[tuple[str, Path, Excerpt, dict[str
     seconds_left = speaker.max_seconds
     number = 0
     for path, (audio, sample_rate) in zip(speaker.files, recordings, strict=True):
-        audio = shipped.db_to_amplitude(SPEECH_DB - level_db) * audio
+        audio = db_to_amplitude(SPEECH_DB - level_db) * audio
         pauses = find_pauses(audio, sample_rate, speaker.pause_db)
         if speaker.silenced:
             audio, pauses = lengthen(audio, sample_rate, pauses, seeded_generator(speaker.name, path.name))
@@ -347,7 +350,7 @@ def write_dataset(folder: Path) -> None:
             rows.append(row | {"source": f"{speaker.package} {recording.name}", "licence": speaker.licence})
     for name, path in LICENCES.items():
         shutil.copy(path, folder / name)
-    shipped.write_manifest(folder, rows)
+    write_csv(folder / "manifest.csv", rows)
     shipped.write_checksums(folder)
 
 

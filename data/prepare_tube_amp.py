@@ -27,6 +27,9 @@ from scipy.signal import resample_poly
 from shipped import HALF_BAND_FILTER, RENDER_SAMPLE_RATE, SAMPLE_RATE
 from tqdm import tqdm
 
+from dfx.audio.levels import db_to_amplitude
+from dfx.writing import write_csv
+
 ZAMTUBE = Path("/usr/lib/vst3/ZamTube.vst3")
 
 NUM_SAMPLES = 2 * SAMPLE_RATE
@@ -183,7 +186,7 @@ class OneShot:
     def render(self, sources: Sources) -> np.ndarray:
         """Read the file as mono audio at RENDER_SAMPLE_RATE."""
         audio, _ = shipped.read_mono(sources.one_shots / f"{self.file}.flac", RENDER_SAMPLE_RATE)
-        return shipped.db_to_amplitude(ONE_SHOT_GAIN_DB) * audio
+        return db_to_amplitude(ONE_SHOT_GAIN_DB) * audio
 
 
 def encode_variable_length(value: int) -> bytes:
@@ -233,7 +236,7 @@ def make_target(input: np.ndarray, zamtube: Path) -> np.ndarray:
     wet = shipped.downsample(shipped.run_plugin(zamtube, TUBE_SETTING, dry))
     wet = fade_out(wet, round(TARGET_FADE_OUT_SECONDS * SAMPLE_RATE))
     # The stage inverts the polarity: invert it back.
-    return shipped.round_to_16_bit(-shipped.db_to_amplitude(TARGET_GAIN_DB) * wet)
+    return shipped.round_to_16_bit(-db_to_amplitude(TARGET_GAIN_DB) * wet)
 
 
 def fade_out(audio: np.ndarray, num_samples: int) -> np.ndarray:
@@ -256,7 +259,7 @@ def write_dataset(folder: Path, sources: Sources) -> None:
         paths = shipped.write_pair(folder, sound.name, input, make_target(input, sources.zamtube))
         row = {"name": sound.name, "split": split_of[sound.group], "group": sound.group, **paths}
         rows.append(row | {"source": sound.source, "licence": sound.licence})
-    shipped.write_manifest(folder, rows)
+    write_csv(folder / "manifest.csv", rows)
     # LICENCE-FluidR3.txt is not written by this script, so it is not listed.
     shipped.write_checksums(folder, [folder / "manifest.csv", *sorted(folder.glob("*/*.flac"))])
 

@@ -35,10 +35,6 @@ HALF_BAND_FILTER = firwin(255, 0.97 * SAMPLE_RATE / RENDER_SAMPLE_RATE, window=(
 TOLERANCES = {"input": 1.5 / 32_768, "target": 1e-3}
 
 
-def db_to_amplitude(gain_db: float) -> float:
-    return 10 ** (gain_db / 20)
-
-
 def amplitude_to_db(amplitude: float) -> float:
     return 20 * np.log10(amplitude + 1e-12)
 
@@ -119,14 +115,6 @@ def read_manifest(folder: Path) -> list[dict[str, str]]:
     """Return the rows of manifest.csv."""
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def write_manifest(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write manifest.csv with the columns of the first row."""
-    with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_checksums(folder: Path, paths: Iterable[Path] | None = None) -> None:

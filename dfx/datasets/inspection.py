@@ -12,6 +12,7 @@ from dfx.audio.levels import SILENCE, amplitude_to_db, frame_levels_db
 from dfx.audio.loudness import Loudness
 from dfx.audio.reading import AudioSource
 from dfx.datasets.pairs import Pair
+from dfx.datasets.splits import first_of
 
 _BLOCK_SECONDS = 10
 _QUIET_DB = -60.0  # level of a frame of 20 ms that counts as silent
@@ -24,7 +25,6 @@ _RELATED = 7.0  # least sharpness: above 11 for the shipped pairs, mostly below 
 _EQUAL = 1e-4  # peak of the difference, -80 dBFS
 _SILENT_SHARE = 0.9
 _UNUSUAL_DB = 12.0
-_SHOWN = 3
 _GLANCED_PAIRS = 8
 
 
@@ -236,6 +236,4 @@ def _count(looks: Sequence[Look], of: Sequence[Look]) -> str:
 
 
 def _list(looks: Sequence[Look], detail: Callable[[Look], str] | None = None) -> str:
-    shown = [f"{look.name} {detail(look)}" if detail else look.name for look in looks[:_SHOWN]]
-    more = f" and {len(looks) - _SHOWN} more" if len(looks) > _SHOWN else ""
-    return f"{', '.join(shown)}{more}"
+    return first_of([f"{look.name} {detail(look)}" if detail else look.name for look in looks])

@@ -172,9 +172,11 @@ def test_a_model_is_tested_with_the_references_of_its_pairs(make_pairs):
 
 def test_evaluation_halves_pairs_as_training_did_and_the_page_plays_the_reference(make_pairs, tmp_path, monkeypatch):
     model, path = task(), tmp_path / "style.ckpt"
-    fitted = trainer(tmp_path, epochs=1)
-    fitted.fit(model, datamodule=data(make_pairs(10, seconds=2.2), model))
+    fitted, root = trainer(tmp_path, epochs=1), make_pairs(10, seconds=2.2)
+    fitted.fit(model, datamodule=data(root, model))
     fitted.save_checkpoint(path)
+    for input in (root / "input").iterdir():  # which are not read
+        soundfile.write(input, np.zeros(int(2.2 * SAMPLE_RATE)), SAMPLE_RATE)
     folder = tmp_path / "evaluation"
     options = ["--baselines", "input", "matched", "--output", str(folder)]
     monkeypatch.setattr("sys.argv", ["evaluate.py", str(path), *options])

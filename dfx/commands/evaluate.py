@@ -64,7 +64,7 @@ def main() -> None:
     options = _parser().parse_args()
     # Imported here because --help and wrong options do not need torch.
     from dfx.datasets.halves import halve
-    from dfx.datasets.pairs import check_audio, find_test_pairs
+    from dfx.datasets.pairs import as_recording, check_audio, find_test_pairs
     from dfx.datasets.splits import count_trained, restore_splits
     from dfx.datasets.treatment import TreatedPairs
     from dfx.evaluation.clips import PairsWithClips
@@ -83,7 +83,8 @@ def main() -> None:
     tested = find_test_pairs(options.data) if options.data else splits["test"]
     if not tested:
         raise DataError(f"none of the checkpoint's test pairs is left in {trained_on['root']}: give --data")
-    check_audio([*tested, *splits["train"]] if learned else tested)
+    checked = [*tested, *splits["train"]] if learned else tested
+    check_audio([as_recording(pair) for pair in checked] if task.takes_reference else checked)
     if options.data and (known := count_trained(trained_on, tested, options.data)):
         text = (
             f"{known} of the {len(tested)} pairs of {options.data} are training or validation pairs of the checkpoint"

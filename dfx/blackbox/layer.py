@@ -89,14 +89,14 @@ class EffectLayer(nn.Module):
         self._check(input, audio, nominal, restarts)
         if not (torch.is_grad_enabled() and parameters.requires_grad):
             rendered = self._render(self._evaluation_lanes, audio, nominal[:, None], restarts)
-            return torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
+            return torch.from_numpy(rendered[:, 0].reshape(input.shape)).to(input)
 
         # Draw for the examples of all ranks, since the variance depends on the directions of the whole batch.
         all_restarts = distributed.gather_array(restarts)
         directions = self._perturbation.next(all_restarts, *nominal.shape[1:])[distributed.rank_rows(len(all_restarts))]
         points = self._estimator.points(nominal, directions, self.progress)
         rendered = self._render(self._training_lanes, audio, points.parameters, restarts)
-        output = torch.from_numpy(rendered[:, 0]).reshape(input.shape).to(input)
+        output = torch.from_numpy(rendered[:, 0].reshape(input.shape)).to(input)
         return _BlackBox.apply(parameters, output, rendered, points, self._estimator)
 
     def end_excerpts(self) -> None:

@@ -58,6 +58,9 @@ class Workers:
         Raises:
             Exception: raised by ``work``; blocks that have not started are dropped.
         """
+        if self.count == 1:
+            work(range(rows))
+            return
         workers = self._choose(min(self.count, rows))
         size = -(-rows // (workers * _BLOCKS_PER_WORKER if workers > 1 else 1))
         blocks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]

@@ -12,7 +12,17 @@ from tqdm import tqdm
 
 from dfx.datasets.halves import cut_in_halves
 from dfx.datasets.inspection import Look, describe_conversion, describe_levels, describe_oddities, inspect_pair
-from dfx.datasets.pairs import SPLITS, Fold, Listed, Pair, as_recording, check_file, list_pairs, split_pairs
+from dfx.datasets.pairs import (
+    SPLITS,
+    Fold,
+    Listed,
+    Pair,
+    as_recording,
+    check_file,
+    files_of,
+    list_pairs,
+    split_pairs,
+)
 from dfx.datasets.splits import first_of, record_pairs
 from dfx.datasets.treatment import Treatment
 from dfx.errors import (
@@ -96,7 +106,6 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
     looks = [look for look, _, _ in checked if look]
     faults += [fault for _, of_pair, _ in checked for fault in of_pair]
     cancelling = [sentence for _, _, of_pair in checked for sentence in of_pair]
-    files = list(dict.fromkeys(file for pair, _ in listed for file in (pair.input, pair.target)))
     return Report(
         folder,
         options,
@@ -110,7 +119,10 @@ def check_folder(folder: str, options: Options = Options()) -> Report:
             *_find_copies(listed, folder),
             *_find_split_groups(listed),
         ],
-        [*describe_conversion(files, options.sample_rate, options.channels), *_describe_lengths(listed, options)],
+        [
+            *describe_conversion(files_of(pair for pair, _ in listed), options.sample_rate, options.channels),
+            *_describe_lengths(listed, options),
+        ],
     )
 
 
@@ -196,8 +208,6 @@ def read_options(configs: Sequence[str]) -> Options:
     from jsonargparse import get_loader
     from yaml import YAMLError
 
-    from dfx.tasks.loading import TASKS
-
     options: dict[str, Any] = {}
     run: dict[str, Any] = {}
     for path in configs:
@@ -207,6 +217,9 @@ def read_options(configs: Sequence[str]) -> Options:
             task, run = model.get("init_args") or {}, {**run, **of_run}
             given = {**task, **(task.get("treatment") or {}), **data}
             if name := model.get("class_path"):
+                # Imported here, because it takes seconds.
+                from dfx.tasks.loading import TASKS
+
                 given["takes_reference"] = getattr(TASKS.get(name.rpartition(".")[2]), "takes_reference", False)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None

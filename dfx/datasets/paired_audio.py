@@ -19,6 +19,7 @@ from dfx.datasets.pairs import (
     Pair,
     as_recording,
     check_audio,
+    files_of,
     find_pairs,
     find_recordings,
     list_pairs,
@@ -188,8 +189,7 @@ class PairedAudio(pl.LightningDataModule):
 
     def _glance(self, pairs: list[Pair]) -> None:
         """Print what training converts, and what looks wrong in a few pairs."""
-        files = list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
-        notes = describe_conversion(files, self.sample_rate, self.channels)
+        notes = describe_conversion(files_of(pairs), self.sample_rate, self.channels)
         warnings = [f"warning: {sentence}" for sentence in ([] if self.takes_reference else glance(pairs))]
         if warnings:
             notes += [*warnings, f"python -m dfx.check {self.root} measures all pairs"]

@@ -4,7 +4,7 @@ import os
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -147,6 +147,11 @@ def as_recording(pair: Pair) -> Pair:
     return replace(pair, input=pair.target)
 
 
+def files_of(pairs: Iterable[Pair]) -> list[AudioSource]:
+    """Return the inputs and targets of pairs, each file once."""
+    return list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
+
+
 def _by_split(listed: Sequence[Listed]) -> dict[str, list[Pair]]:
     return {split: [pair for pair, given in listed if given == split] for split in SPLITS}
 
@@ -184,7 +189,7 @@ def check_audio(
         DataError: for the first file that cannot be decoded, has samples that are not finite, or is silent; the
             message counts the others.
     """
-    files = list(dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target)))
+    files = files_of(pairs)
 
     def check(file: AudioSource) -> Check:
         return check_file(file, sample_rate or file.sample_rate, channels or file.channels, read)
